@@ -1,0 +1,105 @@
+"""Every field that a run has, with its unit and its default. Every other config is a short diff on this one."""
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def get_config() -> ml_collections.ConfigDict:
+    c = ml_collections.ConfigDict()
+
+    c.name = ""  # what reports call this run; each config sets it
+    c.stages = ("prepare", "train", "predict", "audit", "report")  # what runs, in this order
+    c.seed = 0  # of initialisation, of the order of training and of augmentation
+
+    c.dataset = d = ml_collections.ConfigDict()
+    d.name = "phantom"  # phantom | nih (mimic, chexpert, padchest: see the README)
+    d.variant = "planted"  # the builder's own config, where it has several; the phantom's: see tfds_builders/cxr_phantom
+    d.raw_dir = ""  # folder of the release as downloaded; the phantom needs none
+    d.data_dir = ""  # folder of the TFRecords; empty: TFDS's own default
+    d.image_size = 256  # pixels a side that the model sees; records are always stored at 256
+    d.aspect = "squash"  # squash | pad: how a picture that is not square becomes so, when records are written
+    d.max_unreadable_share = 0.01  # of the release's images; prepare fails above it
+    d.race_rule = "recorded"  # recorded: race exactly as the release has it
+    d.split_rule = "patient_hash"  # patient_hash | official
+    d.split_fractions = (0.6, 0.1, 0.3)  # of patients, in train, validation, test; for patient_hash
+    d.split_salt = "cxr_jax"  # another salt is another split
+    d.views = ()  # keep these views alone; empty: all of them
+    d.uncertain = "ignore"  # ignore | zeros | ones: what a finding recorded as -1 counts as
+    d.host_cache_gib = 8.0  # decoded images held in memory, GiB; a larger split streams, in a block shuffle
+    d.block_images = 1024  # images that a streamed block holds
+    d.phantom = p = ml_collections.ConfigDict()
+    p.patients = 1000  # of 1 to 4 images each
+    p.seed = 0  # of the drawing; another seed is another population
+    p.signal = 1.0  # strength of the texture that carries the latent; 0 draws none
+
+    c.model = m = ml_collections.ConfigDict()
+    m.growth = 32  # feature maps that a dense layer adds
+    m.blocks = (6, 12, 24, 16)  # dense layers in each block: DenseNet-121
+    m.stem = 64  # feature maps of the first convolution
+    m.bottleneck = 4  # a dense layer's 1x1 convolution has bottleneck * growth maps
+    m.dtype = "float32"  # float32 | bfloat16: of activations; parameters and statistics stay float32
+
+    c.train = t = ml_collections.ConfigDict()
+    t.targets = ("race",)  # race, findings, sex, or any other class-label attribute; several are several heads
+    t.epochs = 10
+    t.batch_size = 32  # images of a global batch, over all devices and processes
+    t.learning_rate = 1e-4  # Adam's
+    t.schedule = "constant"  # constant | cosine
+    t.warmup_epochs = 0.0  # of linear warm-up; for cosine
+    t.evaluate_batch_size = 64  # images of a global batch when nothing is learnt
+    t.log_every_steps = 10
+
+    t.augment = a = ml_collections.ConfigDict()
+    a.flip = False  # left-right; off because a heart has a side
+    a.rotate_degrees = 0.0  # uniform in +- this
+    a.zoom = 0.0  # uniform in 1 +- this
+    a.shift = 0.0  # uniform in +- this share of the width
+
+    c.checkpoint = k = ml_collections.ConfigDict()
+    k.every_steps = 200  # and at the end of each epoch
+    k.keep = 2  # the last K; the best by validation macro AUC is kept besides
+
+    c.predict = r = ml_collections.ConfigDict()
+    r.dataset = ""  # NAME[.VARIANT] of another data set to judge on; empty: the one trained on
+    r.raw_dir = ""  # that data set's release folder
+    r.splits = ("validation", "test")
+    r.checkpoint = "best"  # best | last
+
+    c.audit = u = ml_collections.ConfigDict()
+    u.attributes = ("race", "sex", "age_band", "view")
+    u.splits = ("test",)
+    u.age_bands = (0, 20, 40, 60, 80)  # lower edges, years
+    u.level = 0.95  # of every interval
+    u.replicates = 2000  # of the patient bootstrap
+    u.seed = 0
+    u.min_patients = 11  # cells with fewer are suppressed in what is written for sharing
+
+    return c
+
+
+# What the size tokens of a config's argument stand for, as diffs on the above (experiment.apply_argument).
+SIZES = {
+    # The published recipe: the base as it is.
+    "paper": {},
+    # What the phantom gets unless told otherwise: DenseNet-121 itself, at a quarter of the resolution and few epochs, since
+    # a CPU takes hours over the recipe. Its higher rate makes up for the few steps.
+    "reduced": {
+        "dataset.image_size": 64,
+        "train.epochs": 4,
+        "train.learning_rate": 1e-3,
+        "train.schedule": "cosine",
+        "train.warmup_epochs": 0.5,
+    },
+    # Everything small, the network too: about a minute on a CPU, to see that a config runs and what its report looks like.
+    "tiny": {
+        "dataset.image_size": 64,
+        "dataset.phantom.patients": 400,
+        "model.growth": 12,
+        "model.blocks": (2, 2, 2),
+        "model.stem": 16,
+        "train.epochs": 4,
+        "train.learning_rate": 3e-3,
+        "train.schedule": "cosine",
+        "train.warmup_epochs": 0.5,
+    },
+}

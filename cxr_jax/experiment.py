@@ -1,0 +1,337 @@
+"""What a run is: its config, how that differs from the base, and the record of what was done with which versions.
+
+A run owns a workdir. The config that first ran there stays with it: a second start with the same config carries on, one that
+changes only how results are judged runs the later stages again, and one that would need another model is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import difflib
+import hashlib
+import importlib.metadata
+import json
+import pathlib
+import platform
+import subprocess
+import time
+from collections.abc import Iterable, Mapping
+
+import ml_collections
+
+from cxr_jax import tables
+from cxr_jax.tables import UserError
+
+# What each stage's result depends on, over and above the stages before it. A field is named by its dotted prefix.
+STAGE_FIELDS = {
+    "prepare": ("dataset",),
+    "train": ("model", "train", "seed"),
+    "predict": ("predict",),
+    "audit": ("audit",),
+    "report": ("name",),
+}
+# Neither changes any result: where things lie, what is run now, how often a checkpoint is taken.
+FREE_FIELDS = ("stages", "checkpoint", "dataset.raw_dir", "dataset.data_dir", "dataset.host_cache_gib", "predict.raw_dir", "train.log_every_steps")
+
+DATASETS = ("phantom", "mimic", "chexpert", "nih", "padchest")
+PHANTOM_VARIANTS = ("planted", "null", "confounded", "acquisition", "underdiagnosed", "shortcut")
+SIZES = ("tiny", "paper")
+
+
+# ---------------------------------------------------------------------------------------------------------------- config
+
+
+def fields(config: ml_collections.ConfigDict | Mapping, prefix: str = "") -> dict:
+    """The leaves of a config by dotted name, tuples as lists, so that a config and its JSON compare equal."""
+    leaves = {}
+    for name, value in config.items():
+        if isinstance(value, (ml_collections.ConfigDict, Mapping)):
+            leaves.update(fields(value, f"{prefix}{name}."))
+        else:
+            leaves[prefix + name] = list(value) if isinstance(value, (tuple, list)) else value
+    return leaves
+
+
+def apply_diff(config: ml_collections.ConfigDict, diff: Mapping) -> ml_collections.ConfigDict:
+    """Sets dotted fields in place and returns the config. Raises UserError for a field that is not there."""
+    for name, value in diff.items():
+        check_field(name, config)
+        config.update_from_flattened_dict({name: value})
+    return config
+
+
+def check_field(name: str, config: ml_collections.ConfigDict) -> None:
+    """Raises UserError that names the nearest field where `name` is none."""
+    known = fields(config)
+    if name not in known:
+        raise UserError(f"no config field {name!r}{nearest(name, known)}")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """'; did you mean X?' or, where nothing is near, '; known: …'. For the end of an error message."""
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+
+
+def apply_argument(
+    config: ml_collections.ConfigDict, argument: str | None, sizes: Mapping[str, Mapping], methods: Mapping[str, Mapping] = {}
+) -> ml_collections.ConfigDict:
+    """Applies the text after the colon of `--config=FILE:ARGUMENT`, the same grammar for every config.
+
+    argument: comma-separated tokens in any order: at most one data set, with its variant after a dot; at most one of
+        `sizes` (`tiny`, `paper`); at most one of `methods`.
+    sizes: the diffs that the size tokens stand for; `reduced` among them is what the phantom gets where none is named,
+        since the published recipe takes hours on a laptop. A real data set gets the published recipe unless told otherwise.
+    Raises UserError for an unknown token, or two of a kind.
+    """
+    dataset, size, method = None, None, None
+    for token in filter(None, (argument or "").split(",")):
+        name, _, variant = token.partition(".")
+        if name in DATASETS:
+            if dataset:
+                raise UserError(f"config argument {argument!r} names two data sets: {dataset!r} and {token!r}")
+            if variant and name != "phantom":
+                raise UserError(f"config argument {token!r}: {name} has no variants; only phantom has")
+            if variant and variant not in PHANTOM_VARIANTS:
+                raise UserError(f"config argument {token!r}: no such phantom{nearest(variant, PHANTOM_VARIANTS)}")
+            dataset = token
+            config.dataset.name = name
+            config.dataset.variant = (variant or "planted") if name == "phantom" else ""
+        elif token in SIZES:
+            if size:
+                raise UserError(f"config argument {argument!r} names two sizes: {size!r} and {token!r}")
+            size = token
+        elif token in methods:
+            if method:
+                raise UserError(f"config argument {argument!r} names two methods: {method!r} and {token!r}")
+            method = token
+            apply_diff(config, methods[token])
+        else:
+            raise UserError(f"unknown token {token!r} in config argument; known: {', '.join([*DATASETS, *SIZES, *methods])}")
+    if size is None and config.dataset.name == "phantom":
+        size = "reduced"
+    return apply_diff(config, sizes[size]) if size else config
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError for a value that no stage could use; what depends on the data is checked where the data are."""
+
+    def require(name: str, holds: bool, wanted: str) -> None:
+        if not holds:
+            raise UserError(f"config.{name}={fields(config)[name]!r}: {wanted}")
+
+    d, t, a = config.dataset, config.train, config.audit
+    for stage in config.stages:
+        require("stages", stage in STAGE_FIELDS, f"no stage {stage!r}{nearest(stage, STAGE_FIELDS)}")
+    require("stages", sorted(config.stages, key=list(STAGE_FIELDS).index) == list(config.stages), f"stages run in the order {', '.join(STAGE_FIELDS)}")
+    require("dataset.image_size", 32 <= d.image_size <= 256, "32 to 256 pixels (records are stored at 256)")
+    require("dataset.aspect", d.aspect in ("squash", "pad"), "squash or pad")
+    require("dataset.max_unreadable_share", 0 <= d.max_unreadable_share <= 1, "a share from 0 to 1")
+    require("dataset.split_rule", d.split_rule in ("patient_hash", "official"), "patient_hash or official")
+    fractions = list(d.split_fractions)
+    require("dataset.split_fractions", len(fractions) == 3 and min(fractions) > 0 and abs(sum(fractions) - 1) < 1e-6, "three shares above 0 that add up to 1")
+    require("dataset.uncertain", d.uncertain in ("ignore", "zeros", "ones"), "ignore, zeros or ones")
+    require("dataset.host_cache_gib", d.host_cache_gib > 0, "more than 0 GiB")
+    require("dataset.block_images", d.block_images > 0, "at least 1 image")
+    require("dataset.phantom.patients", d.phantom.patients >= 10, "at least 10 patients")
+    require("dataset.phantom.signal", d.phantom.signal >= 0, "0 or more")
+    require("model.dtype", config.model.dtype in ("float32", "bfloat16"), "float32 or bfloat16")
+    for name in ("growth", "stem", "bottleneck"):
+        require(f"model.{name}", config.model[name] > 0, "at least 1")
+    require("model.blocks", len(config.model.blocks) > 0 and min(config.model.blocks) > 0, "at least one layer a block")
+    require("train.targets", len(t.targets) > 0 and len(set(t.targets)) == len(t.targets), "at least one target, each once")
+    require("train.epochs", t.epochs >= 1, "at least 1")
+    require("train.batch_size", t.batch_size >= 2, "at least 2 images: batch statistics need two")
+    require("train.evaluate_batch_size", t.evaluate_batch_size >= 1, "at least 1")
+    require("train.learning_rate", t.learning_rate > 0, "more than 0")
+    require("train.schedule", t.schedule in ("constant", "cosine"), "constant or cosine")
+    require("train.warmup_epochs", 0 <= t.warmup_epochs < t.epochs, "0 or more, and fewer than train.epochs")
+    require("train.log_every_steps", t.log_every_steps >= 1, "at least 1")
+    require("train.augment.rotate_degrees", 0 <= t.augment.rotate_degrees <= 180, "0 to 180 degrees")
+    require("train.augment.zoom", 0 <= t.augment.zoom < 1, "0 to below 1")
+    require("train.augment.shift", 0 <= t.augment.shift < 1, "0 to below 1")
+    require("checkpoint.every_steps", config.checkpoint.every_steps >= 1, "at least 1")
+    require("checkpoint.keep", config.checkpoint.keep >= 1, "at least 1")
+    require("predict.splits", len(config.predict.splits) > 0 and set(config.predict.splits) <= set(tables.SPLITS), f"some of {', '.join(tables.SPLITS)}")
+    require("audit.splits", len(a.splits) > 0 and set(a.splits) <= set(config.predict.splits), "some of predict.splits")
+    require("audit.level", 0 < a.level < 1, "between 0 and 1")
+    require("audit.replicates", a.replicates >= 100, "at least 100")
+    require("audit.min_patients", a.min_patients >= 1, "at least 1")
+    require("audit.age_bands", list(a.age_bands) == sorted(set(a.age_bands)), "rising ages, years")
+
+
+def diff(config: ml_collections.ConfigDict | Mapping, base: ml_collections.ConfigDict | Mapping) -> dict:
+    """{dotted field: {"base": value, "run": value}} for the fields that differ."""
+    ours, theirs = fields(config), fields(base)
+    return {
+        name: {"base": theirs.get(name), "run": ours.get(name)}
+        for name in sorted(ours.keys() | theirs.keys())
+        if ours.get(name) != theirs.get(name)
+    }
+
+
+def fingerprint(config: ml_collections.ConfigDict | Mapping, stage: str | None = None) -> str:
+    """Twelve hexadecimal digits that change when a field does on which results depend: those of `stage`, or of any."""
+    kept = {k: v for k, v in fields(config).items() if _stage_of(k) is not None}
+    if stage is not None:
+        order = list(STAGE_FIELDS)
+        kept = {k: v for k, v in kept.items() if order.index(_stage_of(k)) <= order.index(stage)}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _stage_of(field: str) -> str | None:
+    """The first stage whose result depends on the field; None where none does."""
+
+    def under(prefixes):
+        return any(field == prefix or field.startswith(prefix + ".") for prefix in prefixes)
+
+    if under(FREE_FIELDS):
+        return None
+    return next(stage for stage, prefixes in STAGE_FIELDS.items() if under(prefixes))
+
+
+# ------------------------------------------------------------------------------------------------------------ run record
+
+
+class Run:
+    """A workdir and the record of what happened in it (`run.json`).
+
+    Opening one writes config.json and config_diff.json. Raises UserError where the workdir holds a run whose data or
+    model were of another config.
+    """
+
+    def __init__(self, workdir: pathlib.Path | str, config: ml_collections.ConfigDict, base: ml_collections.ConfigDict, command: str):
+        self.workdir = pathlib.Path(workdir)
+        self.config = config
+        self.record = self._open(base)
+        self.record["command"] = command
+
+    def path(self, name: str) -> pathlib.Path:
+        return self.workdir / name
+
+    def _open(self, base) -> dict:
+        record_path, config_path = self.path("run.json"), self.path("config.json")
+        if self.workdir.exists() and not self.workdir.is_dir():
+            raise UserError(f"{self.workdir}: the workdir is a file; name a folder with --workdir")
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        record = {"stages": {}, "wall_seconds": 0.0}
+        if config_path.exists():
+            changed = {k: v for k, v in diff(self.config, tables.read_json(config_path)).items() if _stage_of(k)}
+            kept = [k for k in changed if _stage_of(k) in ("prepare", "train")]
+            if kept:
+                shown = "; ".join(f"{k}: {changed[k]['base']!r} there, {changed[k]['run']!r} here" for k in kept[:3])
+                raise UserError(
+                    f"{self.workdir}: holds a run of another config ({shown}{'; …' if len(kept) > 3 else ''});"
+                    " give this one a folder of its own with --workdir, or remove that one"
+                )
+            if record_path.exists():
+                record = tables.read_json(record_path)
+            order = list(STAGE_FIELDS)
+            first = min((order.index(_stage_of(k)) for k in changed), default=len(order))
+            for stage in order[first:]:
+                record["stages"].pop(stage, None)
+        # The record goes first: were we stopped between the two, stages would run again, never pass for up to date.
+        tables.write_json(record_path, record)
+        tables.write_json(config_path, self.config.to_dict())
+        tables.write_json(self.path("config_diff.json"), diff(self.config, base))
+        return record
+
+    def done(self, stage: str) -> bool:
+        return self.record["stages"].get(stage, {}).get("status") == "done"
+
+    @property
+    def complete(self) -> bool:
+        return all(self.done(stage) for stage in self.config.stages)
+
+    def forget_after(self, stage: str) -> None:
+        """What came after a stage that runs again is out of date."""
+        order = list(STAGE_FIELDS)
+        for later in order[order.index(stage) + 1 :]:
+            self.record["stages"].pop(later, None)
+
+    def write(self, **changes) -> None:
+        self.record.update(changes)
+        tables.write_json(self.path("run.json"), self.record)
+
+    @contextlib.contextmanager
+    def recording(self, device: Mapping):
+        """Writes the run's status, versions and times around whatever runs inside; the status is written whatever happens.
+
+        A process that is killed outright leaves `running`, which the next start takes for what it is.
+        """
+        started = time.time()
+        before = self.record["wall_seconds"]
+        self.write(
+            status="running",
+            name=self.config.name,
+            fingerprint=fingerprint(self.config),
+            packages=package_versions(),
+            python=platform.python_version(),
+            device=dict(device),
+            started=_now(),
+            ended=None,
+            **git_state(),
+        )
+        status = "failed"
+        try:
+            yield self
+            status = "done" if self.complete else "partial"
+        except KeyboardInterrupt:
+            status = "interrupted"
+            raise
+        except FloatingPointError:
+            status = "diverged"
+            raise
+        finally:
+            # A full disk must not hide the error that brought us here behind one of our own.
+            with contextlib.suppress(OSError):
+                self.write(status=status, ended=_now(), wall_seconds=round(before + time.time() - started, 1))
+
+    @contextlib.contextmanager
+    def stage(self, name: str):
+        self.forget_after(name)
+        started = time.time()
+        self.record["stages"][name] = {"status": "running"}
+        self.write()
+        yield
+        self.record["stages"][name] = {"status": "done", "seconds": round(time.time() - started, 1)}
+        self.write()
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the installed packages that a result can depend on."""
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-cpu", "tensorflow-datasets", "scikit-learn", "ml-collections", "numpy", "pandas")
+    versions = {}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
+
+
+def git_state() -> dict:
+    """The commit that the code is at and whether the tree differs from it; None where the code is not a checkout."""
+    root = pathlib.Path(__file__).resolve().parents[1]
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=20, check=True)
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    changes = git("status", "--porcelain")
+    return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": None if changes is None else bool(changes)}
+
+
+def check_overrides(arguments: Iterable[str], config: ml_collections.ConfigDict) -> None:
+    """Raises UserError for a `--config.field=…` whose field the config lacks, before the flag parser meets it."""
+    for argument in arguments:
+        flag, _, _ = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and flag.startswith("config."):
+            check_field(flag.removeprefix("config."), config)

@@ -1,0 +1,238 @@
+"""The records that stages exchange: one row an image, in Parquet, checked on the way in and on the way out.
+
+A stage never hands another stage an object. It writes a file, and the next one reads it; so a user's own predictions can
+enter wherever ours would. What a file must hold is said here, once.
+
+Key columns, of which `image_id` and `patient_id` are required and the rest are kept where the data set has them:
+
+    image_id, patient_id, study_id, split   str
+    sex, view, race                         str, missing as null
+    age                                     float, years, missing as NaN
+
+`split` is one of train, validation, test. Further attributes may stand beside them, under names of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+KEY_COLUMNS = ("image_id", "patient_id", "study_id", "split", "race", "sex", "age", "view")
+SPLITS = ("train", "validation", "test")
+
+LABEL = "label_"  # label_TARGET: what the release says
+SCORE = "score_"  # score_CLASS: what the model says, a probability
+CEILING = "ceiling_"  # ceiling_CLASS: the best that any model could say, where the data's truth is known
+
+
+class UserError(Exception):
+    """A mistake that the user can mend. `main` prints its one line and exits with status 1, without a traceback."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What is predicted.
+
+    kind: `multiclass`, whose classes exclude one another and whose scores add up to 1, or `multilabel`, whose classes
+        are findings, each with a label of its own.
+    classes: names, in the order of the model's outputs.
+    """
+
+    kind: str
+    classes: tuple[str, ...]
+
+    def __post_init__(self):
+        if self.kind not in ("multiclass", "multilabel"):
+            raise ValueError(f"a target is multiclass or multilabel, not {self.kind!r}")
+        if len(set(self.classes)) != len(self.classes) or not self.classes:
+            raise ValueError(f"the classes of a target must be distinct and at least one: {self.classes}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """Scores of a model, or of a user's own, beside the truth and the key columns.
+
+    table: one row an image. For a multiclass target T: `label_T` (str, null where unknown) and `score_CLASS` for each
+        class. For a multilabel target: `label_CLASS` (1, 0, NaN where unknown) and `score_CLASS` for each class. Where
+        the data's generative model is known, `ceiling_CLASS` holds the exact posterior.
+    targets: by name. Class names are distinct over all targets, so that a score column has one owner.
+    open_data: whether single images may be shown outside a workdir.
+    """
+
+    table: pd.DataFrame
+    targets: Mapping[str, Target]
+    open_data: bool = False
+
+    def label(self, target: str, name: str) -> np.ndarray:
+        """One-vs-rest truth of class `name`: float64 [n], 1 or 0, NaN where unknown."""
+        if self.targets[target].kind == "multilabel":
+            return self.table[LABEL + name].to_numpy(np.float64)
+        recorded = self.table[LABEL + target]
+        return np.where(recorded.isna(), np.nan, (recorded == name).astype(np.float64))
+
+    def scores(self, target: str, prefix: str = SCORE) -> np.ndarray:
+        """float64 [n, classes], in the order of the target's classes. Raises KeyError where a column is missing."""
+        return self.table[[prefix + name for name in self.targets[target].classes]].to_numpy(np.float64)
+
+    def has_ceiling(self, target: str) -> bool:
+        return all(CEILING + name in self.table for name in self.targets[target].classes)
+
+    def check(self, source: str = "predictions") -> "Predictions":
+        """Returns self, or raises UserError that names `source`, the column and the first row at fault."""
+        names = [name for target in self.targets.values() for name in target.classes]
+        if len(set(names)) != len(names):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            raise UserError(f"{source}: class {twice[0]!r} belongs to two targets; rename one of them")
+        check_keys(self.table, source)
+        for target_name, target in self.targets.items():
+            labels = [LABEL + target_name] if target.kind == "multiclass" else [LABEL + c for c in target.classes]
+            for column in [*labels, *(SCORE + c for c in target.classes)]:
+                if column not in self.table:
+                    raise UserError(f"{source}: no column {column!r}, which target {target_name!r} needs")
+            for column in (SCORE + c for c in target.classes):
+                values = self.table[column].to_numpy(np.float64)
+                _refuse(~((values >= 0) & (values <= 1)), source, column, self.table, "a score in [0, 1]")
+            if target.kind == "multiclass":
+                recorded = self.table[labels[0]]
+                unknown = ~(recorded.isna() | recorded.isin(target.classes)).to_numpy()
+                _refuse(unknown, source, labels[0], self.table, f"one of {', '.join(target.classes)}, or empty")
+            else:
+                for column in labels:
+                    values = self.table[column].to_numpy(np.float64)
+                    _refuse(~(np.isnan(values) | np.isin(values, (0, 1))), source, column, self.table, "1, 0 or empty")
+        return self
+
+    def write(self, path: os.PathLike | str) -> None:
+        """Writes Parquet at `path`, whole or not at all; targets travel in the file's own metadata."""
+        self.check(str(path))
+        meta = {name: dataclasses.asdict(target) for name, target in self.targets.items()}
+        write_parquet(self.table, path, {"targets": meta, "open_data": self.open_data})
+
+    @classmethod
+    def read(cls, path: os.PathLike | str) -> "Predictions":
+        """Reads what `write` wrote. Raises UserError for a missing file, one that is not ours, or one that fails `check`."""
+        table, meta = read_parquet(path)
+        if "targets" not in meta:
+            raise UserError(f"{path}: not written by `predict` (the file does not say which targets it holds)")
+        targets = {name: Target(t["kind"], tuple(t["classes"])) for name, t in meta["targets"].items()}
+        return cls(table, targets, bool(meta["open_data"])).check(str(path))
+
+
+def check_keys(table: pd.DataFrame, source: str) -> None:
+    """Raises UserError where ids are missing or repeated, a split is unknown, or a patient is in two splits."""
+    for column in ("image_id", "patient_id"):
+        if column not in table:
+            raise UserError(f"{source}: no column {column!r}")
+        _refuse(table[column].isna().to_numpy(), source, column, table, "an identifier, not an empty cell")
+    _refuse(table["image_id"].duplicated().to_numpy(), source, "image_id", table, "each image once")
+    if "split" in table:
+        _refuse(~table["split"].isin(SPLITS).to_numpy(), source, "split", table, f"one of {', '.join(SPLITS)}")
+        check_disjoint(table, source)
+
+
+def check_disjoint(table: pd.DataFrame, source: str) -> None:
+    """Raises UserError that names the first patient found in two splits, and counts the others."""
+    splits = table.groupby("patient_id", observed=True)["split"].nunique()
+    leaked = splits.index[splits > 1]
+    if len(leaked):
+        where = sorted(table.loc[table["patient_id"] == leaked[0], "split"].unique())
+        raise UserError(
+            f"{source}: patient {leaked[0]!r} is in splits {' and '.join(where)}"
+            f" ({len(leaked)} such patient{'s' if len(leaked) > 1 else ''}); splits must not share a patient"
+        )
+
+
+def _refuse(bad: np.ndarray, source: str, column: str, table: pd.DataFrame, wanted: str) -> None:
+    if bad.any():
+        row = int(np.flatnonzero(bad)[0])
+        raise UserError(
+            f"{source}: row {row + 1}, column {column!r}: {table[column].iloc[row]!r} found, {wanted} expected"
+            f" ({int(bad.sum())} such row{'s' if bad.sum() > 1 else ''})"
+        )
+
+
+@contextlib.contextmanager
+def whole_file(path: os.PathLike | str) -> Iterator[pathlib.Path]:
+    """Gives a temporary path beside `path`; on leaving without an error it takes the place of `path`, else it is removed.
+
+    A reader therefore never sees half a file, whenever the writer is killed or the disk is full.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    os.close(handle)
+    temporary = pathlib.Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        # mkstemp makes files for the owner alone; a run's files follow the user's umask like any other file.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: os.PathLike | str, text: str) -> None:
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: os.PathLike | str, value) -> None:
+    """Writes JSON at `path`, whole or not at all. NaN, which JSON lacks, becomes null."""
+    write_text(path, json.dumps(without_nan(value), indent=1, allow_nan=False) + "\n")
+
+
+def without_nan(value):
+    """The same tree of dicts and lists with plain Python numbers in it, and None for what is not finite."""
+    if isinstance(value, Mapping):
+        return {str(k): without_nan(v) for k, v in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [without_nan(v) for v in value]
+    if isinstance(value, np.ndarray):
+        return without_nan(value.tolist())
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def read_json(path: os.PathLike | str):
+    """Raises UserError where the file is missing or is not JSON."""
+    try:
+        return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not JSON ({error})") from None
+
+
+def write_parquet(table: pd.DataFrame, path: os.PathLike | str, meta: Mapping) -> None:
+    """Writes `table` and, under the schema's key `cxr_jax`, `meta` as JSON; whole or not at all."""
+    arrow = pa.Table.from_pandas(table, preserve_index=False)
+    arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), b"cxr_jax": json.dumps(dict(meta)).encode()})
+    with whole_file(path) as temporary:
+        pq.write_table(arrow, temporary)
+
+
+def read_parquet(path: os.PathLike | str) -> tuple[pd.DataFrame, dict]:
+    """The table and its `meta` ({} for a file that carries none). Raises UserError for a missing or broken file."""
+    try:
+        arrow = pq.read_table(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path}: not a Parquet file, or only half of one ({str(error).splitlines()[0]})") from None
+    meta = json.loads((arrow.schema.metadata or {}).get(b"cxr_jax", b"{}"))
+    return arrow.to_pandas(), meta

@@ -1,0 +1,27 @@
+"""What every test runs under: eight fake CPU devices, strict promotion of types, warnings as errors (pyproject.toml).
+
+The flags must be set before JAX starts, hence at import and not in a fixture.
+"""
+import os
+
+os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8").strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pathlib
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+SHARED_NIH = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data" / "nih_sample"
+
+
+@pytest.fixture(scope="session")
+def nih_sample() -> pathlib.Path:
+    """The 496 real X-rays that lie beside a checkout, in the NIH release's own layout."""
+    if not SHARED_NIH.is_dir():
+        pytest.skip(f"the sample of real NIH X-rays is absent: no folder {SHARED_NIH}")
+    return SHARED_NIH

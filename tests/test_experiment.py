@@ -1,0 +1,120 @@
+import json
+
+import pytest
+
+from configs import base, disease, race, sex
+from cxr_jax import experiment, tables
+from cxr_jax.tables import UserError
+
+
+@pytest.mark.parametrize("config", [race, disease, sex])
+@pytest.mark.parametrize(
+    "argument", [None, "", "phantom", "phantom.null", "phantom,paper", "tiny", "tiny,phantom.shortcut", "mimic", "chexpert", "nih", "nih,tiny", "padchest,tiny"]
+)
+def test_every_config_takes_every_argument(config, argument):
+    c = config.get_config(argument)
+    experiment.validate(c)
+    assert experiment.fields(c).keys() == experiment.fields(base.get_config()).keys()
+
+
+def test_what_an_argument_means():
+    reduced, paper, mimic, null = (race.get_config(a) for a in (None, "phantom,paper", "mimic", "phantom.null"))
+    assert reduced.dataset.image_size == 64 and reduced.model.blocks == (6, 12, 24, 16)
+    for recipe in (paper, mimic):
+        assert (recipe.dataset.image_size, recipe.train.epochs, recipe.train.batch_size) == (256, 10, 32)
+        assert recipe.train.schedule == "constant"
+    assert (null.dataset.name, null.dataset.variant, null.dataset.image_size) == ("phantom", "null", 64)
+    assert race.get_config("tiny,phantom.null") == race.get_config("phantom.null,tiny")
+
+
+@pytest.mark.parametrize(
+    ("argument", "told"),
+    [
+        ("phantm", "unknown token 'phantm'.*known: phantom, mimic, chexpert, nih, padchest, tiny, paper"),
+        ("phantom.nul", "did you mean 'null'"),
+        ("nih.null", "nih has no variants"),
+        ("nih,mimic", "two data sets"),
+        ("tiny,paper", "two sizes"),
+    ],
+)
+def test_a_bad_argument_is_told(argument, told):
+    with pytest.raises(UserError, match=told):
+        race.get_config(argument)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("stages", ("predict", "train")), ("stages", ("trian",)), ("dataset.image_size", 512), ("dataset.split_fractions", (0.5, 0.5, 0.5)),
+        ("model.dtype", "float16"), ("train.targets", ()), ("train.batch_size", 1), ("train.schedule", "linear"),
+        ("train.warmup_epochs", 99.0), ("audit.splits", ("train",)), ("audit.replicates", 10), ("audit.age_bands", (20, 0)),
+    ],
+)  # fmt: skip
+def test_a_bad_value_is_named(field, value):
+    config = experiment.apply_diff(race.get_config(), {field: value})
+    with pytest.raises(UserError, match=field.replace(".", r"\.")):
+        experiment.validate(config)
+
+
+def test_an_unknown_field_names_the_nearest():
+    with pytest.raises(UserError, match="no config field 'train.epoch'; did you mean 'train.epochs'"):
+        experiment.check_overrides(["--workdir=x", "--config.train.epoch=3"], base.get_config())
+    experiment.check_overrides(["--config=configs/race.py", "--config.train.epochs=3", "config.not.a.flag"], base.get_config())
+
+
+def test_a_diff_lists_what_differs_and_survives_json():
+    config = experiment.apply_diff(base.get_config(), {"train.epochs": 3, "model.blocks": (2, 2)})
+    difference = json.loads(json.dumps(experiment.diff(config, base.get_config())))
+    assert difference == {"model.blocks": {"base": [6, 12, 24, 16], "run": [2, 2]}, "train.epochs": {"base": 10, "run": 3}}
+    assert not experiment.diff(config, json.loads(json.dumps(config.to_dict())))
+
+
+def test_a_fingerprint_follows_what_a_stage_depends_on():
+    config = base.get_config()
+    judged = experiment.apply_diff(base.get_config(), {"audit.replicates": 500})
+    elsewhere = experiment.apply_diff(base.get_config(), {"dataset.data_dir": "/somewhere", "stages": ("audit",)})
+    assert experiment.fingerprint(judged) != experiment.fingerprint(config) == experiment.fingerprint(elsewhere)
+    assert experiment.fingerprint(judged, "train") == experiment.fingerprint(config, "train")
+
+
+def finished_run(workdir) -> None:
+    run = experiment.Run(workdir, race.get_config(), base.get_config(), "the command")
+    with run.recording({"platform": "cpu"}):
+        for stage in run.config.stages:
+            with run.stage(stage):
+                pass
+
+
+def test_a_finished_run_is_known_again_and_its_record_is_whole(tmp_path):
+    finished_run(tmp_path)
+    again = experiment.Run(tmp_path, race.get_config(), base.get_config(), "the command")
+    assert again.complete
+    record = tables.read_json(tmp_path / "run.json")
+    assert record["status"] == "done" and record["packages"]["jax"] and record["fingerprint"] == experiment.fingerprint(race.get_config())
+    assert tables.read_json(tmp_path / "config_diff.json")["name"] == {"base": "", "run": "D_race"}
+
+
+def test_another_way_of_judging_runs_the_later_stages_again(tmp_path):
+    finished_run(tmp_path)
+    config = experiment.apply_diff(race.get_config(), {"audit.replicates": 500})
+    run = experiment.Run(tmp_path, config, base.get_config(), "the command")
+    assert [run.done(s) for s in config.stages] == [True, True, True, False, False]
+
+
+def test_a_workdir_of_another_model_is_refused_and_left_alone(tmp_path):
+    finished_run(tmp_path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    config = experiment.apply_diff(race.get_config(), {"train.epochs": 7})
+    with pytest.raises(UserError, match="another config .train.epochs: 4 there, 7 here.*--workdir"):
+        experiment.Run(tmp_path, config, base.get_config(), "the command")
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, "interrupted"), (FloatingPointError, "diverged"), (RuntimeError, "failed")])
+def test_the_status_is_written_however_a_run_ends(tmp_path, error, status):
+    run = experiment.Run(tmp_path, race.get_config(), base.get_config(), "the command")
+    with pytest.raises(error), run.recording({}), run.stage("prepare"):
+        raise error
+    record = tables.read_json(tmp_path / "run.json")
+    assert record["status"] == status and record["stages"]["prepare"]["status"] == "running"
+    assert not experiment.Run(tmp_path, race.get_config(), base.get_config(), "").complete

@@ -1,0 +1,94 @@
+import json
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cxr_jax import tables
+from cxr_jax.tables import Predictions, Target, UserError
+
+
+def small() -> Predictions:
+    table = pd.DataFrame(
+        {
+            "image_id": ["a", "b", "c"],
+            "patient_id": ["p", "p", "q"],
+            "split": ["test"] * 3,
+            "label_sex": ["F", None, "M"],
+            "score_F": [0.9, 0.5, 0.2],
+            "score_M": [0.1, 0.5, 0.8],
+            "label_Edema": [1.0, 0.0, np.nan],
+            "score_Edema": [0.7, 0.1, 0.3],
+        }
+    )
+    return Predictions(table, {"sex": Target("multiclass", ("F", "M")), "findings": Target("multilabel", ("Edema",))})
+
+
+def test_predictions_survive_the_disk(tmp_path):
+    small().write(tmp_path / "predictions.parquet")
+    back = Predictions.read(tmp_path / "predictions.parquet")
+    pd.testing.assert_frame_equal(back.table, small().table, check_dtype=False)
+    assert back.targets == small().targets
+    assert os.listdir(tmp_path) == ["predictions.parquet"]  # no partial file is left behind
+
+
+def test_labels_are_one_vs_rest_and_nan_where_unknown():
+    np.testing.assert_array_equal(small().label("sex", "F"), [1, np.nan, 0])
+    np.testing.assert_array_equal(small().label("findings", "Edema"), [1, 0, np.nan])
+    assert small().scores("sex").shape == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("column", "row", "value", "told"),
+    [
+        ("score_F", 1, 1.5, "row 2, column 'score_F'"),
+        ("score_F", 2, np.nan, "row 3, column 'score_F'"),
+        ("label_sex", 0, "X", "row 1, column 'label_sex'"),
+        ("label_Edema", 0, -1.0, "row 1, column 'label_Edema'"),
+        ("image_id", 1, "a", "row 2, column 'image_id'"),
+        ("patient_id", 0, None, "row 1, column 'patient_id'"),
+        ("split", 0, "tset", "row 1, column 'split'"),
+        ("split", 0, "train", "patient 'p' is in splits test and train"),
+    ],
+)
+def test_a_bad_cell_is_named(tmp_path, column, row, value, told):
+    predictions = small()
+    predictions.table.loc[row, column] = value
+    with pytest.raises(UserError, match=told):
+        predictions.write(tmp_path / "predictions.parquet")
+    assert not os.listdir(tmp_path)
+
+
+def test_a_missing_column_and_a_shared_class_are_named():
+    predictions = small()
+    with pytest.raises(UserError, match="no column 'score_M'"):
+        Predictions(predictions.table.drop(columns="score_M"), predictions.targets).check()
+    twice = {"a": Target("multiclass", ("F", "M")), "b": Target("multiclass", ("F", "N"))}
+    with pytest.raises(UserError, match="'F' belongs to two targets"):
+        Predictions(predictions.table, twice).check()
+
+
+def test_half_a_file_and_no_file_are_told(tmp_path):
+    path = tmp_path / "predictions.parquet"
+    with pytest.raises(UserError, match="no such file"):
+        Predictions.read(path)
+    small().write(path)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match="half of one"):
+        Predictions.read(path)
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file.json"
+    tables.write_json(path, {"a": 1})
+    with pytest.raises(RuntimeError), tables.whole_file(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError("the disk went away")
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert os.listdir(tmp_path) == ["file.json"]
+
+
+def test_json_has_null_for_what_is_undefined(tmp_path):
+    tables.write_json(tmp_path / "x.json", [{"value": np.float32("nan"), "n": np.int64(3), "low": -np.inf, "all": np.arange(2)}])
+    assert json.loads((tmp_path / "x.json").read_text()) == [{"value": None, "n": 3, "low": None, "all": [0, 1]}]
