@@ -1,0 +1,195 @@
+"""A release's picture files, made into the one form that every builder stores: 256×256×1 uint8.
+
+Reading is strict, because a picture that is half there still looks like a picture: a radiograph whose lower third is
+black would teach a model something, only not about chests. What cannot be read whole is set aside with its reason
+(`Quarantine`), the build goes on, and it fails where more than a stated share is set aside.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import csv
+import io
+import itertools
+import os
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from cxr_jax import tables
+
+SIZE = 256  # pixels a side of every stored image
+ASPECTS = ("squash", "pad")
+MAX_PIXELS = 64 * 10**6  # of a file; the largest detectors give some 20 million, so that more is no radiograph
+
+MISSING = "missing"
+EMPTY = "empty"
+NOT_AN_IMAGE = "not an image"
+TRUNCATED = "truncated"
+CORRUPT = "corrupt"
+TOO_LARGE = "too large"
+NOT_READABLE = "not readable"
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_END = b"IEND\xaeB`\x82"  # the last chunk's type and checksum, the same in every PNG
+_JPEG = b"\xff\xd8\xff"
+_JPEG_END = b"\xff\xd9"
+
+
+class UnreadableImage(Exception):
+    """A picture file that cannot be read whole.
+
+    reason: MISSING, EMPTY, NOT_AN_IMAGE (neither PNG nor JPEG), TRUNCATED (ends before its format's end mark), CORRUPT
+        (whole in length, damaged within), TOO_LARGE (more than MAX_PIXELS) or NOT_READABLE (the file system refuses).
+    """
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(f"{reason} ({detail})" if detail else reason)
+        self.reason = reason
+
+
+def read(path: os.PathLike | str, aspect: str = "squash") -> np.ndarray:
+    """The picture at `path`: uint8 [256, 256, 1], 0 black as the file has it. Raises UnreadableImage."""
+    try:
+        data = epath.Path(path).read_bytes()
+    except FileNotFoundError:
+        raise UnreadableImage(MISSING) from None
+    except OSError as error:
+        raise UnreadableImage(NOT_READABLE, str(error)) from None
+    return resize(decode(data), aspect)[..., None]
+
+
+def decode(data: bytes) -> np.ndarray:
+    """Gray values of a PNG or JPEG: uint8 [h, w], or float32 [h, w] in [0, 255] for a 16-bit gray PNG.
+
+    16-bit gray: the whole range 0..65535 becomes 0..255, whatever values the picture uses, so that two pictures stay
+        comparable; nothing is rounded before the resize. (A 12-bit signal in 16-bit words is dark for that reason.)
+    RGB, palette and CMYK: luma after ITU-R BT.601, which leaves equal channels as they are. 16-bit colour counts by its
+        high bytes.
+    Alpha is ignored: radiographs that carry one (NIH's RGBA files) have it constant, an artefact of conversion.
+
+    Raises UnreadableImage. A PNG carries checksums, so any damage shows; a JPEG carries none, so that bytes changed in
+    its middle may pass.
+    """
+    if not data:
+        raise UnreadableImage(EMPTY)
+    if not data.startswith((_PNG, _JPEG)):
+        raise UnreadableImage(NOT_AN_IMAGE)
+    end = _PNG_END if data.startswith(_PNG) else _JPEG_END
+    if end not in data:
+        raise UnreadableImage(TRUNCATED)
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise UnreadableImage(TOO_LARGE, f"{image.width}x{image.height} pixels")
+            # Decoding a PNG passes over its checksums, and so over damage that still inflates to pixels.
+            image.verify()
+        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
+            if image.mode.startswith("I"):
+                return np.clip(np.asarray(image, dtype=np.float32) / np.float32(257), 0, 255)
+            if image.mode in ("P", "CMYK"):
+                return np.asarray(image.convert("RGB").convert("L"))
+            return np.asarray(image.convert("L"))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UnreadableImage(TOO_LARGE, str(error)) from None
+    except (OSError, SyntaxError, ValueError, EOFError, zlib.error) as error:
+        # A JPEG's end mark may also stand in an embedded thumbnail, so its presence proves nothing.
+        reason = TRUNCATED if "truncated" in str(error).lower() else CORRUPT
+        raise UnreadableImage(reason, str(error)) from None
+
+
+def resize(gray: np.ndarray, aspect: str = "squash") -> np.ndarray:
+    """[h, w] in 0..255 → uint8 [256, 256]; a triangle filter as wide as the reduction, so that nothing aliases.
+
+    aspect: `squash` scales both sides to 256, whatever their ratio; `pad` scales the longer side to 256, keeps the
+        ratio, and adds black on both sides of the shorter one (an odd pixel goes right or below).
+    """
+    check_aspect(aspect)
+    height, width = gray.shape
+    if aspect == "pad":
+        scale = SIZE / max(height, width)
+        height, width = max(1, round(height * scale)), max(1, round(width * scale))
+    else:
+        height = width = SIZE
+    small = np.asarray(Image.fromarray(gray).resize((width, height), Image.Resampling.BILINEAR))
+    if small.dtype != np.uint8:
+        small = np.clip(np.rint(small), 0, 255).astype(np.uint8)
+    top, left = (SIZE - height) // 2, (SIZE - width) // 2
+    return np.pad(small, ((top, SIZE - height - top), (left, SIZE - width - left)))
+
+
+def check_aspect(aspect: str) -> None:
+    if aspect not in ASPECTS:
+        raise tables.UserError(f"aspect: {aspect!r} found, {' or '.join(ASPECTS)} expected")
+
+
+class Quarantine:
+    """The images of a release that cannot be read, each with its path and reason.
+
+    source: how errors name the release.
+    listed: images that the release lists, of which the share is taken.
+    max_share: of `listed`, in [0, 1]; one image more than this share raises UserError.
+    """
+
+    COLUMNS = ("image_id", "path", "reason")
+
+    def __init__(self, source: str, listed: int, max_share: float):
+        if not 0 <= max_share <= 1:
+            raise tables.UserError(f"max_unreadable_share: {max_share} found, a share in [0, 1] expected")
+        self.source = source
+        self.listed = listed
+        self.max_share = max_share
+        self.rows: list[tuple[str, str, str]] = []
+
+    def add(self, *rows: tuple[str, str, str]) -> None:
+        """Sets aside (image_id, path, reason). Raises UserError when the share is passed, not after an hour."""
+        self.rows.extend(rows)
+        if len(self.rows) > self.max_share * self.listed:
+            reasons = ", ".join(f"{n} {reason}" for reason, n in self.reasons().items())
+            first = "; ".join(f"{path}: {reason}" for _, path, reason in self.rows[:3])
+            raise tables.UserError(
+                f"{self.source}: of {self.listed} images, {len(self.rows)} or more cannot be read ({reasons}), above"
+                f" the share of {self.max_share:g} that max_unreadable_share allows; the first: {first}"
+            )
+
+    def reasons(self) -> dict[str, int]:
+        """How many images for each reason, the most frequent first."""
+        return dict(Counter(reason for *_, reason in self.rows).most_common())
+
+    def write(self, path: os.PathLike | str) -> None:
+        """A CSV of COLUMNS, in the order of image_id, with its header even where nothing is set aside."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(self.COLUMNS)
+        writer.writerows(sorted(self.rows))
+        tables.write_text(path, text.getvalue())
+
+
+def read_all(
+    files: Iterable[tuple[str, os.PathLike]], root: os.PathLike, aspect: str, quarantine: Quarantine
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Reads (image_id, path) pairs in their order; yields (image_id, uint8 [256, 256, 1]) of those that can be read.
+
+    The others go to `quarantine`, with their path below `root`. Decoding runs in threads, a bounded number of files
+    ahead (Pillow lets go of the interpreter's lock while it works), and neither order nor result depend on it.
+    """
+    check_aspect(aspect)
+
+    def attempt(file):
+        try:
+            return read(file[1], aspect)
+        except UnreadableImage as error:
+            return error
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        files = iter(files)
+        while batch := list(itertools.islice(files, 64)):
+            for (image_id, path), result in zip(batch, pool.map(attempt, batch), strict=True):
+                if isinstance(result, UnreadableImage):
+                    quarantine.add((image_id, epath.Path(path).relative_to(root).as_posix(), result.reason))
+                else:
+                    yield image_id, result
