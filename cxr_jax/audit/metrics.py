@@ -1,0 +1,173 @@
+"""Point metrics: how well scores tell positives from negatives, and how far they can be believed as probabilities.
+
+Everything here runs in float64 on the host and takes a weight for each image: how often the image counts. A weight of 2
+is the image written twice and a weight of 0 is the image left out, which is what a bootstrap replicate is; so these
+functions are also the plain reference that the jitted replicates in `intervals` are held to.
+
+An undefined metric is NaN, never a plausible number.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Ranking(NamedTuple):
+    """The images of one group in the order of their scores.
+
+    order: int64 [n], positions, highest score first; among equal scores positives come first.
+    tied: bool [n], in that order: the image has the same score as the one before it.
+    last: int64 [n], in that order: position of the last image that has this image's score.
+    """
+
+    order: np.ndarray
+    tied: np.ndarray
+    last: np.ndarray
+
+
+def rank(positive: np.ndarray, score: np.ndarray) -> Ranking:
+    """Sorts images for every metric that depends on their order alone. `positive` bool [n], `score` float [n]."""
+    positive, score = np.asarray(positive, bool), np.asarray(score, np.float64)
+    if positive.shape != score.shape or score.ndim != 1:
+        raise ValueError(f"positive {positive.shape} and score {score.shape} must be one value an image each")
+    if np.isnan(score).any():
+        raise ValueError("a NaN score has no rank")
+    order = np.lexsort((~positive, -score))
+    ordered = score[order]
+    tied = np.zeros(len(order), bool)
+    tied[1:] = ordered[1:] == ordered[:-1]
+    ends = np.flatnonzero(~np.append(tied[1:], False)) if len(order) else np.zeros(0, np.int64)
+    last = ends[np.cumsum(~tied) - 1] if len(order) else np.zeros(0, np.int64)
+    return Ranking(order, tied, last)
+
+
+def _weights(weight: np.ndarray | None, n: int) -> np.ndarray:
+    if weight is None:
+        return np.ones(n)
+    weight = np.asarray(weight, np.float64)
+    if weight.shape != (n,):
+        raise ValueError(f"{weight.shape} weights for {n} images")
+    if not (weight >= 0).all():
+        raise ValueError("a weight is how often an image counts, and cannot be negative or NaN")
+    return weight
+
+
+def _vertices(positive, score, weight) -> tuple[np.ndarray, np.ndarray]:
+    """Weight of the positives and of the negatives at or above each distinct score, highest first, from (0, 0)."""
+    ranking = rank(positive, score)
+    weight = _weights(weight, len(ranking.order))[ranking.order]
+    ordered = np.asarray(positive, bool)[ranking.order]
+    ends = np.unique(ranking.last)
+    true = np.cumsum(np.where(ordered, weight, 0.0))[ends]
+    false = np.cumsum(np.where(ordered, 0.0, weight))[ends]
+    return np.concatenate(([0.0], true)), np.concatenate(([0.0], false))
+
+
+def auc(positive: np.ndarray, score: np.ndarray, weight: np.ndarray | None = None) -> float:
+    """The chance that a positive image scores above a negative one, a tie counting half (Mann and Whitney 1947).
+
+    positive: bool [n]; score: float [n]; weight: float [n], how often each image counts (1 where left out).
+    NaN unless there is weight on positives and on negatives.
+    """
+    true, false = _vertices(positive, score, weight)
+    if true[-1] == 0 or false[-1] == 0:
+        return np.nan
+    # Negatives of one score lie below all positives above it, and level with the positives of that score.
+    won = np.sum(np.diff(false) * (true[:-1] + true[1:]) / 2)
+    return float(won / (true[-1] * false[-1]))
+
+
+def average_precision(positive: np.ndarray, score: np.ndarray, weight: np.ndarray | None = None) -> float:
+    """Precision at each distinct score as threshold, weighted by the recall gained there; no interpolation.
+
+    The same sum as scikit-learn's average_precision_score. Arguments as for `auc`. NaN where there is no weight on
+    positives; 1 where there is none on negatives, whatever the scores.
+    """
+    true, false = _vertices(positive, score, weight)
+    if true[-1] == 0:
+        return np.nan
+    called = true[1:] + false[1:]
+    precision = np.divide(true[1:], called, out=np.zeros_like(called), where=called > 0)
+    return float(np.sum(np.diff(true) * precision) / true[-1])
+
+
+def mean(value: np.ndarray, weight: np.ndarray | None = None) -> float:
+    """Weighted mean of one value an image, float [n]; NaN where the weights add up to nothing."""
+    value = np.asarray(value, np.float64)
+    weight = _weights(weight, len(value))
+    total = weight.sum()
+    return float(weight @ value / total) if total > 0 else np.nan
+
+
+def accuracy(correct: np.ndarray, weight: np.ndarray | None = None) -> float:
+    """Share of images called rightly. `correct` bool [n]."""
+    return mean(correct, weight)
+
+
+def brier(positive: np.ndarray, score: np.ndarray, weight: np.ndarray | None = None) -> float:
+    """Mean squared distance between score and truth (Brier 1950), of one class against the rest: 0 best, 1 worst.
+
+    Over several classes we report the plain mean of these. For classes that exclude one another Brier's own sum over
+    classes is that mean times the number of classes.
+    """
+    return mean((np.asarray(score, np.float64) - np.asarray(positive, np.float64)) ** 2, weight)
+
+
+def tpr_at_fpr(
+    positive: np.ndarray, score: np.ndarray, grid: np.ndarray, weight: np.ndarray | None = None
+) -> np.ndarray:
+    """The ROC curve read at given false-positive rates: float64 [len(grid)].
+
+    Vertices are joined by straight lines, so that the area under the curve is `auc`. Where the curve is vertical its
+    upper end is taken: the best true-positive rate to be had at that price. NaN unless both kinds of image have weight.
+    """
+    grid = np.asarray(grid, np.float64)
+    true, false = _vertices(positive, score, weight)
+    if true[-1] == 0 or false[-1] == 0:
+        return np.full(len(grid), np.nan)
+    # A rate times a count is a whole number of images in exact arithmetic, but may miss it by a rounding error, and
+    # would then read the lower end of a vertical piece.
+    wanted = grid * false[-1]
+    wanted = np.where(np.abs(wanted - np.round(wanted)) < 1e-9 * false[-1], np.round(wanted), wanted)
+    at = np.minimum(np.searchsorted(false, wanted, side="right") - 1, len(false) - 2)
+    run, rise = false[at + 1] - false[at], true[at + 1] - true[at]
+    share = np.where(run > 0, (wanted - false[at]) / np.where(run > 0, run, 1.0), 1.0)
+    return (true[at] + rise * share) / true[-1]
+
+
+def calibration_bins(score: np.ndarray, bins: int) -> np.ndarray:
+    """Bin of each image, int64 [n], numbered from the lowest scores: edges are quantiles, so counts are nearly equal.
+
+    Images of one score share a bin; ties can therefore leave a number between 0 and `bins` - 1 unused.
+    """
+    score = np.asarray(score, np.float64)
+    if not len(score):
+        return np.zeros(0, np.int64)
+    edges = np.quantile(score, np.linspace(0, 1, bins + 1))
+    return np.searchsorted(edges[1:-1], score, side="left")
+
+
+def calibration(
+    positive: np.ndarray, score: np.ndarray, bin_of: np.ndarray, weight: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(mean score, share of positives) of each used bin of `calibration_bins`, lowest first: two float64 [bins]."""
+    positive, score = np.asarray(positive, np.float64), np.asarray(score, np.float64)
+    weight = _weights(weight, len(score))
+    used = np.unique(bin_of)
+    inside = [np.asarray(bin_of) == b for b in used]
+    return (
+        np.array([mean(score[i], weight[i]) for i in inside]),
+        np.array([mean(positive[i], weight[i]) for i in inside]),
+    )
+
+
+def confusion(true: np.ndarray, called: np.ndarray, classes: int, weight: np.ndarray | None = None) -> np.ndarray:
+    """Weight of the images of each true class (rows) called each class (columns): float64 [classes, classes].
+
+    true, called: int [n], class positions.
+    """
+    weight = _weights(weight, len(true))
+    cell = np.asarray(true, np.int64) * classes + np.asarray(called, np.int64)
+    return np.bincount(cell, weights=weight, minlength=classes * classes).reshape(classes, classes)
