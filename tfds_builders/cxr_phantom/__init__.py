@@ -1,0 +1,1 @@
+"""cxr_phantom: chest-like phantoms with known truth."""
