@@ -31,8 +31,8 @@ STAGE_FIELDS = {
     "audit": ("audit",),
     "report": ("name",),
 }
-# Neither changes any result: where things lie, what is run now, how often a checkpoint is taken.
-FREE_FIELDS = ("stages", "checkpoint", "dataset.raw_dir", "dataset.data_dir", "dataset.host_cache_gib", "predict.raw_dir", "train.log_every_steps")
+# These change no result: where things lie, what is run now, how often a checkpoint is taken.
+FREE_FIELDS = ("stages", "checkpoint", "dataset.raw_dir", "dataset.data_dir", "predict.raw_dir", "train.log_every_steps")
 
 DATASETS = ("phantom", "mimic", "chexpert", "nih", "padchest")
 PHANTOM_VARIANTS = ("planted", "null", "confounded", "acquisition", "underdiagnosed", "shortcut")

@@ -25,3 +25,6 @@ def nih_sample() -> pathlib.Path:
     if not SHARED_NIH.is_dir():
         pytest.skip(f"the sample of real NIH X-rays is absent: no folder {SHARED_NIH}")
     return SHARED_NIH
+
+
+from tests.phantoms import phantom, phantom_dir  # noqa: E402, F401  (fixtures)

@@ -1,0 +1,370 @@
+"""Who is in a study, in which split, and with which labels: pure functions of the key table.
+
+Images are stored once. That one study keeps four races and another one three, that one splits by a hash and another
+one by the official lists, is decided here, at load, in a second, and written down as `cohort.parquet`. The order of
+things is
+
+    key table → race rule → views → split rule → cohort → targets → label arrays
+
+Each rule that may drop images leaves rows in the attrition table, so that a reader can follow how the study's n came
+about. No rule looks at an image, or at the outcome of any model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from cxr_jax import tables
+from cxr_jax.tables import SPLITS, Target, UserError
+
+FINDING = "finding_"  # finding_<Name>: as released: 1, 0, -1 (uncertain), NaN
+
+# What an uncertain finding (-1) counts as.
+UNCERTAIN = {"ignore": np.nan, "zeros": 0.0, "ones": 1.0}
+
+# Text that says which image or which patient, and so is no class that a model could learn.
+_IDENTIFIERS = ("image_id", "patient_id", "study_id", "stored_split", "released_split", "split", "dataset")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cohort:
+    """The images of a study.
+
+    table: rows of the key table, in its order, numbered from 0, with `split` (train, validation or test), `race` as the
+        race rule has it (null where unknown), `race_recorded` and `dataset`. A row's position is the `index` by which
+        batches refer to it.
+    findings: names, in the release's order.
+    races: classes of race, in the rule's order; empty where the release records none.
+    attrition: after each rule: {"rule": str, "images": int, "patients": int, "by_race": {race: {"images",
+        "patients"}}}; race null is counted under "unknown". A patient recorded with two races counts under both.
+    """
+
+    table: pd.DataFrame
+    findings: tuple[str, ...]
+    races: tuple[str, ...]
+    attrition: list[dict]
+
+    def write(self, path: os.PathLike | str) -> None:
+        """Writes Parquet at `path`, whole or not at all; what is not the table travels in the file's own metadata."""
+        meta = {"findings": list(self.findings), "races": list(self.races), "attrition": self.attrition}
+        tables.write_parquet(self.table, path, meta)
+
+    @classmethod
+    def read(cls, path: os.PathLike | str) -> "Cohort":
+        """Reads what `write` wrote. Raises UserError for a file that is missing or not ours, or a patient in two splits."""
+        table, meta = tables.read_parquet(path)
+        if "attrition" not in meta:
+            raise UserError(f"{path}: not a cohort written by cxr_jax")
+        tables.check_keys(table, str(path))
+        return cls(table, tuple(meta["findings"]), tuple(meta["races"]), meta["attrition"])
+
+
+def select(keys: pd.DataFrame, findings: Sequence[str], races: Sequence[str], config) -> Cohort:
+    """The cohort that `config` (a run's `config.dataset`) draws from a key table.
+
+    keys, findings, races: as a `datasets.Dataset` has them.
+    Raises UserError where a rule is unknown, leaves no image or an empty split, or a patient would be in two splits.
+    """
+    source = f"data set {config.name}"
+    tables.check_keys(keys.drop(columns="split", errors="ignore"), source)
+    table = keys.assign(race_recorded=keys["race"], dataset=pd.Series(config.name, index=keys.index, dtype="str"))
+    attrition = [_count("every image of the data set", table)]
+
+    def keep(rule: str, mask: np.ndarray) -> None:
+        nonlocal table
+        table = table[mask]
+        attrition.append(_count(rule, table))
+        if table.empty:
+            raise UserError(f"{source}: rule {rule!r} leaves no image of {attrition[-2]['images']:,}")
+
+    ruled = _named(RACE_RULES, config.race_rule, "config.dataset.race_rule")(table, races)
+    table = table.assign(race=ruled.race)
+    for rule, mask in ruled.steps:
+        keep(rule, mask.loc[table.index].to_numpy(bool))
+
+    if config.views:
+        known = sorted(keys["view"].dropna().unique())
+        for view in config.views:
+            if view not in known:
+                raise UserError(
+                    f"config.dataset.views: no image of {source} is {view!r}; its views are {', '.join(known)}"
+                )
+        keep(f"view is {' or '.join(config.views)}", table["view"].isin(config.views).to_numpy())
+
+    split = _named(SPLIT_RULES, config.split_rule, "config.dataset.split_rule")(table, config)
+    table = table.assign(split=pd.Series(split, index=table.index, dtype="str")).reset_index(drop=True)
+    tables.check_keys(table, f"{source}, split rule {config.split_rule}")
+    sizes = table["split"].value_counts().reindex(SPLITS, fill_value=0)
+    if (sizes == 0).any():
+        empty = sizes.index[sizes == 0][0]
+        found = ", ".join(f"{name} {n:,}" for name, n in sizes.items())
+        raise UserError(
+            f"config.dataset.split_rule: {config.split_rule} leaves split {empty} of {source} empty ({found} images);"
+            " change config.dataset.split_fractions or split_salt, or take more patients"
+        )
+    for name in SPLITS:
+        attrition.append(_count(f"of which in {name}", table[table["split"] == name]))
+    return Cohort(table, tuple(findings), ruled.classes, attrition)
+
+
+def _count(rule: str, table: pd.DataFrame) -> dict:
+    groups = table.groupby(table["race"].fillna("unknown"), sort=True)["patient_id"].agg(["size", "nunique"])
+    return {
+        "rule": rule,
+        "images": len(table),
+        "patients": int(table["patient_id"].nunique()),
+        "by_race": {str(g): {"images": int(n), "patients": int(p)} for g, n, p in groups.itertuples()},
+    }
+
+
+def _named(rules: Mapping[str, Callable], name: str, field: str) -> Callable:
+    if name not in rules:
+        raise UserError(f"{field}: no rule {name!r}; there are {', '.join(_nearest(name, rules))}")
+    return rules[name]
+
+
+def _nearest(name: str, known: Iterable[str]) -> list[str]:
+    known = list(known)
+    return difflib.get_close_matches(name, known, n=len(known), cutoff=0.0)
+
+
+# ---- race rules ----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class RaceRuled:
+    """What a race rule says.
+
+    race: str, indexed as the key table; null where the rule cannot tell.
+    classes: of `race`, in the order of a model's outputs.
+    steps: (what is asked of an image, bool mask indexed as the key table), in order, for what the rule drops.
+    """
+
+    race: pd.Series
+    classes: tuple[str, ...]
+    steps: tuple[tuple[str, pd.Series], ...] = ()
+
+
+def _recorded(keys: pd.DataFrame, races: Sequence[str]) -> RaceRuled:
+    """Race exactly as the release has it. Images without one stay: no race model sees them, every other one does."""
+    beyond = sorted(set(keys["race"].dropna()) - set(races))
+    if beyond:
+        raise ValueError(f"the key table records race {beyond[0]!r}, which the data set's own list {list(races)} lacks")
+    return RaceRuled(keys["race"], tuple(races))
+
+
+# A rule is a function (key table, races in the release's order) → RaceRuled.
+RACE_RULES: dict[str, Callable[[pd.DataFrame, Sequence[str]], RaceRuled]] = {"recorded": _recorded}
+
+
+# ---- split rules ---------------------------------------------------------------------------------
+
+
+def uniform_of_patient(patient_ids: Iterable[str], salt: str) -> np.ndarray:
+    """A number in [0, 1) for each patient, the same on every machine and in every year: float64 [n].
+
+    The first 8 bytes, big-endian, of BLAKE2b (RFC 7693) with an 8-byte digest of the UTF-8 text `salt`, a zero byte,
+    `patient_id`; its upper 53 bits divided by 2^53, so that the quotient is exact in float64. Whoever knows the salt
+    can tell a patient's split without us, and adding patients moves none of those that were there.
+    """
+    digests = (hashlib.blake2b(f"{salt}\0{p}".encode(), digest_size=8).digest() for p in patient_ids)
+    return np.fromiter((int.from_bytes(d, "big") >> 11 for d in digests), np.float64) / 2.0**53
+
+
+def _fractions(config) -> np.ndarray:
+    fractions = np.asarray(config.split_fractions, np.float64)
+    if fractions.shape != (3,) or not (fractions > 0).all() or not np.isclose(fractions.sum(), 1):
+        raise UserError(
+            f"config.dataset.split_fractions: {tuple(config.split_fractions)}; three shares above 0 that add up to 1,"
+            " of patients in train, validation and test, expected"
+        )
+    return fractions
+
+
+def _patient_hash(table: pd.DataFrame, config) -> np.ndarray:
+    """Train below the first fraction, validation below the first two, else test, by `uniform_of_patient`."""
+    edges = np.cumsum(_fractions(config))[:2]
+    return np.array(SPLITS)[np.searchsorted(edges, _uniform(table, config), side="right")]
+
+
+# What releases call their splits. None: a part that holds training and validation together.
+_OFFICIAL = {
+    "train": "train",
+    "train_val": None,
+    "validate": "validation",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "test": "test",
+}
+
+
+def _official(table: pd.DataFrame, config) -> np.ndarray:
+    """The release's own split. Where it has no validation part, that is hashed by patient out of what is not test.
+
+    Its share of those patients is validation / (train + validation) of `split_fractions`.
+    """
+    released = table["released_split"]
+    if released.isna().all():
+        raise UserError(
+            f"config.dataset.split_rule: data set {config.name} has no official split (its files do not hold one);"
+            " use patient_hash"
+        )
+    wrong = ~released.isin(list(_OFFICIAL)).to_numpy()
+    if wrong.any():
+        row = table.iloc[int(np.flatnonzero(wrong)[0])]
+        said = "none" if pd.isna(row["released_split"]) else repr(row["released_split"])
+        raise UserError(
+            f"config.dataset.split_rule: official, but image {row['image_id']!r} has the released split {said}"
+            f" ({wrong.sum():,} such images); one of {', '.join(_OFFICIAL)} expected; use patient_hash"
+        )
+    split = released.map(_OFFICIAL).to_numpy(object)
+    if "validation" not in split:
+        train, validation, _ = _fractions(config)
+        held_out = _uniform(table, config) < validation / (train + validation)
+        split = np.where(split == "test", "test", np.where(held_out, "validation", "train"))
+    return np.where(pd.isna(split), "train", split)
+
+
+def _uniform(table: pd.DataFrame, config) -> np.ndarray:
+    codes, patients = pd.factorize(table["patient_id"])
+    return uniform_of_patient(patients, config.split_salt)[codes]
+
+
+# A rule is a function (cohort so far, config.dataset) → a split for each row.
+SPLIT_RULES: dict[str, Callable[..., np.ndarray]] = {"patient_hash": _patient_hash, "official": _official}
+
+
+# ---- targets and labels --------------------------------------------------------------------------
+
+
+def targets(cohort: Cohort, names: Sequence[str], uncertain: str) -> tuple[dict[str, Target], tuple[str, ...]]:
+    """What a model that is trained on `cohort` predicts, and which findings had to be dropped.
+
+    names: `findings`, or class labels: race, sex, view, or any other text column. race has the race rule's classes in
+        its order, other labels their sorted values.
+    uncertain: ignore | zeros | ones: see `labels`.
+
+    Returns the targets by name, in the order of `names`, and the findings that have no positive or no negative image in
+    training: no model can learn them, and they are logged. Raises UserError for an unknown name (the nearest known one
+    first), race where none is recorded, a class that training lacks, a class name that two targets share, and findings
+    of which none is left.
+    """
+    _policy(uncertain)
+    if not names:
+        raise UserError("config.train.targets: empty; name at least one, such as race or findings")
+    chosen: dict[str, Target] = {}
+    dropped: tuple[str, ...] = ()
+    for name in names:
+        if name in chosen:
+            raise UserError(f"config.train.targets: {name!r} is there twice")
+        if name == "findings":
+            chosen[name], dropped = _findings_target(cohort, uncertain)
+        else:
+            chosen[name] = _class_target(cohort, name)
+    owner: dict[str, str] = {}
+    for name, target in chosen.items():
+        for class_name in target.classes:
+            if class_name in owner:
+                raise UserError(
+                    f"config.train.targets: {owner[class_name]} and {name} share the class {class_name!r}; drop one"
+                )
+            owner[class_name] = name
+    return chosen, dropped
+
+
+def labels(cohort: Cohort, targets: Mapping[str, Target], uncertain: str) -> dict[str, np.ndarray]:
+    """The truth for each target, in the cohort's rows; also for targets of a model that was trained on another data
+    set.
+
+    multiclass: int32 [n], index into the target's classes, -1 where unknown or not one of them.
+    multilabel: float32 [n, classes], 1 or 0, NaN where unknown, and all NaN for a finding that this data set lacks. A
+        finding released as -1 (uncertain) is NaN, 0 or 1 under `uncertain` = ignore, zeros or ones.
+    """
+    _policy(uncertain)
+    arrays = {}
+    for name, target in targets.items():
+        if target.kind == "multilabel":
+            arrays[name] = np.stack([_finding(cohort, c, uncertain) for c in target.classes], axis=1).astype(np.float32)
+        else:
+            # get_indexer gives -1 for what is null or no class
+            known = pd.Index(target.classes).get_indexer(cohort.table[name]) if name in cohort.table else -1
+            arrays[name] = np.full(len(cohort.table), known, np.int32)
+    return arrays
+
+
+def _policy(uncertain: str) -> float:
+    if uncertain not in UNCERTAIN:
+        raise UserError(f"config.dataset.uncertain: no policy {uncertain!r}; there are {', '.join(UNCERTAIN)}")
+    return UNCERTAIN[uncertain]
+
+
+def _finding(cohort: Cohort, name: str, uncertain: str) -> np.ndarray:
+    """float64 [n]: 1, 0, NaN."""
+    if FINDING + name not in cohort.table:
+        return np.full(len(cohort.table), np.nan)
+    released = cohort.table[FINDING + name].to_numpy(np.float64)
+    return np.where(released == -1, _policy(uncertain), released)
+
+
+def _findings_target(cohort: Cohort, uncertain: str) -> tuple[Target, tuple[str, ...]]:
+    training = (cohort.table["split"] == "train").to_numpy()
+    kept, dropped = [], []
+    for name in cohort.findings:
+        values = _finding(cohort, name, uncertain)[training]
+        learnable = (values == 1).any() and (values == 0).any()
+        (kept if learnable else dropped).append(name)
+        if not learnable:
+            missing = "negative" if (values == 1).any() else "positive"
+            _log.warning("finding %r has no %s image in training and is dropped", name, missing)
+    if not kept:
+        raise UserError(
+            f"config.train.targets: findings: none of {', '.join(cohort.findings)} has both a positive and a negative"
+            " image in training"
+        )
+    return Target("multilabel", tuple(kept)), tuple(dropped)
+
+
+def _class_target(cohort: Cohort, name: str) -> Target:
+    table = cohort.table
+    text = [c for c in table.columns if pd.api.types.is_string_dtype(table[c]) and c not in _IDENTIFIERS]
+    if name not in text:
+        known = [c for c in text if table[c].notna().any() and c != "race_recorded"]
+        known += ["findings"] * bool(cohort.findings)
+        if name in cohort.findings:
+            hint = "it is one of the findings, which are learnt together: give findings"
+        elif name in table:
+            hint = f"it is no class label; there are {', '.join(_nearest(name, known))}"
+        else:
+            hint = f"there are {', '.join(_nearest(name, known))}"
+        raise UserError(f"config.train.targets: no target {name!r}; {hint}")
+    data = table["dataset"].iloc[0]
+    if name == "race" and (not cohort.races or table["race"].isna().all()):
+        raise UserError(
+            f"config.train.targets: data set {data} records no race, so none can be learnt from it; try"
+            f" configs/sex.py:{data} or configs/disease.py:{data}"
+        )
+    classes = cohort.races if name == "race" else tuple(sorted(table[name].dropna().unique()))
+    if len(classes) < 2:
+        raise UserError(
+            f"config.train.targets: {name} is {classes[0] if classes else 'unknown'} in every image of data set {data};"
+            " at least two classes are needed to tell apart"
+        )
+    counts = table.loc[table["split"] == "train", name].value_counts().reindex(list(classes), fill_value=0)
+    if (counts == 0).any():
+        absent = counts.index[counts == 0][0]
+        raise UserError(
+            f"config.train.targets: class {absent!r} of {name} has no image in training"
+            f" ({int((table[name] == absent).sum())} in the other splits); a model cannot learn it"
+        )
+    return Target("multiclass", classes)

@@ -1,0 +1,418 @@
+"""Data sets as they lie on disk: which there are, how one is built, its key table. The only importer of tfds_builders.
+
+A data set is a folder of TFRecords that TensorFlow Datasets (TFDS) wrote, one record a readable image of the
+release. What a run needs to know about the images without looking at them is the key table: one row a record, in
+stored order.
+
+    stored_split, record          where the record lies: the TFDS split, and the position in it (int64)
+    image_id, patient_id, …       every text field; empty text is null
+    age, …                        every number, float64 or int64; unknown is NaN
+    finding_<Name>                as released: 1, 0, -1 (uncertain), NaN (not mentioned)
+    true_<Name>                   where the data's truth is known: 1 or 0
+    ceiling_<Group>               where the generative model is known: the exact posterior of each group
+    severity_<Name>, side_<Name>, shape_<Name>, <field>_<i>
+                                  entries of other vector fields, by name where they have one
+
+Stored order is the order of records in the files, split after split. Everything that depends on an order (the
+pipeline's, the cohort's rows) means this one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import errno
+import fcntl
+import functools
+import io
+import os
+import pathlib
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+
+# TensorFlow reads these once, when it is imported: without them lines on CPU features and oneDNN precede our own. It
+# only decodes pictures here, so oneDNN has nothing to speed up.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from absl import logging
+
+from cxr_jax import tables
+from cxr_jax.tables import UserError
+
+# The accelerators are JAX's. TensorFlow would take their memory for itself.
+tf.config.set_visible_devices([], "GPU")
+tf.config.set_visible_devices([], "TPU")
+
+# TFDS warns of every config that is not in its own list, as those with parameters never are, and of its own use of a
+# field that it deprecates. A filter, and no change of level: a builder's own warnings are for the user.
+_NOISE = ("Using custom data configuration", "`FeatureConnector.dtype` is deprecated")
+logging.get_absl_logger().addFilter(lambda record: not record.getMessage().startswith(_NOISE))
+
+# Files one after the other, so that stored order is the files' own and (split, position) names a record for good.
+STORED_ORDER = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
+
+# Vector fields whose entries have names: field → (prefix of its columns, where the metadata holds the names). The
+# others' entries are numbered.
+_ENTRIES = {
+    "findings": ("finding_", "findings"),
+    "true_findings": ("true_", "findings"),
+    "posterior": (tables.CEILING, "races"),
+    "severity": ("severity_", "findings"),
+    "side": ("side_", "findings"),
+    "shapes": ("shape_", "shapes"),
+}
+_FIRST_COLUMNS = ("image_id", "patient_id", "study_id", "released_split", "race", "sex", "view", "age")
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A data set that is built and whole.
+
+    name: as in `config.dataset.name`.
+    builder: its TFDS builder, for the pipeline; `builder.info` says what TFDS knows.
+    """
+
+    name: str
+    builder: tfds.core.DatasetBuilder
+
+    @property
+    def info(self) -> tfds.core.DatasetInfo:
+        return self.builder.info
+
+    @property
+    def folder(self) -> pathlib.Path:
+        return pathlib.Path(self.builder.data_dir)
+
+    @property
+    def metadata(self) -> Mapping:
+        return self.info.metadata or {}
+
+    @property
+    def variant(self) -> str:
+        return self.builder.builder_config.name if self.builder.builder_config else ""
+
+    @property
+    def version(self) -> str:
+        return str(self.builder.version)
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """Names of the findings, in the order of the release."""
+        return tuple(self.metadata["findings"])
+
+    @property
+    def races(self) -> tuple[str, ...]:
+        """Values of race that the release records, in the builder's order; empty where it records none."""
+        return tuple(self.metadata["races"])
+
+    @property
+    def images(self) -> int:
+        return sum(split.num_examples for split in self.info.splits.values())
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width, channels of every stored image."""
+        return tuple(self.info.features["image"].shape)
+
+    @functools.cached_property
+    def keys(self) -> pd.DataFrame:
+        """The key table (see the module), one row a record. Do not change it in place.
+
+        It is read from the records once, without decoding an image, and kept as `keys.parquet` in the data set's
+        folder; a copy that is damaged, or of another number of rows, is read afresh. Raises UserError where records
+        are damaged.
+        """
+        path = self.folder / "keys.parquet"
+        if path.exists():
+            with contextlib.suppress(UserError):
+                keys, meta = tables.read_parquet(path)
+                if meta.get("dataset") == self.info.full_name and len(keys) == self.images:
+                    return keys
+        keys = _read_keys(self)
+        # The copy only saves time: a data set on a disk that is full or not ours to write to is as good without it.
+        with contextlib.suppress(OSError):
+            tables.write_parquet(keys, path, {"dataset": self.info.full_name})
+        return keys
+
+    @functools.cached_property
+    def quarantine(self) -> pd.DataFrame:
+        """Images of the release that could not be read, as the builder listed them in `quarantine.csv`; often empty."""
+        path = self.folder / "quarantine.csv"
+        if not path.exists():
+            return pd.DataFrame({"image_id": pd.Series(dtype="str"), "reason": pd.Series(dtype="str")})
+        return pd.read_csv(path, dtype="str", keep_default_na=False)
+
+    def summary(self) -> dict:
+        """What the run record says of the data: plain values, ready for JSON."""
+        return {
+            "name": self.name,
+            "variant": self.variant,
+            "version": self.version,
+            "images": self.images,
+            "patients": int(self.keys["patient_id"].nunique()),
+            "quarantined": len(self.quarantine),
+            "open_data": bool(self.metadata["open_data"]),
+            "invented_groups": bool(self.metadata["invented_groups"]),
+            # The first paragraph: builders that follow TFDS's conventions give the whole of their README.
+            "description": " ".join(self.info.description.strip().split("\n\n")[0].split()),
+        }
+
+
+def prepare(config) -> Dataset:
+    """Builds the data set that `config` (a run's `config.dataset`) names where it is absent, else verifies it.
+
+    A build that is killed leaves nothing that passes for a data set; the next one clears its remains away. Processes
+    that ask for the same data set at once wait for one of them to build it.
+    Raises UserError for an unknown data set, a missing release, a full disk, a damaged data set, or one built from
+    another release than `config.raw_dir`.
+    """
+    builder = _builder(config)
+    folder = pathlib.Path(builder.data_dir)
+    if not folder.exists():
+        with _explained(folder), _alone(folder):
+            # Whoever held the lock before may have built it.
+            if not folder.exists():
+                _build(config, builder)
+        # Read back what was written, as every later run will.
+        builder = _builder(config)
+    return _verified(config, builder)
+
+
+def open(config) -> Dataset:
+    """The data set that `config` (a run's `config.dataset`) names, which must have been built.
+
+    Raises UserError where it was not, and as `prepare` does.
+    """
+    builder = _builder(config)
+    if not pathlib.Path(builder.data_dir).exists():
+        raise UserError(
+            f"config.dataset: no data set at {builder.data_dir}; run the stage `prepare` first, with the same"
+            " config.dataset, or point config.dataset.data_dir to where it was built"
+        )
+    return _verified(config, builder)
+
+
+# ---- which data sets there are -------------------------------------------------------------------
+
+
+def _phantom(config) -> tfds.core.DatasetBuilder:
+    from tfds_builders.cxr_phantom import cxr_phantom_dataset_builder as module
+
+    drawn = config.phantom
+    builder_config = module.builder_config(
+        variant=config.variant, patients=drawn.patients, seed=drawn.seed, signal=drawn.signal
+    )
+    return module.Builder(config=builder_config, data_dir=_data_dir(config))
+
+
+def _nih(config) -> tfds.core.DatasetBuilder:
+    from tfds_builders.cxr_nih import cxr_nih_dataset_builder as module
+
+    builder_config = module.builder_config(
+        raw_dir=config.raw_dir, aspect=config.aspect, max_unreadable_share=config.max_unreadable_share
+    )
+    return module.Builder(config=builder_config, data_dir=_data_dir(config))
+
+
+def _nih_fingerprint(config) -> str:
+    from tfds_builders.cxr_nih import cxr_nih_dataset_builder as module
+
+    return module.release_fingerprint(config.raw_dir)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Known:
+    """How to get at a data set that has a builder.
+
+    build: config.dataset → TFDS builder.
+    fingerprint: config.dataset → fingerprint of the release in its raw_dir; None for a data set that needs no release.
+    """
+
+    build: Callable[..., tfds.core.DatasetBuilder]
+    fingerprint: Callable[..., str] | None = None
+
+
+# Functions that import, so that a run on one data set loads one builder.
+BUILDERS: dict[str, _Known] = {"phantom": _Known(_phantom), "nih": _Known(_nih, _nih_fingerprint)}
+
+# What a config for these will need, said today so that the application for access can start today.
+_LATER = {
+    "mimic": "MIMIC-CXR-JPG 2.x (files/, mimic-cxr-2.0.0-metadata.csv.gz, -chexpert.csv.gz, -split.csv.gz) and MIMIC-IV"
+    " (hosp/admissions.csv.gz, hosp/patients.csv.gz), both from PhysioNet, credentialed access",
+    "chexpert": "CheXpert v1.0 (train.csv, valid.csv and the images) and its demographics table 'CHEXPERT DEMO.xlsx',"
+    " both from Stanford AIMI, on registration",
+    "padchest": "PadChest (the images and PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv), from BIMCV, on"
+    " registration",
+}
+
+
+def _known(config) -> _Known:
+    if config.name in _LATER:
+        raise UserError(
+            f"config.dataset.name: {config.name} needs {_LATER[config.name]}; its builder comes with a later release of"
+            f" cxr_jax, which reads {' and '.join(BUILDERS)} today"
+        )
+    if config.name not in BUILDERS:
+        every = [*BUILDERS, *_LATER]
+        near = difflib.get_close_matches(config.name, every, n=len(every), cutoff=0.0)
+        raise UserError(f"config.dataset.name: no data set {config.name!r}; there are {', '.join(near)}")
+    return BUILDERS[config.name]
+
+
+def _data_dir(config) -> str | None:
+    return os.path.expanduser(config.data_dir) if config.data_dir else None
+
+
+def _builder(config) -> tfds.core.DatasetBuilder:
+    known = _known(config)
+    if known.fingerprint and config.raw_dir and not os.path.isdir(config.raw_dir):
+        raise UserError(
+            f"config.dataset.raw_dir: no folder {config.raw_dir!r}; give the {config.name} release's own folder"
+        )
+    try:
+        return known.build(config)
+    except UserError:
+        raise
+    except Exception as error:
+        # TFDS reads an existing data set's own description here, and fails in many ways where that is damaged.
+        raise UserError(
+            f"config.dataset: {config.name} in {_data_dir(config) or tfds.core.constants.DATA_DIR} cannot be opened"
+            f" ({_first_line(error)}); delete its folder and run `prepare` again"
+        ) from error
+
+
+# ---- building and verifying ----------------------------------------------------------------------
+
+
+def _build(config, builder) -> None:
+    if _known(config).fingerprint and not config.raw_dir:
+        raise UserError(
+            f"config.dataset.raw_dir: empty; {config.name} is built from its release, so give the folder it lies in"
+            f" (--config.dataset.raw_dir=FOLDER)"
+        )
+    folder = pathlib.Path(builder.data_dir)
+    # TFDS writes to incomplete.XXXXXX_VERSION and renames at the end. Under the lock, such a folder has no owner left.
+    for remains in folder.parent.glob(f"{tfds.core.constants.INCOMPLETE_PREFIX}*_{folder.name}"):
+        shutil.rmtree(remains)
+    tfds.display_progress_bar(sys.stderr.isatty())
+    # TFDS announces sizes that it does not know, on stdout, in bold.
+    with contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare()
+
+
+@contextlib.contextmanager
+def _alone(folder: pathlib.Path) -> Iterator[None]:
+    """Holds the lock on building `folder`. The kernel lets go of it when its holder dies, in whatever way."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with io.open(folder.parent / f".{folder.name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _verified(config, builder) -> Dataset:
+    """Every file is there with the size that its records add up to, and the release is the one that `config` names."""
+    dataset = Dataset(config.name, builder)
+    for split in dataset.info.splits.values():
+        found = 0
+        for path in split.filepaths:
+            if not path.exists():
+                raise UserError(f"{path}: missing; delete the folder {dataset.folder} and run `prepare` again")
+            found += path.stat().length
+        if found != split.num_bytes + _TFRECORD_FRAME * split.num_examples:
+            raise UserError(
+                f"{dataset.folder}: the files of split {split.name!r} hold {found:,} bytes, which is not what was"
+                " written; delete the folder and run `prepare` again"
+            )
+    fingerprint = _known(config).fingerprint
+    if fingerprint and config.raw_dir and fingerprint(config) != dataset.metadata["release_fingerprint"]:
+        raise UserError(
+            f"config.dataset.raw_dir: {dataset.folder} was built from another {config.name} release than the one in"
+            f" {config.raw_dir}; give another config.dataset.data_dir, or delete that folder to build it anew"
+        )
+    return dataset
+
+
+_TFRECORD_FRAME = 16  # bytes: the length and two checksums that a TFRecord adds to each record
+
+
+@contextlib.contextmanager
+def _explained(folder: pathlib.Path) -> Iterator[None]:
+    """Raises, for an error while building that the user can mend, the UserError that it amounts to; others as they are."""
+    try:
+        yield
+    except Exception as error:
+        link: BaseException | None = error
+        while link is not None:  # TFDS wraps what a builder raises
+            if isinstance(link, UserError):
+                raise link from None
+            full = isinstance(link, OSError) and (link.errno == errno.ENOSPC or "Not enough disk space" in str(link))
+            if full or (isinstance(link, tf.errors.ResourceExhaustedError) and "No space left" in str(link)):
+                raise UserError(
+                    f"{folder}: no space left on its disk; free some, or point config.dataset.data_dir elsewhere"
+                ) from error
+            if isinstance(link, PermissionError | tf.errors.PermissionDeniedError):
+                raise UserError(
+                    f"{folder}: permission denied; point config.dataset.data_dir to a folder that you may write to"
+                ) from error
+            link = link.__cause__ or link.__context__
+        raise
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextlib.contextmanager
+def reading(folder: pathlib.Path) -> Iterator[None]:
+    """Turns TensorFlow's errors on damaged or vanished records into a UserError that names `folder`."""
+    try:
+        yield
+    except (tf.errors.DataLossError, tf.errors.InvalidArgumentError, tf.errors.NotFoundError) as error:
+        raise UserError(
+            f"{folder}: records are damaged ({_first_line(error)[:120]}); delete the folder and run `prepare` again"
+        ) from error
+
+
+# ---- the key table -------------------------------------------------------------------------------
+
+
+def _read_keys(dataset: Dataset) -> pd.DataFrame:
+    features = dataset.info.features
+    names = [name for name in features if name != "image"]
+    partial = tfds.decode.PartialDecoding({name: True for name in names})
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    with reading(dataset.folder):
+        for split in dataset.info.splits:
+            stored = dataset.builder.as_dataset(
+                split=split, batch_size=1024, shuffle_files=False, decoders=partial, read_config=STORED_ORDER
+            )
+            for batch in tfds.as_numpy(stored):
+                for name in names:
+                    parts[name].append(batch[name])
+
+    counts = {name: split.num_examples for name, split in dataset.info.splits.items()}
+    columns: dict[str, object] = {
+        "stored_split": pd.Series(np.repeat(list(counts), list(counts.values())), dtype="str"),
+        "record": np.concatenate([np.arange(n, dtype=np.int64) for n in counts.values()]),
+    }
+    for name in [*(n for n in _FIRST_COLUMNS if n in names), *(n for n in names if n not in _FIRST_COLUMNS)]:
+        values = np.concatenate(parts[name])
+        if isinstance(features[name], tfds.features.Text):
+            columns[name] = pd.Series([value.decode() or None for value in values], dtype="str")
+            continue
+        values = values.astype(np.float64 if np.issubdtype(values.dtype, np.floating) else np.int64)
+        if values.ndim == 1:
+            columns[name] = values
+            continue
+        prefix, entries = _ENTRIES.get(name, (f"{name}_", None))
+        labels = list(dataset.metadata[entries]) if entries else range(int(np.prod(values.shape[1:])))
+        for label, column in zip(labels, values.reshape(len(values), -1).T, strict=True):
+            columns[f"{prefix}{label}"] = column
+    return pd.DataFrame(columns)

@@ -1,0 +1,80 @@
+"""The device mesh, and the way of arrays between host and devices.
+
+One axis, `data`: a batch is split over it, parameters are copied to every device. `jax.jit` then inserts the collectives
+that the program needs, and batch statistics are those of the global batch.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from cxr_jax.tables import UserError
+
+
+def data_mesh(devices: list[jax.Device] | None = None) -> Mesh:
+    """A mesh of one axis, `data`, over `devices` (all of them by default)."""
+    devices = jax.devices() if devices is None else devices
+    # Auto, since under Explicit (the default) gathers on a sharded axis raise instead of being partitioned.
+    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharded(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def check_batch(size: int, mesh: Mesh, field: str) -> None:
+    """Raises UserError where a batch cannot be split evenly over the mesh."""
+    if size % mesh.size:
+        raise UserError(f"config.{field}={size}: not a multiple of the {mesh.size} devices that share a batch")
+
+
+def shard_batch(mesh: Mesh, batch):
+    """Puts this process's rows of a global batch (a tree of arrays [local rows, …]) on its devices.
+
+    Returns the tree of global arrays, split over `data`.
+    """
+    sharding = batch_sharded(mesh)
+    return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, np.asarray(rows)), batch)
+
+
+def replicate(mesh: Mesh, tree):
+    """Copies a tree of arrays to every device of the mesh."""
+    return jax.device_put(tree, replicated(mesh))
+
+
+def to_host(tree):
+    """A tree of global arrays as numpy arrays, whole, on every process."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    from jax.experimental import multihost_utils
+
+    return jax.tree.map(lambda x: multihost_utils.process_allgather(x, tiled=True), tree)
+
+
+def start_distributed() -> None:
+    """Joins the processes of one launch; must come before any other JAX call. Addresses come from the scheduler."""
+    jax.distributed.initialize()
+
+
+def describe_devices() -> dict:
+    devices = jax.devices()
+    return {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)}
+
+
+def keep_compiled_programs() -> None:
+    """Keeps compiled programs in the user's cache folder, so that a second start skips compilation.
+
+    $JAX_COMPILATION_CACHE_DIR, where set, names another folder.
+    """
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(cache / "cxr_jax" / "xla"))

@@ -1,0 +1,300 @@
+import hashlib
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from configs import base
+from cxr_jax import tables
+from cxr_jax.data import cohorts
+from cxr_jax.tables import Target, UserError
+
+RACES = ("Kor", "Bel", "Ani")
+FINDINGS = ("No Finding", "Edema", "Fracture")
+FIRST_TWO = (0.027371231836824772, 0.06189088002556842)  # of patients "1" and "2" under the shipped salt
+
+
+def config(**fields):
+    dataset = base.get_config().dataset
+    dataset.update(name="invented", **fields)
+    return dataset
+
+
+def key_table(patients=60, released=""):
+    """Two images a patient; race, sex and view by turns, some unknown."""
+    n = np.arange(2 * patients)
+    patient = n // 2
+    text = lambda values: pd.Series([v or None for v in values], dtype="str")  # noqa: E731
+    return pd.DataFrame(
+        {
+            "stored_split": text(["images"] * len(n)),
+            "record": n,
+            "image_id": text([f"i{i}" for i in n]),
+            "patient_id": text([f"p{p}" for p in patient]),
+            "study_id": text([""] * len(n)),
+            "released_split": text([released] * len(n)),
+            "race": text(["" if p % 10 == 9 else RACES[p % 3] for p in patient]),
+            "sex": text(["FM"[p % 2] for p in patient]),
+            "view": text([("PA", "AP", "")[i % 3] for i in n]),
+            "age": n / 2.0,
+            "finding_No Finding": (n % 2).astype(float),
+            "finding_Edema": np.array([-1, 0, 1, np.nan])[n % 4],
+            "finding_Fracture": np.zeros(len(n)),
+        }
+    )
+
+
+def select(keys=None, races=RACES, **fields):
+    return cohorts.select(key_table() if keys is None else keys, FINDINGS, races, config(**fields))
+
+
+# ---- selection -----------------------------------------------------------------------------------
+
+
+def test_every_image_is_in_one_split_and_no_patient_in_two():
+    keys = key_table()
+    before = keys.copy()
+    cohort = select(keys)
+    pd.testing.assert_frame_equal(keys, before)
+    assert list(cohort.table["image_id"]) == list(keys["image_id"])
+    assert list(cohort.table.index) == list(range(120))
+    assert (cohort.table.groupby("patient_id")["split"].nunique() == 1).all()
+    assert set(cohort.table["split"]) == set(tables.SPLITS)
+    assert (cohort.table["dataset"] == "invented").all()
+    pd.testing.assert_series_equal(cohort.table["race_recorded"], keys["race"], check_names=False)
+
+
+def test_a_patient_hash_can_be_recomputed_by_hand():
+    digest = hashlib.blake2b(b"salt\x00p17", digest_size=8).digest()
+    (drawn,) = cohorts.uniform_of_patient(["p17"], "salt")
+    assert drawn == (int.from_bytes(digest, "big") >> 11) / 2**53
+    # Written down, so that no later version can move a patient unnoticed.
+    np.testing.assert_allclose(cohorts.uniform_of_patient(["1", "2"], "cxr_jax"), FIRST_TWO, rtol=0, atol=1e-15)
+
+
+def test_hash_is_uniform_and_another_salt_is_another_split():
+    patients = [str(p) for p in range(20_000)]
+    one, two = cohorts.uniform_of_patient(patients, "a"), cohorts.uniform_of_patient(patients, "b")
+    counts = np.histogram(one, 20, (0, 1))[0]
+    # chi-square on 19 degrees of freedom: above 50 once in 7,000 times
+    assert ((counts - 1000) ** 2 / 1000).sum() < 50
+    assert abs(np.corrcoef(one, two)[0, 1]) < 0.03
+
+
+def test_fractions_are_of_patients_and_adding_patients_moves_none():
+    small, large = select(key_table(500)), select(key_table(4000), split_fractions=(0.6, 0.1, 0.3))
+    share = large.table.drop_duplicates("patient_id")["split"].value_counts(normalize=True)
+    np.testing.assert_allclose(share[list(tables.SPLITS)], (0.6, 0.1, 0.3), atol=0.025)
+    assert list(small.table["split"]) == list(large.table["split"][: len(small.table)])
+    assert list(select(key_table(500), split_salt="other").table["split"]) != list(small.table["split"])
+
+
+@pytest.mark.parametrize("fractions", [(0.5, 0.5), (0.6, 0.1, 0.2), (1.0, 0.0, 0.0), (1.2, -0.1, -0.1)])
+def test_fractions_that_are_none(fractions):
+    with pytest.raises(UserError, match="split_fractions"):
+        select(split_fractions=fractions)
+
+
+def test_official_split_with_its_own_validation():
+    keys = key_table()
+    part = np.array(["train", "validate", "test"])[np.arange(120) // 2 % 3]
+    cohort = select(keys.assign(released_split=pd.Series(part, dtype="str")), split_rule="official")
+    assert list(cohort.table["split"]) == list(np.where(part == "validate", "validation", part))
+
+
+def test_official_split_without_validation_takes_its_share_of_the_rest():
+    keys = key_table(3000)
+    part = pd.Series(np.where(np.arange(6000) // 2 % 4 == 0, "test", "train_val"), dtype="str")
+    cohort = select(keys.assign(released_split=part), split_rule="official", split_fractions=(0.6, 0.2, 0.2))
+    table = cohort.table
+    assert ((table["split"] == "test") == (part == "test")).all()
+    rest = table[table["split"] != "test"].drop_duplicates("patient_id")
+    assert abs((rest["split"] == "validation").mean() - 0.25) < 0.03
+
+
+def test_official_split_that_is_missing_partial_or_leaky():
+    with pytest.raises(UserError, match="invented has no official split.*patient_hash"):
+        select(split_rule="official")
+    keys = key_table(released="train")
+    keys.loc[5, "released_split"] = None
+    with pytest.raises(UserError, match="image 'i5' has the released split none"):
+        select(keys, split_rule="official")
+    keys = key_table(released="train")
+    keys.loc[7, "released_split"] = "test"  # the patient's other image is in train
+    with pytest.raises(UserError, match="patient 'p3' is in splits test and .*must not share a patient"):
+        select(keys, split_rule="official", split_salt="x")
+
+
+def test_views_and_attrition():
+    cohort = select(views=("PA", "AP"))
+    assert set(cohort.table["view"]) == {"PA", "AP"}
+    first, views, *splits = cohort.attrition
+    assert (first["images"], first["patients"]) == (120, 60)
+    assert first["by_race"]["unknown"] == {"images": 12, "patients": 6}
+    assert sum(group["images"] for group in first["by_race"].values()) == 120
+    assert (views["rule"], views["images"]) == ("view is PA or AP", 80)
+    assert [row["rule"] for row in splits] == ["of which in train", "of which in validation", "of which in test"]
+    assert sum(row["images"] for row in splits) == 80 and sum(row["patients"] for row in splits) == views["patients"]
+
+
+def test_a_race_rule_may_drop_images_step_by_step(monkeypatch):
+    def two(keys, races):
+        kept = pd.Series(np.where(keys["race"].isin(["Kor", "Bel"]), keys["race"], None), keys.index, dtype="str")
+        even = keys["patient_id"].str[1:].astype(int) % 4 != 0
+        steps = (("race is Kor or Bel", kept.notna()), ("not a fourth patient", even))
+        return cohorts.RaceRuled(kept, ("Bel", "Kor"), steps)
+
+    monkeypatch.setitem(cohorts.RACE_RULES, "two", two)
+    cohort = select(key_table(200), race_rule="two")
+    assert cohort.races == ("Bel", "Kor")
+    assert [row["rule"] for row in cohort.attrition[1:3]] == ["race is Kor or Bel", "not a fourth patient"]
+    assert cohort.attrition[0]["images"] > cohort.attrition[1]["images"] > cohort.attrition[2]["images"]
+    assert set(cohort.table["race"]) == {"Kor", "Bel"}
+    (race,) = cohorts.targets(cohort, ("race",), "ignore")[0].values()
+    assert race.classes == ("Bel", "Kor")
+
+    none = cohorts.RaceRuled(cohort.table["race"], ("Bel",), (("nobody", cohort.table["race"] == "nobody"),))
+    monkeypatch.setitem(cohorts.RACE_RULES, "two", lambda keys, races: none)
+    with pytest.raises(UserError, match="rule 'nobody' leaves no image"):
+        select(cohort.table.drop(columns=["split", "dataset", "race_recorded"]), race_rule="two")
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"views": ("LL",)}, r"views: no image of data set invented is 'LL'; its views are AP, PA"),
+        ({"race_rule": "recoded"}, "race_rule: no rule 'recoded'; there are recorded"),
+        ({"split_rule": "oficial"}, "split_rule: no rule 'oficial'; there are official, patient_hash"),
+    ],
+)
+def test_unknown_rules_and_views(fields, message):
+    with pytest.raises(UserError, match=message):
+        select(**fields)
+
+
+def test_an_empty_split_and_a_duplicate_image_are_refused():
+    with pytest.raises(UserError, match=r"leaves split \w+ of data set invented empty \(train \d"):
+        select(key_table(2))
+    keys = key_table()
+    keys.loc[3, "image_id"] = "i0"
+    with pytest.raises(UserError, match="each image once"):
+        select(keys)
+
+
+def test_cohort_file_gives_back_what_was_written(tmp_path):
+    cohort = select(views=("PA",))
+    cohort.write(tmp_path / "cohort.parquet")
+    again = cohorts.Cohort.read(tmp_path / "cohort.parquet")
+    pd.testing.assert_frame_equal(again.table, cohort.table)
+    assert (again.findings, again.races, again.attrition) == (cohort.findings, cohort.races, cohort.attrition)
+    leaky = cohort.table.copy()
+    leaky.loc[leaky.index[0], "patient_id"] = leaky.loc[leaky["split"] != leaky["split"][0], "patient_id"].iloc[0]
+    cohorts.Cohort(leaky, FINDINGS, RACES, []).write(tmp_path / "leaky.parquet")
+    with pytest.raises(UserError, match="leaky.parquet: patient .* is in splits"):
+        cohorts.Cohort.read(tmp_path / "leaky.parquet")
+    tables.write_parquet(cohort.table, tmp_path / "other.parquet", {})
+    with pytest.raises(UserError, match="not a cohort"):
+        cohorts.Cohort.read(tmp_path / "other.parquet")
+
+
+# ---- targets and labels --------------------------------------------------------------------------
+
+
+def test_class_labels():
+    cohort = select()
+    chosen, dropped = cohorts.targets(cohort, ("race", "sex", "view"), "ignore")
+    assert dropped == ()
+    assert chosen == {
+        "race": Target("multiclass", RACES),
+        "sex": Target("multiclass", ("F", "M")),
+        "view": Target("multiclass", ("AP", "PA")),
+    }
+    arrays = cohorts.labels(cohort, chosen, "ignore")
+    assert all(a.dtype == np.int32 and a.shape == (120,) for a in arrays.values())
+    for name, target in chosen.items():
+        recorded = [None if label < 0 else target.classes[label] for label in arrays[name]]
+        assert recorded == [None if pd.isna(v) else v for v in cohort.table[name]]
+
+
+@pytest.mark.parametrize(
+    "uncertain, edema",
+    [("ignore", [np.nan, 0, 1, np.nan]), ("zeros", [0, 0, 1, np.nan]), ("ones", [1, 0, 1, np.nan])],
+)
+def test_findings_under_each_policy(uncertain, edema):
+    cohort = select()
+    chosen, dropped = cohorts.targets(cohort, ("findings",), uncertain)
+    assert chosen["findings"] == Target("multilabel", ("No Finding", "Edema")) and dropped == ("Fracture",)
+    values = cohorts.labels(cohort, chosen, uncertain)["findings"]
+    assert values.dtype == np.float32 and values.shape == (120, 2)
+    np.testing.assert_array_equal(values[:4, 1], edema)
+    np.testing.assert_array_equal(values[:, 0], np.arange(120) % 2)
+
+
+def test_a_finding_without_a_positive_is_dropped_and_named(caplog):
+    keys = key_table()
+    keys["finding_Edema"] = np.where(keys["finding_Edema"] == 1, -1, keys["finding_Edema"])
+    assert cohorts.targets(select(keys), ("findings",), "ignore")[1] == ("Edema", "Fracture")
+    assert "'Edema' has no positive image in training" in caplog.text
+    assert cohorts.targets(select(keys), ("findings",), "ones")[1] == ("Fracture",)
+    keys["finding_No Finding"] = 1.0
+    with pytest.raises(UserError, match="none of No Finding, Edema, Fracture has both"):
+        cohorts.targets(select(keys), ("findings",), "zeros")
+    assert "'No Finding' has no negative image" in caplog.text
+
+
+def test_labels_of_a_model_from_another_data_set():
+    cohort = select()
+    elsewhere = {
+        "race": Target("multiclass", ("White", "Kor")),
+        "scanner": Target("multiclass", ("old", "new")),
+        "findings": Target("multilabel", ("Hernia", "No Finding")),
+    }
+    arrays = cohorts.labels(cohort, elsewhere, "ignore")
+    assert ((arrays["race"] == 1) == (cohort.table["race"] == "Kor")).all() and set(arrays["race"]) == {-1, 1}
+    assert (arrays["scanner"] == -1).all()
+    assert np.isnan(arrays["findings"][:, 0]).all()
+    np.testing.assert_array_equal(arrays["findings"][:, 1], np.arange(120) % 2)
+
+
+def test_a_class_that_training_lacks_is_named():
+    keys = key_table()
+    sex = keys["sex"].mask(select(keys).table["split"] == "train", "F")
+    with pytest.raises(UserError, match=r"class 'M' of sex has no image in training \(\d+ in the other splits\)"):
+        cohorts.targets(select(keys.assign(sex=sex)), ("sex",), "ignore")
+    with pytest.raises(UserError, match="class 'Zor' of race has no image in training"):
+        cohorts.targets(select(races=(*RACES, "Zor")), ("race",), "ignore")
+    with pytest.raises(UserError, match="sex is F in every image of data set invented"):
+        cohorts.targets(select(keys.assign(sex="F")), ("sex",), "ignore")
+
+
+def test_race_where_none_is_recorded():
+    keys = key_table()
+    keys["race"] = pd.Series([None] * 120, dtype="str")
+    cohort = select(keys, races=())
+    with pytest.raises(UserError, match="records no race.*try configs/sex.py:invented"):
+        cohorts.targets(cohort, ("race",), "ignore")
+    assert cohort.attrition[0]["by_race"] == {"unknown": {"images": 120, "patients": 60}}
+
+
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        (("rase",), "no target 'rase'; there are race, "),
+        (("age",), "no target 'age'; it is no class label"),
+        (("patient_id",), "no target 'patient_id'; it is no class label"),
+        (("Edema",), "give findings"),
+        (("sex", "sex"), "'sex' is there twice"),
+        (("race", "race_recorded"), "race and race_recorded share the class 'Ani'; drop one"),
+        ((), "targets: empty"),
+    ],
+)
+def test_targets_that_cannot_be(names, message):
+    with pytest.raises(UserError, match=message):
+        cohorts.targets(select(), names, "ignore")
+
+
+def test_unknown_policy():
+    with pytest.raises(UserError, match="uncertain: no policy 'one'; there are ignore, zeros, ones"):
+        cohorts.targets(select(), ("findings",), "one")
+    with pytest.raises(UserError, match="no policy"):
+        cohorts.labels(select(), {}, "one")
