@@ -1,0 +1,574 @@
+"""The report: one page, read from a workdir's files, that says what was run, on whom, and how far its figures go.
+
+    write(workdir) -> path of report.html, with figures/NAME.svg beside it
+    auc_table(rows) -> the same AUCs as plain text, for a terminal
+
+Words on the first screen are made from audit.json by rules that look at intervals, not at values: a difference is
+called one only where its interval leaves out 0, and an AUC better than guessing only where its interval lies above
+0.5. Nothing here counts or scores anything that the audit has not; cohort counts come from cohort.parquet, small cells
+withheld.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import importlib.resources
+import io
+import json
+import os
+import pathlib
+import textwrap
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from cxr_jax import tables
+from cxr_jax.audit import subgroups
+from cxr_jax.report import cohort, figures
+from cxr_jax.report import rows as audit_rows
+
+MOST_EXAMPLES = 24
+
+
+def write(workdir: os.PathLike | str, examples: Sequence[tuple[np.ndarray, str]] = ()) -> pathlib.Path:
+    """Writes `report.html` and `figures/*.svg` in `workdir`, each whole or not at all; returns the path of the page.
+
+    Reads config.json, config_diff.json, run.json and audit.json, which must be there, and cohort.parquet, metrics.jsonl
+    and quarantine.csv where they are: a run that only audits predictions has none of these.
+
+    examples: (uint8 image [h, w], caption). Shown only where run.json says that the data are open, whatever is passed.
+
+    The page holds its figures, and asks for nothing from anywhere else. The same files give the same bytes. Raises
+    UserError for a file that is missing or is not what its stage writes.
+    """
+    workdir = pathlib.Path(workdir)
+    config = tables.read_json(workdir / "config.json")
+    diff = tables.read_json(workdir / "config_diff.json")
+    run = tables.read_json(workdir / "run.json")
+    rows = audit_rows.read(workdir / "audit.json")
+    if not len(rows):
+        raise tables.UserError(f"{workdir / 'audit.json'}: no rows; run the audit stage again")
+    least = _field(config, "audit.min_patients", workdir / "config.json")
+    edges = _field(config, "audit.age_bands", workdir / "config.json")
+    level = _field(config, "audit.level", workdir / "config.json")
+    # Predictions that come from outside have a record without a data set: nobody has said that they may be shown.
+    dataset = run["dataset"] if "dataset" in run else {"open_data": False, "invented_groups": False}
+    invented = bool(_field({"dataset": dataset}, "dataset.invented_groups", workdir / "run.json"))
+    open_data = bool(_field({"dataset": dataset}, "dataset.open_data", workdir / "run.json"))
+
+    def name_of(attribute: str) -> str:
+        return audit_rows.attribute_name(attribute, invented)
+
+    records, quarantine = _records(workdir / "metrics.jsonl"), _quarantine(workdir / "quarantine.csv")
+    table, meta = _cohort(workdir / "cohort.parquet")
+    attributes = _attributes(table, _field(config, "audit.attributes", workdir / "config.json"), edges)
+    first = meta["races"] if "races" in meta else ()
+    counted = [cohort.counts(table, a, edges, least, first, _suppressed(rows, a)) for a in attributes]
+    rows = _withhold_counts(rows, counted, least)
+    split = audit_rows.main_split(rows)
+    drawn: dict[str, Any] = {"cohort": [], "training": [], "roc": [], "forest": [], "confusion": [], "calibration": []}
+    if counted:
+        by = attributes[0]
+        names, group = cohort.groups_of(table, by, edges, first)
+        small = {g for g, hidden in zip(counted[0].groups, counted[0].hidden[:-1, -1], strict=True) if hidden}
+        shares = cohort.prevalence(table, names, group, least, level)
+        drawn["cohort"] = [
+            figures.counts(counted, name_of),
+            figures.prevalence(shares[~shares["group"].isin(small)], name_of(by), least, level),
+        ]
+        if "age" in table:
+            ages = figures.ages(*cohort.ages(table, by, edges, least, first), name_of(by), least, small)
+            drawn["cohort"].insert(1, ages)
+    drawn["training"] = [figures.learning_curves(records)]
+    for target in audit_rows.targets(rows):
+        drawn["roc"].append(figures.roc(rows, target, split))
+        drawn["forest"] += _forests(rows, target, split, name_of)
+        drawn["confusion"].append(figures.confusion(rows, target, split))
+        drawn["calibration"].append(figures.calibration(rows, target, split))
+    drawn = {key: [d for d in several if d is not None] for key, several in drawn.items()}
+    for drawing in (d for several in drawn.values() for d in several):
+        tables.write_text(workdir / "figures" / f"{drawing.name}.svg", drawing.svg)
+
+    page = _template().render(
+        headline=run["headline"]
+        if "headline" in run
+        else f"{config['name'] or 'Predictions'}: an audit of predictions from outside",
+        run=_run_facts(run, config, dataset),
+        status=_field(run, "status", workdir / "run.json"),
+        dataset=dataset,
+        invented=invented,
+        open_data=open_data,
+        words=[_in_words(rows, target, split, name_of, invented) for target in audit_rows.targets(rows)],
+        diff=[(f, _shown(v["base"]), _shown(v["run"])) for f, v in sorted(diff.items())],
+        config=json.dumps(config, indent=1),
+        packages=sorted(run["packages"].items()) if "packages" in run and run["packages"] else [],
+        cohort=None if table is None else _cohort_tables(table, meta, counted, name_of),
+        least=least,
+        quarantine=quarantine,
+        drawn=drawn,
+        auc_tables=_auc_tables(rows, name_of),
+        other=_other_measures(rows, split),
+        methods=audit_rows.in_order(m for m in rows.loc[rows["low"].notna(), "method"] if m),
+        level=level,
+        examples=_examples(examples) if open_data else [],
+        judged=audit_rows.images_of(split),
+        targets=audit_rows.targets(rows),
+    )
+    tables.write_text(workdir / "report.html", page)
+    return workdir / "report.html"
+
+
+def auc_table(rows: Sequence[Mapping], invented_groups: bool = False) -> str:
+    """A plain-text table of AUCs with intervals, ceilings and counts: classes first, then macro AUC by group.
+
+    rows: as in audit.json. Footnotes say why one is undefined. About 100 columns wide.
+    """
+    table = audit_rows.frame(list(rows))
+    split = audit_rows.main_split(table)
+    lines = []
+    for target in audit_rows.targets(table):
+        here = audit_rows.select(table, metric="auc", target=target, split=split)
+        overall = here[here["attribute"] == audit_rows.ALL]
+        by_group = here[(here["attribute"] != audit_rows.ALL) & (here["class"] == audit_rows.MACRO)]
+        level = f"{here['level'].iloc[0] * 100:g} %"
+        ceiling = len(audit_rows.select(table, metric="auc_ceiling", target=target)) > 0
+        beside = ["ceiling", "minus ceiling"] if ceiling else []
+        body = [["", "AUC", f"{level} interval", *beside, "images", "patients"]]
+        notes: list[str] = []
+        for _, row in pd.concat([overall, by_group]).iterrows():
+            if row["attribute"] == audit_rows.ALL:
+                name = audit_rows.class_name(row["class"])
+            else:
+                attribute = audit_rows.attribute_name(row["attribute"], invented_groups).removesuffix(" (years)")
+                # Of an attribute that nobody recorded, the audit has one row, for all.
+                name = f"  {attribute}: {audit_rows.group_name(row['group'])}".removesuffix(f": {audit_rows.ALL}")
+            note = audit_rows.note(row, positives=False)
+            if note:
+                notes += [note] if note not in notes else []
+                name += f" [{notes.index(note) + 1}]"
+            top, difference = (r if r is not None and np.isfinite(r["value"]) else None for r in _beside(table, row))
+            cells = [name, audit_rows.number(row["value"]), audit_rows.interval(row)]
+            if ceiling:
+                cells += ["" if top is None else audit_rows.number(top["value"]), audit_rows.estimate(difference)]
+            body.append([*cells, audit_rows.count(row["n_images"]), audit_rows.count(row["n_patients"])])
+        widths = [max(len(cells[i]) for cells in body) for i in range(len(body[0]))]
+        lines.append(f"AUC of {target}, {audit_rows.images_of(split)}")
+        for name, *cells in body:
+            lines.append(
+                "  ".join([name.ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells, widths[1:], strict=True))])
+            )
+        lines += [f"[{i}] {note}" for i, note in enumerate(notes, 1)]
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+# ------------------------------------------------------------------------------------------------- reading
+
+
+def _field(record: Mapping, dotted: str, source: pathlib.Path):
+    """The value of a dotted field, or a UserError that names it."""
+    for part in dotted.split("."):
+        if not isinstance(record, Mapping) or part not in record:
+            raise tables.UserError(f"{source}: no field {dotted!r}; run the stage that writes it again")
+        record = record[part]
+    return record
+
+
+def _cohort(path: pathlib.Path) -> tuple[pd.DataFrame | None, dict]:
+    """The cohort, and what was written beside it: the order of races, the steps by which it came about."""
+    if not path.exists():
+        return None, {}
+    table, meta = tables.read_parquet(path)
+    tables.check_keys(table, str(path))
+    if "split" not in table:
+        raise tables.UserError(f"{path}: no column 'split'; run the prepare stage again")
+    return table, meta
+
+
+def _attributes(table: pd.DataFrame | None, wanted: Sequence[str], edges: Sequence[float]) -> list[str]:
+    """Those of the audit's attributes that anybody in the cohort has."""
+    return [] if table is None else [a for a in wanted if subgroups.groups(table, a, edges)]
+
+
+def _suppressed(rows: pd.DataFrame, attribute: str) -> set[tuple[str, str]]:
+    """(group, split) that the audit suppresses as a whole."""
+    gone = rows[
+        rows["suppressed"] & (rows["attribute"] == attribute) & rows["class"].isin([audit_rows.MACRO, audit_rows.ALL])
+    ]
+    return set(zip(gone["group"], gone["split"], strict=True))
+
+
+def _records(path: pathlib.Path) -> list[dict]:
+    """metrics.jsonl, one record a step and split. Where a run was taken up again the later record holds; a last line
+    that a kill cut short is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    records = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            records[record["split"], record["step"]] = record
+        except (json.JSONDecodeError, KeyError, TypeError):
+            if number == len(lines):
+                break
+            raise tables.UserError(f"{path}: row {number} is not a record of step and split; train again") from None
+    return sorted(records.values(), key=lambda r: r["step"])
+
+
+def _quarantine(path: pathlib.Path) -> dict | None:
+    """Unreadable images by reason, most first; None where nothing says."""
+    if not path.exists():
+        return None
+    with open(path, newline="", encoding="utf-8") as handle:
+        listed = list(csv.DictReader(handle))
+    if listed and "reason" not in listed[0]:
+        raise tables.UserError(f"{path}: no column 'reason'")
+    reasons = Counter(row["reason"] for row in listed).most_common()
+    return {"total": len(listed), "reasons": reasons[:12], "others": sum(n for _, n in reasons[12:])}
+
+
+def _withhold_counts(rows: pd.DataFrame, counted: Sequence[cohort.Counts], least: int) -> pd.DataFrame:
+    """Blanks counts that would give away, by subtraction, a cell that the cohort's tables withhold; values stay."""
+    rows = rows.copy()
+    for table in counted:
+        for i, j in zip(*np.nonzero(table.hidden[:-1, :-1]), strict=True):
+            group, split = table.groups[i], table.splits[j]
+            here = (rows["split"] == split) & (rows["attribute"] == table.attribute) & (rows["group"] == group)
+            rows.loc[here, ["n_images", "n_patients", "n_positive"]] = np.nan
+            named = (rows["split"] == split) & (rows["target"] == table.attribute) & (rows["class"] == group)
+            rows.loc[named, "n_positive"] = np.nan
+    few = (rows["n_positive"] > 0) & (rows["n_positive"] < least)
+    rows.loc[few, "n_positive"] = np.nan
+    return rows
+
+
+# ------------------------------------------------------------------------------------------------- in words
+
+
+def _beside(rows: pd.DataFrame, row: pd.Series) -> tuple[pd.Series | None, pd.Series | None]:
+    """The ceiling of an AUC, and the model's distance from it; None where the data's truth is unknown."""
+    where = {"target": row["target"], "class_": row["class"], "attribute": row["attribute"], "group": row["group"]}
+    return (
+        audit_rows.first(rows, metric="auc_ceiling", split=row["split"], **where),
+        audit_rows.first(rows, metric="auc_difference", reference="ceiling", split=row["split"], **where),
+    )
+
+
+def _in_words(rows: pd.DataFrame, target: str, split: str, name_of, invented: bool) -> dict:
+    """Sentences about one target, and a small table of its classes. Claims no more than the intervals allow."""
+    overall = audit_rows.select(rows, metric="auc", target=target, split=split, attribute=audit_rows.ALL)
+    macro = audit_rows.first(overall, class_=audit_rows.MACRO)
+    classes = [row for _, row in overall.iterrows() if row["class"] != audit_rows.MACRO]
+    what = name_of(target)
+    two = len(classes) == 2 and audit_rows.multiclass(rows, target)
+    said, points = [], []
+    if macro is None or not np.isfinite(macro["value"]):
+        reason = "it is not in audit.json" if macro is None else audit_rows.note(macro)
+        said.append(f"The macro AUC for {what} is undefined: {reason}.")
+    else:
+        n = _how_many(macro)
+        interval = (
+            f"{audit_rows.percent(macro['level'])} interval {audit_rows.interval(macro)}"
+            if audit_rows.interval(macro)
+            else "no interval"
+        )
+        mean = "an AUC" if two else "a macro AUC"
+        of = f"{len(classes)} " if target in ("race", "findings") or len(classes) > 2 else ""
+        verb = f"tells {of}classes of {what} apart" if audit_rows.multiclass(rows, target) else f"recognises {of}{what}"
+        if target == "race" and invented:
+            verb = f"tells the {of}invented groups apart"
+        said.append(f"On {n}, the model {verb} with {mean} of {audit_rows.number(macro['value'])} ({interval}).")
+        said.append(_against_guessing(macro))
+        if audit_rows.note(macro, positives=False):
+            points.append(f"On the macro AUC: {audit_rows.note(macro, positives=False)}.")
+    defined = [row for row in classes if np.isfinite(row["value"])]
+    if len(defined) > 1 and not two:
+        low, high = min(defined, key=lambda r: r["value"]), max(defined, key=lambda r: r["value"])
+        ends = [f"{audit_rows.estimate(row)} for {row['class']}" for row in (low, high)]
+        by_class = f"By class: from {ends[0]} to {ends[1]}."
+        unsure = [row["class"] for row in defined if row["low"] <= 0.5 <= row["high"]]
+        points.append(by_class + (f" For {_listed(unsure)} the interval covers 0.5." if unsure else ""))
+    missing = [row["class"] for row in classes if not np.isfinite(row["value"])]
+    if missing:
+        points.append(f"No AUC could be computed for {_listed(missing)}; the table of AUCs says why.")
+    if macro is not None and np.isfinite(macro["value"]):
+        points += _against_ceiling(rows, macro)
+        points += _across_groups(rows, target, split, name_of)
+    shown = classes if two or macro is None else [macro, *classes]
+    return {
+        "target": target,
+        "what": what,
+        "sentences": said,
+        "points": points,
+        "table": _auc_rows(rows, shown, "class"),
+    }
+
+
+def _how_many(row: pd.Series) -> str:
+    images = f"{audit_rows.count(row['n_images'])} {audit_rows.images_of(row['split'])}"
+    return f"{images} of {audit_rows.count(row['n_patients'])} patients"
+
+
+def _against_guessing(row: pd.Series) -> str:
+    if not audit_rows.interval(row):
+        return "Without an interval, nothing can be said of how it compares with guessing."
+    if row["low"] > 0.5:
+        return "The whole interval lies above 0.5, which is what guessing reaches."
+    if row["high"] < 0.5:
+        return "The whole interval lies below 0.5: worse than guessing, which points to an error in labels or scores."
+    return "The interval covers 0.5, which is what guessing reaches: no evidence that the model does better."
+
+
+def _against_ceiling(rows: pd.DataFrame, row: pd.Series) -> list[str]:
+    top, difference = _beside(rows, row)
+    if top is None or not np.isfinite(top["value"]):
+        return []
+    said = "The ceiling, the best that any model could reach on these same images, follows from how the data are made: "
+    said += f"{audit_rows.estimate(top)}."
+    if difference is None or not audit_rows.interval(difference):
+        return [said]
+    said += f" Model minus ceiling, paired over the same resampled patients: {audit_rows.estimate(difference)}. "
+    if difference["high"] < 0:
+        return [said + "The model stays below what the images allow."]
+    if difference["low"] > 0:
+        said += "That is above what is possible: something gives the answer away or is computed wrongly."
+        return [said + " Do not use this run."]
+    return [said + "The interval covers 0, so this run does not tell the model from the ceiling."]
+
+
+def _across_groups(rows: pd.DataFrame, target: str, split: str, name_of) -> list[str]:
+    """The spread over groups of each attribute, as a spread and not as a finding: differences are not tested here."""
+    said = []
+    macros = audit_rows.select(rows, metric="auc", target=target, split=split, class_=audit_rows.MACRO)
+    for attribute in audit_rows.in_order(macros["attribute"]):
+        here = [r for _, r in macros[macros["attribute"] == attribute].iterrows() if np.isfinite(r["value"])]
+        if attribute == audit_rows.ALL or len(here) < 2:
+            continue
+        low, high = min(here, key=lambda r: r["value"]), max(here, key=lambda r: r["value"])
+        if not (audit_rows.interval(low) and audit_rows.interval(high)):
+            apart = "not both of which have an interval"
+        else:
+            apart = "whose intervals " + ("do not overlap" if low["high"] < high["low"] else "overlap")
+        ends = [f"{audit_rows.number(r['value'])} ({audit_rows.group_name(r['group'])})" for r in (low, high)]
+        said.append(f"by {name_of(attribute)} from {ends[0]} to {ends[1]}, {apart}")
+    if not said:
+        return []
+    return ["Lowest and highest group: " + "; ".join(said) + ". The differences themselves have not been tested."]
+
+
+def _listed(names: Sequence[str], most: int = 6) -> str:
+    names = list(names)
+    if len(names) > most:
+        names = [*names[:most], f"{len(names) - most} more"]
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
+
+
+# ------------------------------------------------------------------------------------------------- tables
+
+
+def _auc_rows(rows: pd.DataFrame, chosen: Sequence[pd.Series], first: str) -> dict:
+    """Cells of a table of AUCs. first: `class`, or `group` to have both."""
+    lines = []
+    for row in chosen:
+        top, difference = _beside(rows, row)
+        lines.append(
+            {
+                "class": audit_rows.class_name(row["class"]),
+                "group": audit_rows.group_name(row["group"]),
+                "value": audit_rows.number(row["value"]),
+                "interval": audit_rows.interval(row),
+                "ceiling": "" if top is None or not np.isfinite(top["value"]) else audit_rows.estimate(top),
+                "difference": ""
+                if difference is None or not np.isfinite(difference["value"])
+                else audit_rows.estimate(difference),
+                "images": audit_rows.count(row["n_images"]),
+                "patients": audit_rows.count(row["n_patients"]),
+                "positive": audit_rows.count(row["n_positive"]) if row["class"] != audit_rows.MACRO else "",
+                "note": audit_rows.note(row, positives=first == "class"),
+            }
+        )
+    return {
+        "by_group": first == "group",
+        "ceiling": any(line["ceiling"] for line in lines),
+        "notes": any(line["note"] for line in lines),
+        "lines": lines,
+    }
+
+
+def _auc_tables(rows: pd.DataFrame, name_of) -> list[tuple[str, dict]]:
+    """Every AUC of the audit, in a table for each target, split and attribute."""
+    made = []
+    aucs = audit_rows.select(rows, metric="auc")
+    several_targets, several_splits = aucs["target"].nunique() > 1, aucs["split"].nunique() > 1
+    for (target, split, attribute), here in aucs.groupby(["target", "split", "attribute"], sort=False):
+        title = "Overall" if attribute == audit_rows.ALL else f"By {name_of(attribute)}"
+        title += f": {name_of(target)}" if several_targets else ""
+        title += f", {split}" if several_splits else ""
+        first = "class" if attribute == audit_rows.ALL else "group"
+        # One line says that a group is too small to report; its classes need not say it again.
+        shown = here[~here["suppressed"] | (here["class"] == audit_rows.MACRO)]
+        if not (here["class"] == audit_rows.MACRO).any():
+            shown = here
+        made.append((title, _auc_rows(rows, [row for _, row in shown.iterrows()], first)))
+    return made
+
+
+def _other_measures(rows: pd.DataFrame, split: str) -> dict:
+    """Average precision, Brier score and accuracy, overall, as far as the audit has them."""
+    names = {"average_precision": "average precision", "brier": "Brier score", "accuracy": "accuracy"}
+    here = audit_rows.select(rows, attribute=audit_rows.ALL, split=split)
+    here = here[here["metric"].isin(names)]
+    measures = [metric for metric in names if metric in set(here["metric"])]
+    lines = []
+    for (target, name), cells in here.groupby(["target", "class"], sort=False):
+        title = "all classes" if name == audit_rows.ALL else audit_rows.class_name(name)
+        lines.append((target, title, [audit_rows.estimate(audit_rows.first(cells, metric=m)) for m in measures]))
+    return {"measures": [names[m] for m in measures], "lines": lines}
+
+
+def _cohort_tables(table: pd.DataFrame, meta: Mapping, counted: Sequence[cohort.Counts], name_of) -> dict:
+    splits = [split for split in tables.SPLITS if split in set(table["split"])]
+    if "attrition" in meta:
+        steps = [(step["rule"], f"{step['images']:,}", f"{step['patients']:,}") for step in meta["attrition"]]
+    else:
+        here = {split: table["split"] == split for split in splits} | {"all splits": np.ones(len(table), bool)}
+        steps = [(name, f"{int(m.sum()):,}", f"{table.loc[m, 'patient_id'].nunique():,}") for name, m in here.items()]
+    groups = []
+    for counts in counted:
+        lines = []
+        for i, group in enumerate(counts.groups):
+            cells = [
+                "withheld" if counts.hidden[i, j] else f"{counts.patients[i, j]:,} / {counts.images[i, j]:,}"
+                for j in range(len(counts.splits) + 1)
+            ]
+            lines.append((audit_rows.group_name(group), cells))
+        groups.append({"name": name_of(counts.attribute), "splits": counts.splits, "lines": lines})
+    return {"steps": steps, "groups": groups, "withheld": any(c.hidden.any() for c in counted)}
+
+
+def _forests(rows: pd.DataFrame, target: str, split: str, name_of) -> list[figures.Drawing | None]:
+    """One forest of classes, one of the macro AUC by group."""
+    overall = [
+        r
+        for _, r in audit_rows.select(
+            rows, metric="auc", target=target, split=split, attribute=audit_rows.ALL
+        ).iterrows()
+    ]
+    macro = [r for r in overall if r["class"] == audit_rows.MACRO]
+    classes = [r for r in overall if r["class"] != audit_rows.MACRO]
+    if len(classes) == 2 and audit_rows.multiclass(rows, target):
+        classes = classes[:1]
+    by_class = [("", [(audit_rows.class_name(r["class"]), r) for r in [*macro, *classes]])]
+    groups = audit_rows.select(rows, metric="auc", target=target, split=split, class_=audit_rows.MACRO)
+    by_group = [("", [("everybody", r) for r in macro])]
+    left_out = []
+    for attribute in audit_rows.in_order(groups["attribute"]):
+        if attribute == audit_rows.ALL:
+            continue
+        here = [r for _, r in groups[groups["attribute"] == attribute].iterrows()]
+        if not any(np.isfinite(r["value"]) for r in here):
+            why = audit_rows.in_order(audit_rows.note(r) for r in here)
+            left_out.append(f"by {name_of(attribute)} ({why[0] if len(why) == 1 else 'the table of AUCs says why'})")
+            continue
+        by_group.append((name_of(attribute), [(audit_rows.group_name(r["group"]), r) for r in here]))
+    n = _how_many(overall[0]) if overall else ""
+    what = f"Macro AUC for {name_of(target)} by group, on {audit_rows.images_of(split)}."
+    if left_out:
+        what += f" There is none {_listed(left_out)}."
+    return [
+        figures.forest(
+            rows,
+            target,
+            by_class,
+            "classes",
+            f"AUC for {name_of(target)}, each class against the rest, on {n}; beside it, how many images are positive.",
+            "n_positive",
+        ),
+        figures.forest(rows, target, by_group, "groups", what, "n_patients") if len(by_group) > 1 else None,
+    ]
+
+
+# ------------------------------------------------------------------------------------------------- the rest
+
+
+def _run_facts(run: Mapping, config: Mapping, dataset: Mapping) -> list[tuple[str, str]]:
+    """What was run, as (name, words); what the record does not say is left out."""
+    commit = run["git_commit"] if "git_commit" in run else None
+    seconds = run["wall_seconds"] if "wall_seconds" in run else None
+    stages = run["stages"] if "stages" in run and run["stages"] else {}
+    took = [
+        f"{name} {_duration(s['seconds'])}"
+        for name, s in stages.items()
+        if isinstance(s, Mapping) and s.get("seconds") is not None
+    ]
+    judged = config["predict"]["dataset"] if "predict" in config else ""
+    told = [
+        ("data set", " ".join(str(dataset[k]) for k in ("name", "variant", "version") if k in dataset and dataset[k]))
+    ]
+    told.append(
+        (
+            "what it is",
+            textwrap.shorten(dataset["description"], 400, placeholder=" …") if "description" in dataset else None,
+        )
+    )
+    told.append(("judged on", judged))
+    told.append(("command", run["command"] if "command" in run else None))
+    told.append(
+        ("commit", f"{commit}{', with uncommitted changes' if run.get('git_dirty') else ''}" if commit else None)
+    )
+    told.append(("device", _device(run["device"]) if "device" in run and run["device"] else None))
+    told.append(("started", run["started"] if "started" in run else None))
+    told.append(("wall time", _duration(seconds) if seconds else None))
+    told.append(("time by stage", ", ".join(took)))
+    told.append(("Python", run["python"] if "python" in run else None))
+    told.append(("fingerprint", run["fingerprint"] if "fingerprint" in run else None))
+    return [(name, str(value)) for name, value in told if value]
+
+
+def _device(device: Mapping) -> str:
+    platform = f" ({device['platform']})" if device["platform"] != device["kind"] else ""
+    return f"{device['count']} × {device['kind']}{platform}"
+
+
+def _duration(seconds: float) -> str:
+    seconds = float(seconds)
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    if seconds < 3600:
+        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
+
+
+def _shown(value) -> str:
+    return value if isinstance(value, str) and value else json.dumps(value)
+
+
+def _examples(examples: Sequence[tuple[np.ndarray, str]]) -> list[tuple[str, str, int, int]]:
+    """(PNG as base64, caption, width, height) of at most MOST_EXAMPLES images."""
+    made = []
+    for image, caption in list(examples)[:MOST_EXAMPLES]:
+        image = np.asarray(image)
+        if image.ndim != 2 or image.dtype != np.uint8:
+            raise ValueError(f"an example is a uint8 image [h, w], not {image.dtype} {list(image.shape)}")
+        data = io.BytesIO()
+        Image.fromarray(image).save(data, format="PNG", optimize=True)
+        made.append((base64.b64encode(data.getvalue()).decode(), caption, image.shape[1], image.shape[0]))
+    return made
+
+
+def _template() -> jinja2.Template:
+    source = importlib.resources.files(__package__).joinpath("report.html.jinja").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["data_uri"] = lambda svg: "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+    return environment.from_string(source)

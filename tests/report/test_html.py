@@ -1,0 +1,381 @@
+import base64
+import html.parser
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from sklearn import metrics
+
+from cxr_jax import tables
+from cxr_jax.report import html as report
+from cxr_jax.report import rows as audit_rows
+from tests.report.conftest import FINDINGS, GROUPS, MIN_PATIENTS
+
+
+class Page(html.parser.HTMLParser):
+    """What a browser would find: elements with their attributes, tables as lists of rows, and the text."""
+
+    def __init__(self, source: str):
+        super().__init__()
+        self.elements, self.tables, self.texts, self.skip = [], [], [], False
+        self.feed(source)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        self.skip = tag == "style"
+        if tag == "table":
+            self.tables.append([])
+        if tag == "tr":
+            self.tables[-1].append([])
+        if tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+
+    def handle_endtag(self, tag):
+        self.skip = False
+
+    def handle_data(self, data):
+        if self.skip:
+            return
+        self.texts.append(data)
+        if self.tables and self.tables[-1] and self.tables[-1][-1] and self.lasttag in ("td", "th", "code", "br"):
+            self.tables[-1][-1][-1] += data.strip()
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.texts))
+
+    def images(self) -> list[dict]:
+        return [attrs for tag, attrs in self.elements if tag == "img"]
+
+    def table(self, *heads: str) -> list[list[str]]:
+        """Rows of the first table whose head has these words, without the head."""
+        return next(t[1:] for t in self.tables if t and set(heads) <= set(t[0]))
+
+
+def page(workdir, examples=()) -> Page:
+    return Page(report.write(workdir, examples).read_text(encoding="utf-8"))
+
+
+def change(path, edit):
+    value = json.loads(path.read_text())
+    edit(value)
+    path.write_text(json.dumps(value))
+
+
+@pytest.fixture(scope="module")
+def written(made, tmp_path_factory):
+    """target -> (workdir, page), written once."""
+    found = {}
+    for target in ("race", "findings"):
+        path = tmp_path_factory.mktemp("written") / target
+        shutil.copytree(made[target], path)
+        found[target] = (path, page(path, [(np.full((32, 32), 7, np.uint8), "a picture")]))
+    return found
+
+
+@pytest.mark.parametrize("target", ["race", "findings"])
+def test_page_is_whole_and_asks_for_nothing(written, target):
+    path, found = written[target]
+    source = (path / "report.html").read_text()
+    assert source.rstrip().endswith("</html>") and len(source) < 3_000_000
+    assert not list(path.glob("**/*.partial"))
+    for tag, attrs in found.elements:
+        assert tag not in ("script", "link", "iframe", "object", "embed")
+        for name in ("src", "href", "srcset", "data"):
+            if name in attrs:
+                assert attrs[name].startswith(("data:", "#")), (tag, attrs[name][:80])
+    style = re.search("<style>(.*?)</style>", source, re.DOTALL)[1]
+    assert "url(" not in style and "@import" not in style
+    assert "@media print" in style and 'name="viewport"' in source
+    for drawing in (path / "figures").glob("*.svg"):
+        svg = drawing.read_text()
+        assert "<script" not in svg and "<!DOCTYPE" not in svg
+        assert all(ref.startswith(("#", "data:")) for ref in re.findall(r'href="([^"]*)"', svg))
+        assert "<text" not in svg  # letters are drawn, so no font is asked for
+
+
+def test_sections_come_in_order(written):
+    source = (written["race"][0] / "report.html").read_text()
+    wanted = ["<h1>D_race: DenseNet-121", "macro AUC of", 'id="run"', 'id="cohort"', 'id="quarantine"', 'id="training"']
+    wanted += [
+        'id="roc"',
+        'id="forest"',
+        'id="confusion"',
+        'id="calibration"',
+        'id="aucs"',
+        'id="examples"',
+        'id="use"',
+    ]
+    at = [source.index(piece) for piece in wanted]
+    assert at == sorted(at)
+
+
+def test_figures_are_the_files_and_say_what_they_show(written):
+    for path, found in written.values():
+        drawn = [i for i in found.images() if i["src"].startswith("data:image/svg")]
+        files = {f.read_bytes() for f in (path / "figures").glob("*.svg")}
+        assert {base64.b64decode(i["src"].split(",")[1]) for i in drawn} == files and len(files) >= 8
+        for image in found.images():
+            assert len(image["alt"]) > 20 or image["alt"] == "Example image: a picture"
+
+
+def test_same_files_give_same_bytes(audit_only):
+    path = audit_only()
+    first = report.write(path).read_bytes()
+    assert report.write(path).read_bytes() == first
+
+
+def test_aucs_are_those_of_scikit_learn(written):
+    path, found = written["race"]
+    judged = tables.Predictions.read(path / "predictions.parquet")
+    rows = {row[0]: row for row in found.table("class", "ceiling")}
+    told = []
+    for name in GROUPS:
+        value = metrics.roc_auc_score(judged.label("race", name), judged.table[f"score_{name}"])
+        best = metrics.roc_auc_score(judged.label("race", name), judged.table[f"ceiling_{name}"])
+        told.append(value)
+        assert rows[name][1] == f"{value:.3f}" and rows[name][3].startswith(f"{best:.3f} (")
+        assert rows[name][5] == f"{len(judged.table):,}"
+    assert rows["all classes (macro)"][1] == f"{np.mean(told):.3f}"
+    n = f"On {len(judged.table)} test images of {judged.table['patient_id'].nunique()} patients"
+    assert (
+        n in found.text
+        and f"a macro AUC of {np.mean(told):.3f} (95\N{NO-BREAK SPACE}% interval" in (path / "report.html").read_text()
+    )
+
+
+def test_small_cells_are_withheld_and_others_are_the_cohorts(written):
+    path, found = written["race"]
+    cohort, _ = tables.read_parquet(path / "cohort.parquet")
+    cohort["band"] = np.array(["0-19", "20-39", "40-59", "60-79", "80+"])[(cohort["age"] // 20).astype(int).clip(0, 4)]
+    small = 0
+    for head, column in (("group (invented)", "race"), ("sex", "sex"), ("view", "view"), ("age band (years)", "band")):
+        for line in found.table(head, "train", "validation", "test"):
+            for split, shown in zip(("train", "validation", "test"), line[1:], strict=False):
+                cell = cohort[(cohort[column] == line[0]) & (cohort["split"] == split)]
+                patients = cell["patient_id"].nunique()
+                small += 0 < patients < MIN_PATIENTS
+                assert shown == "withheld" or shown == f"{patients:,} / {len(cell):,}"
+                assert shown == "withheld" or not 0 < patients < MIN_PATIENTS
+    assert small  # or this test shows nothing
+
+
+def test_groups_that_the_audit_suppresses_have_no_counts_in_the_cohort_either(written):
+    path, found = written["race"]
+    rows = audit_rows.read(path / "audit.json")
+    gone = audit_rows.select(rows, metric="auc", attribute="age_band", class_="macro")
+    gone = set(gone[gone["suppressed"]]["group"])
+    lines = {line[0]: line for line in found.table("age band (years)", "train", "validation", "test")}
+    assert gone and all(lines[name][3] == "withheld" for name in gone)
+
+
+def test_undefined_and_withheld_figures_say_why(written):
+    _, found = written["findings"]
+    tables_with_notes = [t for t in found.tables if t and t[0][-1:] == ["note"]]
+    lines = [line for t in tables_with_notes for line in t[1:] if "undefined" in line]
+    assert lines and all(line[-1] for line in lines)
+    assert any("fewer than 11 patients" in line[-1] for line in lines)
+
+
+def test_what_was_run_is_told(written):
+    path, found = written["race"]
+    assert ["train.epochs", "10", "3"] in found.table("field", "default", "this run")
+    for piece in (
+        "python -m cxr_jax.main --config=configs/race.py",
+        "0f3c9d2e7a1b",
+        "phantom planted 1.0.0",
+        "train 3 min 21 s",
+    ):
+        assert piece in found.text
+    assert ["truncated", "2"] in found.table("reason", "files")
+
+
+def test_invented_groups_are_never_called_race(written, audit_only):
+    assert "group (invented)" in written["race"][1].text and "groups here are invented" in written["race"][1].text
+    assert "race as recorded" not in written["race"][1].text
+    path = audit_only("sex")
+    change(path / "run.json", lambda run: run["dataset"].update(invented_groups=False))
+    assert "race as recorded" in page(path).text
+
+
+def test_what_is_shown_is_escaped(audit_only):
+    path = audit_only()
+    evil = "<script>alert(1)</script>"
+    change(path / "config_diff.json", lambda d: d.update({evil: {"base": evil, "run": [evil]}}))
+    change(path / "config.json", lambda c: c.update(name=evil))
+    change(path / "run.json", lambda r: r.update(headline=evil, command=evil, packages={evil: evil}))
+    change(path / "audit.json", lambda rows: [r.update({"class": evil}) for r in rows if r["class"] == "F"])
+    (path / "quarantine.csv").write_text(f"image_id,reason\na,{evil}\n")
+    report.write(path, [(np.zeros((4, 4), np.uint8), evil)])
+    source = (path / "report.html").read_text()
+    assert "<script" not in source and source.count("&lt;script&gt;") >= 8
+
+
+def test_predictions_from_outside_get_a_report(audit_only):
+    path = audit_only("sex")
+    change(
+        path / "run.json",
+        lambda run: [run.pop(name) for name in ("dataset", "headline", "packages", "device", "git_commit")],
+    )
+    found = page(path, [(np.zeros((4, 4), np.uint8), "not to be shown")])
+    assert "predictions from outside" in found.text and "no cohort.parquet" in found.text
+    assert not (path / "figures" / "learning_curves.svg").exists() and (path / "figures" / "roc_sex.svg").exists()
+    assert "not to be shown" not in found.text
+
+
+def test_several_targets_stand_side_by_side(audit_only, made):
+    path = audit_only("sex")
+    other = [row | {"target": "a/b"} for row in tables.read_json(made["race"] / "audit.json")]
+    change(path / "audit.json", lambda rows: rows.extend(other))
+    found = page(path)
+    assert {f.name for f in (path / "figures").iterdir()} >= {"roc_sex.svg", "roc_a_b.svg", "confusion_a_b.svg"}
+    assert "Overall: a/b" in found.text and "Overall: sex" in found.text
+
+
+def test_two_classes_show_one_curve(audit_only):
+    path = audit_only("sex")
+    found = page(path)
+    assert "the curve for M is this one mirrored" in found.text
+    assert "an AUC of" in found.text and "macro AUC of" not in found.text
+
+
+def test_images_are_shown_of_open_data_alone(audit_only):
+    path = audit_only()
+    examples = [(np.full((8, 8), i, np.uint8), f"picture {i}") for i in range(3)]
+    shown = [i for i in page(path, examples).images() if i["src"].startswith("data:image/png")]
+    assert [i["alt"] for i in shown] == [
+        "Example image: picture 0",
+        "Example image: picture 1",
+        "Example image: picture 2",
+    ]
+    change(path / "run.json", lambda run: run["dataset"].update(open_data=False))
+    found = page(path, examples)
+    assert "picture" not in found.text and not [i for i in found.images() if "png" in i["src"][:20]]
+
+
+@pytest.mark.parametrize("name", ["audit.json", "config.json", "config_diff.json", "run.json"])
+def test_missing_input_is_named_and_nothing_is_written(audit_only, name):
+    path = audit_only()
+    (path / name).unlink()
+    with pytest.raises(tables.UserError, match=re.escape(name)):
+        report.write(path)
+    assert not (path / "report.html").exists() and not (path / "figures").exists()
+
+
+@pytest.mark.parametrize(
+    "name, text, said",
+    [
+        ("audit.json", "[]", "no rows"),
+        ("audit.json", '[{"metric": "auc"}]', "row 1 has no 'target'"),
+        ("audit.json", '{"metric": "auc"}', "list of rows"),
+        ("config.json", '{"name": "x"}', "no field 'audit.min_patients'"),
+        ("run.json", '{"status": "done", "dataset": {}}', "no field 'dataset.invented_groups'"),
+        ("quarantine.csv", "image_id\na\n", "no column 'reason'"),
+        ("metrics.jsonl", '{"step": 1\n{"step": 2, "split": "train", "epoch": 0.1, "loss": 1}\n', "row 1"),
+    ],
+)
+def test_broken_input_is_named(audit_only, name, text, said):
+    path = audit_only()
+    (path / name).write_text(text)
+    with pytest.raises(tables.UserError, match=f"{re.escape(name)}.*{re.escape(said)}"):
+        report.write(path)
+    assert not (path / "report.html").exists() and not (path / "figures").exists()
+
+
+def test_metrics_of_a_run_that_was_killed_and_resumed(tmp_path):
+    line = {"split": "train", "epoch": 0.5, "loss": 1.0}
+    lines = [{**line, "step": s, "loss": loss} for s, loss in ((1, 3.0), (2, 2.0), (3, 9.0), (2, 2.5))]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in lines) + '{"step": 4, "spl')
+    assert [(r["step"], r["loss"]) for r in report._records(path)] == [(1, 3.0), (2, 2.5), (3, 9.0)]
+
+
+def words(value, low, high, ceiling=None, difference=None) -> str:
+    """The first screen for one macro AUC with such an interval."""
+    row = dict.fromkeys(audit_rows.KEYS) | {
+        "target": "race", "class": "macro", "attribute": "all", "group": "all", "split": "test", "level": 0.95,
+        "n_images": 100, "n_patients": 50, "suppressed": False,
+    }  # fmt: skip
+    rows = [row | {"metric": "auc", "value": value, "low": low, "high": high}]
+    rows += [row | {"metric": "auc", "class": c, "value": value, "low": low, "high": high} for c in "ABC"]
+    if ceiling:
+        rows.append(row | {"metric": "auc_ceiling", "value": ceiling, "low": ceiling, "high": ceiling})
+        rows.append(
+            row
+            | {
+                "metric": "auc_difference",
+                "reference": "ceiling",
+                "value": difference[0],
+                "low": difference[1],
+                "high": difference[2],
+            }
+        )
+    said = report._in_words(audit_rows.frame(rows), "race", "test", lambda a: a, True)
+    return " ".join([*said["sentences"], *said["points"]])
+
+
+def test_words_claim_no_more_than_intervals_allow():
+    assert "whole interval lies above 0.5" in words(0.7, 0.6, 0.8)
+    covering = words(0.52, 0.45, 0.6)
+    assert "covers 0.5" in covering and "no evidence" in covering and "above 0.5" not in covering
+    assert "worse than guessing" in words(0.4, 0.3, 0.49)
+    assert "nothing can be said" in words(0.7, None, None)
+    assert "undefined: no reason given" in words(None, None, None)
+
+
+def test_words_on_the_ceiling_follow_the_paired_difference():
+    assert "ceiling" not in words(0.7, 0.6, 0.8)
+    assert "stays below" in words(0.7, 0.6, 0.8, 0.9, (-0.2, -0.3, -0.1))
+    near = words(0.7, 0.6, 0.8, 0.72, (-0.02, -0.05, 0.01))
+    assert "does not tell the model from the ceiling" in near and "stays below" not in near
+    assert "Do not use this run" in words(0.9, 0.85, 0.95, 0.8, (0.1, 0.05, 0.15))
+
+
+def test_groups_are_compared_by_overlap_alone():
+    def across(*intervals):
+        row = dict.fromkeys(audit_rows.KEYS) | {"metric": "auc", "target": "race", "class": "macro", "split": "test"}
+        row |= {"attribute": "sex", "suppressed": False}
+        rows = [row | {"group": g, "value": v, "low": a, "high": b} for g, v, a, b in intervals]
+        return "".join(report._across_groups(audit_rows.frame(rows), "race", "test", lambda a: a))
+
+    near = across(("F", 0.8, 0.7, 0.9), ("M", 0.85, 0.8, 0.9), ("X", 0.82, 0.7, 0.9))
+    assert "by sex from 0.800 (F) to 0.850 (M), whose intervals overlap." in near and "have not been tested" in near
+    assert "do not overlap" in across(("F", 0.6, 0.5, 0.7), ("M", 0.85, 0.8, 0.9))
+    assert "from 0.600 (F) to 0.900 (X), not both" in across(
+        ("F", 0.6, 0.5, 0.7), ("M", 0.8, 0.7, 0.9), ("X", 0.9, None, None)
+    )
+    assert across(("F", 0.6, 0.5, 0.7), ("M", None, None, None)) == ""
+
+
+def test_a_run_that_is_not_done_says_so(audit_only):
+    path = audit_only()
+    change(path / "run.json", lambda run: run.update(status="diverged"))
+    assert "This run is not done: its status is “diverged”" in page(path).text
+
+
+@pytest.mark.parametrize("target", ["race", "findings", "sex"])
+def test_terminal_table_holds_every_class_with_interval_ceiling_and_n(made, target):
+    rows = tables.read_json(made[target] / "audit.json")
+    text = report.auc_table(rows, invented_groups=True)
+    lines = text.splitlines()
+    assert lines[0] == f"AUC of {target}, test images" and "95 % interval" in lines[1]
+    classes = {"race": GROUPS, "findings": FINDINGS, "sex": ("F", "M")}[target]
+    for name in classes:
+        row = next(r for r in rows if (r["metric"], r["class"], r["group"]) == ("auc", name, "all"))
+        line = next(line for line in lines if line.startswith(name + " "))
+        for piece in (
+            f"{row['value']:.3f}",
+            f"{row['low']:.3f} to {row['high']:.3f}",
+            str(row["n_images"]),
+            str(row["n_patients"]),
+        ):
+            assert piece in line
+        if target == "race":
+            best = next(r for r in rows if (r["metric"], r["class"], r["group"]) == ("auc_ceiling", name, "all"))
+            assert f"{best['value']:.3f}" in line
+    assert ("ceiling" in text) == (target == "race")
+    why = next(line for line in lines if line.endswith("] fewer than 11 patients"))
+    assert any("undefined" in line and why.split()[0] in line for line in lines)
+    assert max(len(line) for line in lines if not line.startswith("[")) <= 105
