@@ -1,0 +1,174 @@
+"""Checkpoints on disk: the only home of Orbax.
+
+    checkpoints/model.json    what the network is, so that a checkpoint can be read without the config that made it
+    checkpoints/last/STEP/    the last K states, from which a run carries on
+    checkpoints/best/STEP/    the state with the best validation score
+
+Orbax writes under a temporary name and renames, so a step that can be seen is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import logging
+import os
+import pathlib
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from cxr_jax import tables
+from cxr_jax.tables import Target, UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelDescription:
+    """What a checkpoint must say of its network.
+
+    model: the fields of config.model. targets: its heads. image_size: pixels a side that it was trained on.
+    """
+
+    model: Mapping
+    targets: Mapping[str, Target]
+    image_size: int
+
+    def as_json(self) -> dict:
+        model = {k: list(v) if isinstance(v, (tuple, list)) else v for k, v in self.model.items()}
+        targets = {name: {"kind": t.kind, "classes": list(t.classes)} for name, t in self.targets.items()}
+        return {"model": model, "targets": targets, "image_size": self.image_size}
+
+    @classmethod
+    def read(cls, folder: os.PathLike | str) -> "ModelDescription":
+        """Raises UserError where `folder` holds no checkpoints of ours."""
+        path = pathlib.Path(folder) / "model.json"
+        if not path.exists():
+            raise UserError(f"{folder}: holds no checkpoint of ours (no model.json); train first, or name a run's folder")
+        stored = tables.read_json(path)
+        try:
+            targets = {name: Target(t["kind"], tuple(t["classes"])) for name, t in stored["targets"].items()}
+            return cls(stored["model"], targets, stored["image_size"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: lacks {error}; it was not written by this version of cxr_jax") from None
+
+
+class Checkpoints:
+    """The checkpoints of one run, written in the background. Use as a context, so that the last write is awaited.
+
+    Raises UserError where `folder` already holds checkpoints of another network.
+    """
+
+    def __init__(self, folder: os.PathLike | str, description: ModelDescription, keep: int):
+        self.folder = pathlib.Path(folder).resolve()
+        described = self.folder / "model.json"
+        if described.exists():
+            before, now = ModelDescription.read(self.folder).as_json(), description.as_json()
+            differing = [part for part in now if before[part] != now[part]]
+            if differing:
+                part = differing[0]
+                raise UserError(
+                    f"{self.folder}: a checkpoint of another model ({part} is {before[part]} there, {now[part]} here);"
+                    " give this run a workdir of its own"
+                )
+        else:
+            tables.write_json(described, description.as_json())
+        self._managers = {name: _manager(self.folder / name, keep_last) for name, keep_last in (("last", keep), ("best", 1))}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        with _explained(self.folder):
+            for manager in self._managers.values():
+                manager.close()  # which waits for what is being written
+
+    def save(self, which: str, step: int, state) -> None:
+        """Queues `state` (a tree of arrays) as `last` or `best`. A step that is already there is left as it is.
+
+        The arrays may be donated as soon as this returns. Raises UserError where the disk is full.
+        """
+        manager = self._managers[which]
+        if step in manager.all_steps():
+            return
+        # On CPU, Orbax's host copy can share memory with the device array, which the next step overwrites by donation.
+        state = jax.tree.map(jnp.copy, state)
+        with _explained(self.folder):
+            manager.save(step, args=ocp.args.StandardSave(state), force=True)
+
+    def restore_last(self, like):
+        """The newest whole state, shaped and sharded as `like` (arrays or ShapeDtypeStructs); None where there is none.
+
+        A state that cannot be read (a disk that lost part of it) is set aside with a warning, and the one before it
+        is taken.
+        """
+        manager = self._managers["last"]
+        for step in sorted(manager.all_steps(), reverse=True):
+            try:
+                return manager.restore(step, args=ocp.args.StandardRestore(like))
+            except Exception as error:  # Orbax and TensorStore raise many kinds, none of them their own
+                logging.getLogger(__name__).warning(
+                    "%s: cannot be read (%s); going back to the one before", self.folder / "last" / str(step), _first_line(error)
+                )
+                shutil.rmtree(self.folder / "last" / str(step), ignore_errors=True)
+                manager.reload()
+        return None
+
+    def wait(self) -> None:
+        """Returns when all that was queued is on disk. Raises UserError where the disk is full."""
+        with _explained(self.folder):
+            for manager in self._managers.values():
+                manager.wait_until_finished()
+
+
+def restore(folder: os.PathLike | str, which: str, like):
+    """The `best` or `last` state below `folder`, shaped and sharded as `like`.
+
+    Raises UserError where there is none, or where it does not fit `like`.
+    """
+    place = pathlib.Path(folder).resolve() / which
+    if not place.is_dir():
+        raise UserError(f"{folder}: holds no {which!r} checkpoint; train first, or name a run's folder")
+    manager = _manager(place, 1, read_only=True)
+    try:
+        step = manager.latest_step()
+        if step is None:
+            raise UserError(f"{folder}: holds no {which!r} checkpoint; train first, or name a run's folder")
+        try:
+            return manager.restore(step, args=ocp.args.StandardRestore(like))
+        except Exception as error:
+            raise UserError(f"{place / str(step)}: cannot be read, or is of another model ({_first_line(error)})") from error
+    finally:
+        manager.close()
+
+
+def _manager(folder: pathlib.Path, keep: int, read_only: bool = False) -> ocp.CheckpointManager:
+    if read_only:
+        options = ocp.CheckpointManagerOptions(read_only=True, create=False)
+    else:
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return ocp.CheckpointManager(folder, options=options)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+@contextlib.contextmanager
+def _explained(folder: pathlib.Path) -> Iterator[None]:
+    """Turns a full disk, whichever library met it first, into a UserError; lets every other error through."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        told = f"{error} {error.__cause__ or ''} {error.__context__ or ''}"
+        if "No space left" in told or "ENOSPC" in told or getattr(error, "errno", None) == errno.ENOSPC:
+            raise UserError(f"{folder}: no space left on the disk; free some and run the same command again") from error
+        raise

@@ -1,0 +1,232 @@
+"""Training: a pure step over a mesh, and the loop that evaluates, keeps checkpoints and can be killed at any moment.
+
+The state of a run is `State`; everything else that a step uses (the batch, the random key) is a function of the config's seed
+and the step's number. A run that restores the state of step s and goes on therefore does what it would have done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from cxr_jax import mesh as meshes
+from cxr_jax.data import augment
+from cxr_jax.models import densenet
+from cxr_jax.tables import Target
+from cxr_jax.training import inference, objectives, optimizers
+from cxr_jax.training.checkpoints import Checkpoints
+from cxr_jax.training.metrics_log import MetricsLog, Progress
+
+
+class State(NamedTuple):
+    """All that a run must remember.
+
+    params, stats: float32 trees of the network's parameters and running statistics. opt_state: Adam's.
+    step: int32, updates done. key: uint32 key data, the root of all randomness after initialisation.
+    epoch, step_in_epoch: int32, the place in the data. best_score: float32, the best validation macro AUC so far (-inf before
+    the first). best_step: int32.
+    """
+
+    params: nnx.State
+    stats: nnx.State
+    opt_state: optax.OptState
+    step: Array
+    key: Array
+    epoch: Array
+    step_in_epoch: Array
+    best_score: Array
+    best_step: Array
+
+
+def init_state(model: nnx.Module, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh) -> tuple[nnx.GraphDef, State]:
+    """The state before the first step, copied to every device, and the network's definition."""
+    graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    zero = jnp.zeros((), jnp.int32)
+    state = State(
+        params=params,
+        stats=stats,
+        opt_state=optimizer.init(params),
+        step=zero,
+        key=jax.random.key_data(jax.random.key(seed)),
+        epoch=zero,
+        step_in_epoch=zero,
+        best_score=jnp.full((), -jnp.inf, jnp.float32),
+        best_step=zero,
+    )
+    # Each leaf a buffer of its own: the step donates them, and a buffer can be given away once only.
+    return graphdef, meshes.replicate(mesh, jax.tree.map(lambda x: jnp.array(x, copy=True), state))
+
+
+def make_step(
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    targets: Mapping[str, Target],
+    config: ml_collections.ConfigDict,
+    mesh: Mesh,
+) -> Callable:
+    """The jitted update: (state, batch) to (state, loss).
+
+    batch: image uint8 [b, 256, 256, 1], mask bool [b], index int32 [b], labels {target: [b] or [b, findings]}; split over
+    the mesh. loss: float32, of the whole global batch.
+    """
+    a = config.train.augment
+    image_size = config.dataset.image_size
+
+    def step(state: State, batch) -> tuple[State, Array]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        images = augment.augment(
+            batch["image"], key, batch["index"], flip=a.flip, rotate_degrees=a.rotate_degrees, zoom=a.zoom, shift=a.shift
+        )
+        images = augment.to_model_input(images, image_size)
+
+        def loss_of(params):
+            # A copy, since running statistics may not be written to a module that was traced outside the gradient.
+            model = nnx.merge(graphdef, params, state.stats, copy=True)
+            out = model(images, train=True, mask=batch["mask"])
+            loss = objectives.total_loss(targets, out.logits, batch["labels"], batch["mask"])
+            return loss, nnx.state(model, nnx.BatchStat)
+
+        (loss, stats), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        return (
+            state._replace(
+                params=optax.apply_updates(state.params, updates),
+                stats=stats,
+                opt_state=opt_state,
+                step=state.step + 1,
+                step_in_epoch=state.step_in_epoch + 1,
+            ),
+            loss,
+        )
+
+    copied, split = meshes.replicated(mesh), meshes.batch_sharded(mesh)
+    return jax.jit(step, in_shardings=(copied, split), out_shardings=copied, donate_argnums=0)
+
+
+def take_labels(labels: Mapping[str, np.ndarray], index: np.ndarray) -> dict[str, np.ndarray]:
+    """The labels of a batch's rows. Padding (index -1) takes the last row's, which the mask keeps out of the loss."""
+    return {name: values[index] for name, values in labels.items()}
+
+
+def fit(
+    config: ml_collections.ConfigDict,
+    targets: Mapping[str, Target],
+    labels: Mapping[str, np.ndarray],
+    train_source,
+    validation_source,
+    measure: Callable[[np.ndarray, Mapping[str, np.ndarray]], dict],
+    checkpoints: Checkpoints,
+    workdir: pathlib.Path,
+    mesh: Mesh,
+) -> State:
+    """Trains to config.train.epochs, from the last checkpoint if there is one, and returns the last state.
+
+    labels: by target, over all rows of the cohort: int32 [n] (-1 unknown) or float32 [n, findings] (NaN unknown).
+    train_source: gives `steps_per_epoch(batch_size)` and `batches(seed, epoch, start_step, batch_size, process_index,
+        process_count)`. validation_source: gives `ordered(batch_size, process_index, process_count)`. Both give their number of images by `len`.
+    measure: (rows of the cohort, scores by target) to {"macro_auc", "auc": {class: value}, "n_images", "n_patients"}.
+    Raises FloatingPointError that names the step where the loss is not a number.
+    """
+    t = config.train
+    meshes.check_batch(t.batch_size, mesh, "train.batch_size")
+    meshes.check_batch(t.evaluate_batch_size, mesh, "train.evaluate_batch_size")
+    steps_per_epoch = train_source.steps_per_epoch(t.batch_size)
+    optimizer = optimizers.adam(t, steps_per_epoch)
+    rate = optimizers.learning_rate(t, steps_per_epoch)
+    model = densenet.from_config(config.model, {name: len(target.classes) for name, target in targets.items()}, config.seed)
+    graphdef, state = init_state(model, optimizer, config.seed, mesh)
+    train_step = make_step(graphdef, optimizer, targets, config, mesh)
+    forward = inference.Forward.of(graphdef, targets, config.dataset.image_size, mesh)
+
+    # Restored in one piece: parameters, statistics, optimizer, place in the data. Then the log is cut back to that step,
+    # since what came after it is about to be done, and written, again.
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    restored = checkpoints.restore_last(like)
+    state = state if restored is None else restored
+    step = int(state.step)
+    log = MetricsLog(workdir, resume_after=step)
+    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+    total_images = t.epochs * len(train_source)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(log)
+        progress = stack.enter_context(Progress("train", total_images, done=min(step * t.batch_size, total_images)))
+        for epoch in range(int(state.epoch), t.epochs):
+            losses: list[tuple[int, Array]] = []
+            start = int(state.step_in_epoch)
+            batches = stack.enter_context(
+                contextlib.closing(train_source.batches(config.seed, epoch, start, t.batch_size, **processes))
+            )
+            for step_in_epoch, batch in enumerate(batches, start):
+                sharded = meshes.shard_batch(
+                    mesh,
+                    {
+                        "image": batch["image"],
+                        "mask": batch["mask"],
+                        "index": batch["index"].astype(np.int32),
+                        "labels": take_labels(labels, batch["index"]),
+                    },
+                )
+                state, loss = train_step(state, sharded)
+                step += 1
+                losses.append((step, loss))
+                progress.advance(min(t.batch_size, len(train_source) - step_in_epoch * t.batch_size))
+                last_of_epoch = step_in_epoch + 1 == steps_per_epoch
+                checkpoint_due = step % config.checkpoint.every_steps == 0 and not last_of_epoch
+                if step % t.log_every_steps == 0 or last_of_epoch or checkpoint_due:
+                    # Before a state is kept it must be known to be sound.
+                    values = _sound(losses)
+                    losses.clear()
+                    log.write(
+                        step=step,
+                        epoch=round(step / steps_per_epoch, 4),
+                        split="train",
+                        loss=float(np.mean(values)),
+                        learning_rate=float(rate(step - 1)),
+                        images_per_second=round(progress.rate(), 2),
+                    )
+                    progress.say(f"loss {np.mean(values):.3f}")
+                if checkpoint_due:
+                    checkpoints.save("last", step, state)
+
+            index, scores, _ = inference.predict(forward, state.params, state.stats, validation_source, t.evaluate_batch_size)
+            measured = measure(index, scores)
+            log.write(step=step, epoch=float(epoch + 1), split="validation", **measured)
+            score = measured["macro_auc"]
+            progress.say(f"validation macro AUC {score:.3f}")
+            state = state._replace(epoch=_like(state.epoch, epoch + 1), step_in_epoch=_like(state.step_in_epoch, 0))
+            # An undefined score (a class without validation patients) is below any other, but the first epoch is kept
+            # whatever it scores, so that a run always ends with a best.
+            score = -math.inf if math.isnan(score) else score
+            if int(state.best_step) == 0 or score > float(state.best_score):
+                state = state._replace(best_score=_like(state.best_score, score), best_step=_like(state.best_step, step))
+                checkpoints.save("best", step, state)
+            checkpoints.save("last", step, state)
+        checkpoints.wait()
+    return state
+
+
+def _like(old: Array, value) -> Array:
+    return jax.device_put(jnp.asarray(value, old.dtype), old.sharding)
+
+
+def _sound(losses: list[tuple[int, Array]]) -> list[float]:
+    values = [float(v) for v in jax.device_get([loss for _, loss in losses])]
+    for (step, _), value in zip(losses, values):
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"the loss is {value} at step {step}; try a smaller config.train.learning_rate, or model.dtype=float32"
+            )
+    return values

@@ -1,0 +1,176 @@
+"""The training loop: interrupted and resumed to the same bits, equal on any number of devices, loud when it diverges."""
+
+import json
+
+import jax
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from cxr_jax import mesh as meshes
+from cxr_jax.data import cohorts, pipeline
+from cxr_jax.models import densenet
+from cxr_jax.training import inference, metrics_log, train
+from cxr_jax.training.checkpoints import Checkpoints, ModelDescription
+from tests.phantoms import small_config
+
+
+class Killed(Exception):
+    pass
+
+
+class KilledAfter:
+    """A source that dies when it has given so many batches, as a machine does."""
+
+    def __init__(self, source, batches: int):
+        self._source, self._left = source, batches
+
+    def __len__(self):
+        return len(self._source)
+
+    def steps_per_epoch(self, batch_size):
+        return self._source.steps_per_epoch(batch_size)
+
+    def batches(self, *args, **kwargs):
+        for batch in self._source.batches(*args, **kwargs):
+            if not self._left:
+                raise Killed
+            self._left -= 1
+            yield batch
+
+
+def measure(index, scores):
+    """Not an AUC, but a number that differs between epochs and runs as one would."""
+    return {"macro_auc": float(scores["race"][:, 0].mean()), "auc": {}, "n_images": len(index), "n_patients": 1}
+
+
+def fit(config, phantom, workdir, kill_after=None):
+    dataset, cohort = phantom
+    targets, _ = cohorts.targets(cohort, config.train.targets, "ignore")
+    labels = cohorts.labels(cohort, targets, "ignore")
+    sources = pipeline.sources(dataset, cohort.table, config.dataset)
+    source = sources["train"] if kill_after is None else KilledAfter(sources["train"], kill_after)
+    description = ModelDescription(config.model.to_dict(), targets, config.dataset.image_size)
+    workdir.mkdir(exist_ok=True)
+    with Checkpoints(workdir / "checkpoints", description, config.checkpoint.keep) as kept:
+        return train.fit(config, targets, labels, source, sources["validation"], measure, kept, workdir, meshes.data_mesh())
+
+
+def assert_same_bits(one, other):
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b), strict=True), one, other)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(phantom, phantom_dir, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    config = small_config(phantom_dir, train__augment__shift=0.1, train__augment__rotate_degrees=5.0)
+    return config, workdir, fit(config, phantom, workdir)
+
+
+@pytest.mark.parametrize("kills", [(1,), (3, 4), (6, 1, 2)])
+def test_a_run_that_died_ends_as_one_that_did_not(undisturbed, phantom, tmp_path, kills):
+    config, workdir, wanted = undisturbed
+    for batches in kills:
+        with pytest.raises(Killed):
+            fit(config, phantom, tmp_path, kill_after=batches)
+    assert_same_bits(fit(config, phantom, tmp_path), wanted)
+
+    def told(folder):
+        rows = metrics_log.read_rows(folder / "metrics.jsonl")
+        return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows if row["split"] == "validation"]
+
+    assert told(tmp_path) == told(workdir)
+    steps = [row["step"] for row in metrics_log.read_rows(tmp_path / "metrics.jsonl") if row["split"] == "train"]
+    assert steps == sorted(set(steps))
+
+
+def test_a_run_that_is_over_is_left_as_it_is(undisturbed, phantom):
+    config, workdir, wanted = undisturbed
+    before = (workdir / "metrics.jsonl").read_bytes()
+    assert_same_bits(fit(config, phantom, workdir), wanted)
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+def test_another_seed_is_another_run(undisturbed, phantom, tmp_path):
+    config, _, wanted = undisturbed
+    other = config.copy_and_resolve_references()
+    other.seed = 1
+    got = fit(other, phantom, tmp_path)
+    assert any(np.any(np.asarray(a) != np.asarray(b)) for a, b in zip(jax.tree.leaves(got.params), jax.tree.leaves(wanted.params)))
+
+
+def test_the_log_is_whole_and_what_was_learnt_is_less_wrong(undisturbed):
+    config, workdir, state = undisturbed
+    rows = metrics_log.read_rows(workdir / "metrics.jsonl")
+    assert [r["epoch"] for r in rows if r["split"] == "validation"] == [1.0, 2.0]
+    assert rows[-1]["step"] == int(state.step)
+    assert all(r["loss"] > 0 and r["learning_rate"] >= 0 for r in rows if r["split"] == "train")
+    assert list((workdir / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_a_line_cut_in_half_is_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "split": "train"}\n{"step": 2, "sp')
+    assert metrics_log.read_rows(path) == [{"step": 1, "split": "train"}]
+    with metrics_log.MetricsLog(tmp_path, resume_after=1) as log:
+        log.write(step=2, split="train", loss=float("nan"))
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"step": 1, "split": "train"},
+        {"step": 2, "split": "train", "loss": None},
+    ]
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(phantom, phantom_dir, tmp_path):
+    config = small_config(phantom_dir, train__learning_rate=1e30, train__schedule="constant", train__warmup_epochs=0.0)
+    with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf) at step \d+"):
+        fit(config, phantom, tmp_path)
+
+
+def one_step(config, phantom, devices):
+    """State and loss after one step on the first batch, padded by three rows, over so many devices."""
+    dataset, cohort = phantom
+    targets, _ = cohorts.targets(cohort, config.train.targets, "ignore")
+    labels = cohorts.labels(cohort, targets, "ignore")
+    batch = next(pipeline.sources(dataset, cohort.table, config.dataset)["train"].batches(0, 0, 0, config.train.batch_size))
+    batch = {"image": batch["image"].copy(), "mask": batch["mask"].copy(), "index": batch["index"].astype(np.int32)}
+    batch["mask"][-3:] = False
+    batch["image"][-3:] = 0
+    batch["labels"] = train.take_labels(labels, batch["index"])
+    mesh = meshes.data_mesh(jax.devices()[:devices])
+    # Plain descent, since Adam turns a rounding error in a gradient near 0 into a whole step.
+    optimizer = optax.sgd(0.1)
+    model = densenet.from_config(config.model, {n: len(t.classes) for n, t in targets.items()}, config.seed)
+    graphdef, state = train.init_state(model, optimizer, config.seed, mesh)
+    step = train.make_step(graphdef, optimizer, targets, config, mesh)
+    return step(state, meshes.shard_batch(mesh, batch))
+
+
+@pytest.mark.parametrize("targets", [("race",), ("findings", "sex", "race")])
+def test_a_step_is_the_same_on_one_device_and_on_eight(phantom, phantom_dir, targets):
+    config = small_config(phantom_dir, train__targets=targets, train__augment__shift=0.1)
+    (one, one_loss), (eight, eight_loss) = (one_step(config, phantom, devices) for devices in (1, 8))
+    np.testing.assert_allclose(one_loss, eight_loss, rtol=1e-5)
+    for a, b in zip(jax.tree.leaves((one.params, one.stats)), jax.tree.leaves((eight.params, eight.stats))):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_thirteen_images_in_batches_of_eight_are_thirteen_rows(phantom, phantom_dir, devices):
+    dataset, cohort = phantom
+    config = small_config(phantom_dir)
+    targets, _ = cohorts.targets(cohort, ("race",), "ignore")
+    table = cohort.table.iloc[:13].assign(split="test")
+    source = pipeline.Source(dataset, table, "test", host_cache_gib=1.0, block_images=1024)
+    mesh = meshes.data_mesh(jax.devices()[:devices])
+    model = densenet.from_config(config.model, {"race": 4}, 0)
+    graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    params, stats = meshes.replicate(mesh, (params, stats))
+    forward = inference.Forward.of(graphdef, targets, 32, mesh)
+    index, scores, features = inference.predict(forward, params, stats, source, 8)
+    np.testing.assert_array_equal(index, np.arange(13))
+    assert scores["race"].shape == (13, 4) and len(features) == 13
+    np.testing.assert_allclose(scores["race"].sum(1), 1, rtol=1e-5)
+    # One by one, so that no neighbour and no padding can have had a part in it.
+    alone = inference.predict(inference.Forward.of(graphdef, targets, 32, meshes.data_mesh(jax.devices()[:1])), *jax.device_get((params, stats)), source, 1)
+    np.testing.assert_allclose(scores["race"], alone[1]["race"], rtol=1e-4, atol=1e-6)
