@@ -198,8 +198,8 @@ def _stage_of(field: str) -> str | None:
 class Run:
     """A workdir and the record of what happened in it (`run.json`).
 
-    Opening one writes config.json and config_diff.json. Raises UserError where the workdir holds a run whose data or
-    model were of another config.
+    Opening one writes config.json and config_diff.json. Raises UserError where the workdir holds checkpoints of a run
+    whose data or model were of another config.
     """
 
     def __init__(self, workdir: pathlib.Path | str, config: ml_collections.ConfigDict, base: ml_collections.ConfigDict, command: str):
@@ -217,17 +217,20 @@ class Run:
             raise UserError(f"{self.workdir}: the workdir is a file; name a folder with --workdir")
         self.workdir.mkdir(parents=True, exist_ok=True)
         record = {"stages": {}, "wall_seconds": 0.0}
-        if config_path.exists():
-            changed = {k: v for k, v in diff(self.config, tables.read_json(config_path)).items() if _stage_of(k)}
+        if config_path.exists() and record_path.exists():
+            differing = diff(self.config, tables.read_json(config_path))
+            record = tables.read_json(record_path)
+            if not differing:
+                return record
+            changed = {k: v for k, v in differing.items() if _stage_of(k)}
+            # Until there is a checkpoint nothing is lost by starting over, as after a mistake in a first command.
             kept = [k for k in changed if _stage_of(k) in ("prepare", "train")]
-            if kept:
+            if kept and self.path("checkpoints").exists():
                 shown = "; ".join(f"{k}: {changed[k]['base']!r} there, {changed[k]['run']!r} here" for k in kept[:3])
                 raise UserError(
                     f"{self.workdir}: holds a run of another config ({shown}{'; …' if len(kept) > 3 else ''});"
                     " give this one a folder of its own with --workdir, or remove that one"
                 )
-            if record_path.exists():
-                record = tables.read_json(record_path)
             order = list(STAGE_FIELDS)
             first = min((order.index(_stage_of(k)) for k in changed), default=len(order))
             for stage in order[first:]:

@@ -10,6 +10,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pathlib
+import tempfile
+
+# What one test compiles another need not; the user's own cache of compiled programs stays out of it.
+_COMPILED = tempfile.TemporaryDirectory(prefix="cxr_jax-compiled-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
 
 import jax
 import pytest
@@ -27,4 +32,18 @@ def nih_sample() -> pathlib.Path:
     return SHARED_NIH
 
 
-from tests.phantoms import phantom, phantom_dir  # noqa: E402, F401  (fixtures)
+@pytest.fixture(scope="session")
+def phantom_dir(tmp_path_factory) -> pathlib.Path:
+    """Where the TFRecords of the tests' phantoms lie."""
+    return tmp_path_factory.mktemp("phantoms")
+
+
+@pytest.fixture(scope="session")
+def phantom(phantom_dir):
+    """(dataset, cohort) of `tests.phantoms.small_config`, built once."""
+    from cxr_jax.data import cohorts, datasets
+    from tests.phantoms import small_config
+
+    config = small_config(phantom_dir).dataset
+    dataset = datasets.prepare(config)
+    return dataset, cohorts.select(dataset.keys, dataset.findings, dataset.races, config)

@@ -1,13 +1,11 @@
-"""A small phantom, built once a session, and the configs that go with it; for tests of what is done with a data set."""
+"""The config of a small run on a small phantom; for tests of what is done with a data set."""
 
 import pathlib
 
 import ml_collections
-import pytest
 
-from configs import base, race
+from configs import race
 from cxr_jax import experiment
-from cxr_jax.data import cohorts, datasets
 
 # A network that compiles in seconds, on few small pictures. The code is DenseNet-121's; only the sizes differ.
 SMALL = {
@@ -30,17 +28,3 @@ def small_config(data_dir: pathlib.Path | str, **diff) -> ml_collections.ConfigD
     config = race.get_config()
     experiment.apply_diff(config, {"dataset.data_dir": str(data_dir), **SMALL})
     return experiment.apply_diff(config, {k.replace("__", "."): v for k, v in diff.items()})
-
-
-@pytest.fixture(scope="session")
-def phantom_dir(tmp_path_factory) -> pathlib.Path:
-    """Where the TFRecords of the tests' phantoms lie."""
-    return tmp_path_factory.mktemp("phantoms")
-
-
-@pytest.fixture(scope="session")
-def phantom(phantom_dir):
-    """(dataset, cohort) of `small_config`."""
-    config = small_config(phantom_dir).dataset
-    dataset = datasets.prepare(config)
-    return dataset, cohorts.select(dataset.keys, dataset.findings, dataset.races, config)

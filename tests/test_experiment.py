@@ -103,11 +103,20 @@ def test_another_way_of_judging_runs_the_later_stages_again(tmp_path):
 
 def test_a_workdir_of_another_model_is_refused_and_left_alone(tmp_path):
     finished_run(tmp_path)
-    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    (tmp_path / "checkpoints").mkdir()
+    before = {p.name: p.read_bytes() for p in tmp_path.glob('*.json')}
     config = experiment.apply_diff(race.get_config(), {"train.epochs": 7})
     with pytest.raises(UserError, match="another config .train.epochs: 4 there, 7 here.*--workdir"):
         experiment.Run(tmp_path, config, base.get_config(), "the command")
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    assert {p.name: p.read_bytes() for p in tmp_path.glob('*.json')} == before
+
+
+def test_a_first_command_with_a_mistake_in_it_can_be_mended(tmp_path):
+    run = experiment.Run(tmp_path, race.get_config(), base.get_config(), "the command")
+    with pytest.raises(UserError), run.recording({}), run.stage("prepare"):
+        raise UserError("no such target")
+    mended = experiment.apply_diff(race.get_config(), {"train.targets": ("sex",)})
+    assert not experiment.Run(tmp_path, mended, base.get_config(), "the command").done("prepare")
 
 
 @pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, "interrupted"), (FloatingPointError, "diverged"), (RuntimeError, "failed")])

@@ -142,7 +142,7 @@ SHAPES = (*_PATIENT_SHAPES, *_IMAGE_SHAPES)  # columns of an image's `shapes`
 # Standard deviations are kept from adding up to a broken picture: a normal variable is cut at this many.
 _CUT = 2.5
 
-TEXTURE_AMPLITUDE = 5.0  # gray levels, of both orientations together, at signal 1
+TEXTURE_AMPLITUDE = 8.0  # gray levels, of both orientations together, at signal 1
 TEXTURE_CYCLES = (12.0, 14.0)  # cycles across the picture's side
 TEXTURE_SCALE = 3.0  # of the latent: the balance of orientations is tanh(latent / scale)
 

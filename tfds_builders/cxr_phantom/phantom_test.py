@@ -6,7 +6,6 @@ import math
 import os
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -247,8 +246,8 @@ def test_the_texture_is_faint_and_nothing_is_clipped():
     with_it, without = population(patients=40), population(patients=40, signal=0)
     a = phantom.draw_images(with_it, range(len(with_it))).astype(int)
     b = phantom.draw_images(without, range(len(without))).astype(int)
-    assert np.abs(a - b).max() <= math.ceil(phantom.TEXTURE_AMPLITUDE) <= 5  # of 255 gray levels
-    assert np.std(a - b) < 3.5
+    assert np.abs(a - b).max() <= math.ceil(phantom.TEXTURE_AMPLITUDE) <= 8  # of 255 gray levels
+    assert np.std(a - b) < phantom.TEXTURE_AMPLITUDE / math.sqrt(2)  # that of one grating alone
     assert a.min() > 0 and a.max() < 255
 
 
@@ -344,18 +343,6 @@ def test_a_logistic_regression_on_the_texture_comes_close_to_the_ceiling_and_not
         truth = people["group"][~seen] == k
         reached, ceiling = roc_auc_score(truth, scores[:, k]), roc_auc_score(truth, people["posterior"][~seen, k])
         assert ceiling - 0.06 < reached < ceiling + 0.01, GROUPS[k]
-
-
-@pytest.mark.slow
-def test_draws_well_over_100_pictures_a_second_on_a_core():
-    people = population(patients=60)
-    phantom.draw_images(people, [0])  # fills the tables that pictures share
-    rates = []
-    for start in range(0, 100, 20):
-        began = time.thread_time()
-        phantom.draw_images(people, range(start, start + 20))
-        rates.append(20 / (time.thread_time() - began))
-    assert max(rates) > 150
 
 
 # Mistakes ------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,109 @@
+"""`python -m cxr_jax.main --config=configs/NAME.py[:ARGUMENT] [--workdir=DIR] [--config.field=value …] [--distributed]`
+
+Reads the config, opens the workdir, runs the stages in order. A user's mistake ends in one line and exit status 1.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import pathlib
+import shlex
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before anything imports TensorFlow, whose greeting fills a screen
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from cxr_jax import experiment
+from cxr_jax.tables import UserError
+
+CONFIG = config_flags.DEFINE_config_file("config", help_string="The experiment: a file of configs/, with an argument after a colon.")
+WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run. Default: runs/NAME[-ARGUMENT].")
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes of this launch (jax.distributed).")
+
+
+def main(argv: list[str]) -> int:
+    """Returns the exit status: 0, 1 for a user's mistake or a failed run, 130 where it was interrupted."""
+    try:
+        config, workdir = parse(argv)
+        run(config, workdir, command=shlex.join(["python", "-m", "cxr_jax.main", *argv[1:]]), distributed=DISTRIBUTED.value)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except FloatingPointError as error:
+        print(f"error: training diverged: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(f"error: no space left on the disk ({error.filename or 'while writing'}); free some and run the same command again", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command carries on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parse(argv: list[str]):
+    """The validated config and the workdir that the command line asks for. Raises UserError."""
+    from configs import base
+
+    experiment.check_overrides(argv[1:], base.get_config())
+    try:
+        rest = flags.FLAGS(argv)[1:]
+        config = CONFIG.value
+    except (flags.Error, AttributeError, OSError, ValueError, TypeError) as error:
+        raise _mistake(error) from error
+    if rest:
+        raise UserError(f"what is {rest[0]!r}? Only flags are taken; see --help")
+    if config is None:
+        raise UserError("name an experiment: --config=configs/race.py (others: configs/disease.py, configs/sex.py)")
+    path, _, argument = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    if not pathlib.Path(path).is_file():
+        raise UserError(f"{path}: no such config")
+    experiment.validate(config)
+    stem = pathlib.Path(path).stem
+    workdir = WORKDIR.value or str(pathlib.Path("runs") / "-".join(filter(None, [stem, argument.replace(",", "-")])))
+    return config, pathlib.Path(workdir)
+
+
+def run(config, workdir: pathlib.Path, command: str, distributed: bool = False) -> None:
+    """Runs what is not done yet of config.stages, in order; `command` is for the record."""
+    from configs import base
+
+    record = experiment.Run(workdir, config, base.get_config(), command)
+    if record.complete:
+        print(f"this run is done ({record.record['ended']}); its report: {workdir / 'report.html'}")
+        return
+    from cxr_jax import mesh, stages
+
+    # Orbax and TFDS warn of their own ways through absl; what a user must know is printed by the stages.
+    logging.set_verbosity(logging.ERROR)
+    if distributed:
+        mesh.start_distributed()
+    mesh.keep_compiled_programs()
+    with record.recording(mesh.describe_devices()):
+        for stage in config.stages:
+            if not record.done(stage):
+                with record.stage(stage):
+                    stages.STAGES[stage](config, record)
+
+
+def _mistake(error: BaseException) -> UserError:
+    """The one line in an error of the flag parser, which wraps whatever a config file raised."""
+    cause = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = next((line for line in reversed(lines) if line.startswith("cxr_jax.tables.UserError:")), None)
+    if told:
+        return UserError(told.partition(":")[2].strip())
+    return UserError(lines[0] if lines else type(error).__name__)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

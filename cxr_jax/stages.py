@@ -1,0 +1,227 @@
+"""The stages of a run: the whole system on one page.
+
+Each stage reads files of the workdir, calls one room, and writes files of the workdir. What it may assume is what an earlier
+stage, or a user, left there.
+
+    prepare   release or phantom        cohort.parquet, quarantine.csv (and TFRecords, outside the workdir)
+    train     TFRecords                 checkpoints/, metrics.jsonl, tensorboard/
+    predict   checkpoint, TFRecords     predictions.parquet
+    audit     predictions.parquet       audit.json
+    report    all of these              report.html, figures/
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+import jax
+import ml_collections
+import numpy as np
+import pandas as pd
+
+from cxr_jax import experiment, mesh, tables
+from cxr_jax.tables import CEILING, KEY_COLUMNS, LABEL, SCORE, Predictions, Target, UserError
+
+COHORT, PREDICTIONS, AUDIT = "cohort.parquet", "predictions.parquet", "audit.json"
+
+
+def prepare(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
+    """Builds or verifies the data set and writes down who is in the cohort, and in which split."""
+    from cxr_jax.data import cohorts, datasets
+
+    dataset = datasets.prepare(config.dataset)
+    cohort = cohorts.select(dataset.keys, dataset.findings, dataset.races, config.dataset)
+    cohort.write(run.path(COHORT))
+    with tables.whole_file(run.path("quarantine.csv")) as path:
+        dataset.quarantine.to_csv(path, index=False)
+    # A target that the data cannot teach is told now, not after an hour of training.
+    _, dropped = cohorts.targets(cohort, config.train.targets, config.dataset.uncertain)
+    summary = {**dataset.summary(), "attrition": cohort.attrition, "findings_dropped": list(dropped)}
+    run.record.update(dataset=summary, headline=headline(config), device=mesh.describe_devices())
+    print(run.record["headline"])
+    for statement in dataset.metadata["integrity"]["statements"] if "integrity" in dataset.metadata else ():
+        print(f"  {statement}")
+    for step in cohort.attrition:
+        print(f"  {step['rule']}: {step['images']:,} images, {step['patients']:,} patients")
+    if summary["quarantined"]:
+        print(f"  {summary['quarantined']} images could not be read: {run.path('quarantine.csv')}")
+    if dropped:
+        print(f"  left out, since training has no positive or no negative image of them: {', '.join(dropped)}")
+
+
+def headline(config: ml_collections.ConfigDict) -> str:
+    """What was trained on what, and whether it is less than the published recipe."""
+    full = config.model.growth == 32 and tuple(config.model.blocks) == (6, 12, 24, 16) and config.model.stem == 64
+    network = "DenseNet-121" if full else f"a small DenseNet (blocks {'/'.join(map(str, config.model.blocks))}, growth {config.model.growth})"
+    data = config.dataset.name + (f" ({config.dataset.variant})" if config.dataset.variant else "")
+    size = f"{config.dataset.image_size}×{config.dataset.image_size} pixels, {config.train.epochs} epochs, batch {config.train.batch_size}"
+    recipe = full and config.dataset.image_size == 256 and config.train.epochs >= 10
+    told = "" if recipe else ". A reduced run: the published recipe is DenseNet-121 at 256×256 pixels for 10 epochs"
+    return f"{config.name}: {network} on {data}, {size}{told}."
+
+
+def train(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
+    """Trains from the last checkpoint, or from the start, to the last epoch."""
+    from cxr_jax.audit import metrics
+    from cxr_jax.data import cohorts, datasets, pipeline
+    from cxr_jax.training import checkpoints, train as training
+
+    dataset = datasets.open(config.dataset)
+    cohort = cohorts.Cohort.read(run.path(COHORT))
+    targets, _ = cohorts.targets(cohort, config.train.targets, config.dataset.uncertain)
+    labels = cohorts.labels(cohort, targets, config.dataset.uncertain)
+
+    sources = pipeline.sources(dataset, cohort.table, config.dataset)
+
+    def measure(index: np.ndarray, scores: dict[str, np.ndarray]) -> dict:
+        """Loss as in training, and the macro AUC over the classes, of all heads, that validation can judge."""
+        auc, loss = {}, 0.0
+        for name, target in targets.items():
+            loss += log_loss(labels[name][index], scores[name])
+            for k, class_name in enumerate(target.classes):
+                truth = one_vs_rest(labels[name][index], k)
+                known = ~np.isnan(truth)
+                auc[class_name] = metrics.auc(truth[known], scores[name][known, k])
+        defined = [v for v in auc.values() if not np.isnan(v)]
+        return {
+            "loss": loss,
+            "macro_auc": float(np.mean(defined)) if defined else float("nan"),
+            "auc": auc,
+            "n_images": len(index),
+            "n_patients": int(cohort.table["patient_id"].iloc[index].nunique()),
+        }
+
+    described = checkpoints.ModelDescription(config.model.to_dict(), targets, config.dataset.image_size)
+    with checkpoints.Checkpoints(run.path("checkpoints"), described, config.checkpoint.keep) as kept:
+        training.fit(config, targets, labels, sources["train"], sources["validation"], measure, kept, run.workdir, mesh.data_mesh())
+
+
+def one_vs_rest(labels: np.ndarray, k: int) -> np.ndarray:
+    """1, 0, NaN where unknown: float64 [n], of class k, from class numbers [n] or from a column of findings [n, F]."""
+    if labels.ndim == 2:
+        return labels[:, k].astype(np.float64)
+    return np.where(labels < 0, np.nan, (labels == k).astype(np.float64))
+
+
+def log_loss(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Mean negative logarithm of the probability given to what is so, over known labels; nats, NaN where there is none.
+
+    labels: class numbers [n] (-1 unknown) with scores [n, classes], or findings [n, F] (NaN unknown) with scores [n, F].
+    """
+    if labels.ndim == 1:
+        rows = np.flatnonzero(labels >= 0)
+        given = scores[rows, labels[rows]]
+    else:
+        known = ~np.isnan(labels)
+        given = np.where(labels == 1, scores, 1 - scores)[known]
+    return float(-np.log(np.maximum(given.astype(np.float64), 1e-12)).mean()) if given.size else float("nan")
+
+
+def predict(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
+    """Scores the splits of config.predict.splits with a checkpoint; on another data set where config.predict.dataset names one."""
+    from cxr_jax.data import cohorts, datasets, pipeline
+    from cxr_jax.models import densenet
+    from cxr_jax.training import checkpoints, inference, metrics_log, optimizers, train as training
+
+    folder, which = run.path("checkpoints"), config.predict.checkpoint
+    if which not in ("best", "last"):
+        folder, which = pathlib.Path(which) / "checkpoints", "best"
+    described = checkpoints.ModelDescription.read(folder)
+
+    judged = config.dataset
+    if config.predict.dataset:
+        judged = ml_collections.ConfigDict(config.dataset)
+        name, _, variant = config.predict.dataset.partition(".")
+        judged.update(name=name, variant=variant or ("planted" if name == "phantom" else ""), raw_dir=config.predict.raw_dir)
+        dataset = datasets.prepare(judged)
+        cohort = cohorts.select(dataset.keys, dataset.findings, dataset.races, judged)
+    else:
+        dataset = datasets.open(judged)
+        cohort = cohorts.Cohort.read(run.path(COHORT))
+
+    labels = cohorts.labels(cohort, described.targets, judged.uncertain)
+    devices = mesh.data_mesh()
+    batch_size = config.train.evaluate_batch_size
+    mesh.check_batch(batch_size, devices, "train.evaluate_batch_size")
+    heads = {name: len(target.classes) for name, target in described.targets.items()}
+    model = densenet.from_config(ml_collections.ConfigDict(described.model), heads, config.seed)
+    graphdef, state = training.init_state(model, optimizers.adam(config.train, 1), config.seed, devices)
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    state = checkpoints.restore(folder, which, like)
+    forward = inference.Forward.of(graphdef, described.targets, described.image_size, devices)
+
+    parts = []
+    sources = pipeline.sources(dataset, cohort.table, judged)
+    for split in config.predict.splits:
+        source = sources[split]
+        with metrics_log.Progress(f"predict {split}", len(source)) as progress:
+            index, scores, _ = inference.predict(forward, state.params, state.stats, source, batch_size, progress.advance)
+        parts.append(prediction_table(cohort.table.iloc[index], described.targets, {k: v[index] for k, v in labels.items()}, scores))
+    table = pd.concat(parts, ignore_index=True)
+    Predictions(table, described.targets, bool(dataset.metadata["open_data"])).write(run.path(PREDICTIONS))
+
+
+def prediction_table(rows: pd.DataFrame, targets: dict[str, Target], labels: dict, scores: dict) -> pd.DataFrame:
+    """Key columns, labels, scores, and ceilings where the data's truth is known, of some rows of a cohort.
+
+    labels: by target, int32 [n] or float32 [n, findings], as `cohorts.labels` gives them. scores: float32 [n, classes].
+    """
+    columns = {name: rows[name].to_numpy() for name in KEY_COLUMNS if name in rows}
+    for name, target in targets.items():
+        if target.kind == "multiclass":
+            columns[LABEL + name] = pd.array([target.classes[k] if k >= 0 else None for k in labels[name]], dtype="str")
+        else:
+            columns.update({LABEL + c: labels[name][:, k].astype(np.float64) for k, c in enumerate(target.classes)})
+        columns.update({SCORE + c: scores[name][:, k].astype(np.float64) for k, c in enumerate(target.classes)})
+        if name == "race" and all(CEILING + c in rows for c in target.classes):
+            columns.update({CEILING + c: rows[CEILING + c].to_numpy() for c in target.classes})
+    return pd.DataFrame(columns)
+
+
+def audit(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
+    """Every figure with its interval, overall and by group."""
+    from cxr_jax.audit import subgroups
+
+    predictions = Predictions.read(run.path(PREDICTIONS))
+    tables.write_json(run.path(AUDIT), subgroups.audit(predictions, config.audit))
+
+
+def report(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
+    """One page for people, and the table of AUCs in the terminal."""
+    from cxr_jax.report import html
+
+    path = html.write(run.workdir, examples=examples(config, run))
+    invented = run.record.get("dataset", {}).get("invented_groups", False)
+    print(html.auc_table(tables.read_json(run.path(AUDIT)), invented))
+    print(f"report: {path}")
+
+
+def examples(config: ml_collections.ConfigDict, run: experiment.Run, count: int = 8) -> list[tuple[np.ndarray, str]]:
+    """Test images of `count` patients to show, (uint8 [256, 256], caption) each; [] unless the data are open to all."""
+    if not run.path(COHORT).exists() or not run.record.get("dataset", {}).get("open_data"):
+        return []
+    from cxr_jax.data import cohorts, datasets, pipeline
+
+    dataset = datasets.open(config.dataset)
+    cohort = cohorts.Cohort.read(run.path(COHORT))
+    target = next((t for t in config.train.targets if t in cohort.table), "sex")
+    test = cohort.table[cohort.table["split"] == "test"].drop_duplicates("patient_id")
+    # Some of each class, as far as there are, and in stored order, which readers of records rely on.
+    turn = test.groupby(test[target].fillna("unknown")).cumcount()
+    chosen = test.loc[turn.sort_values(kind="stable").index[:count]].sort_index()
+    source = pipeline.Source(dataset, chosen, "test", host_cache_gib=1.0, block_images=count)
+    images = next(source.ordered(len(chosen)))["image"][..., 0]
+    return [(image, caption(row, cohort.findings, target)) for image, (_, row) in zip(images, chosen.iterrows())]
+
+
+def caption(row: pd.Series, findings: tuple[str, ...], target: str) -> str:
+    """What is recorded of an image: the target's class, sex and age, view, findings."""
+    from cxr_jax.data.cohorts import FINDING
+
+    said = [row[target], row["sex"], "" if np.isnan(row["age"]) else f"{row['age']:.0f} years", row["view"]]
+    present = [name for name in findings if row[FINDING + name] == 1]
+    said = [str(word) for word in dict.fromkeys(said) if word and not pd.isna(word)]
+    return ", ".join([*said, " + ".join(present)] if present else said)
+
+
+STAGES = {"prepare": prepare, "train": train, "predict": predict, "audit": audit, "report": report}
