@@ -1,11 +1,16 @@
-"""The config of a small run on a small phantom; for tests of what is done with a data set."""
+"""A small run on a small phantom, and the program started as a user starts it; for tests of whole runs."""
 
+import os
 import pathlib
+import subprocess
+import sys
 
 import ml_collections
 
 from configs import race
 from cxr_jax import experiment
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 # A network that compiles in seconds, on few small pictures. The code is DenseNet-121's; only the sizes differ.
 SMALL = {
@@ -28,3 +33,17 @@ def small_config(data_dir: pathlib.Path | str, **diff) -> ml_collections.ConfigD
     config = race.get_config()
     experiment.apply_diff(config, {"dataset.data_dir": str(data_dir), **SMALL})
     return experiment.apply_diff(config, {k.replace("__", "."): v for k, v in diff.items()})
+
+
+def as_user(**environment) -> dict[str, str]:
+    """The environment of a process outside of the tests: the machine's own devices, not eight fake ones."""
+    inherited = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+    return {**inherited, "PYTHONPATH": str(ROOT), **environment}
+
+
+def command(*arguments, workdir, **environment) -> subprocess.CompletedProcess:
+    """Runs `python -m cxr_jax.main` in a process of its own, as a user does; returns what it did and printed."""
+    return subprocess.run(
+        [sys.executable, "-m", "cxr_jax.main", *arguments, f"--workdir={workdir}"],
+        cwd=ROOT, env=as_user(**environment), capture_output=True, text=True,
+    )  # fmt: skip

@@ -106,7 +106,7 @@ def test_a_workdir_of_another_model_is_refused_and_left_alone(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     before = {p.name: p.read_bytes() for p in tmp_path.glob('*.json')}
     config = experiment.apply_diff(race.get_config(), {"train.epochs": 7})
-    with pytest.raises(UserError, match="another config .train.epochs: 4 there, 7 here.*--workdir"):
+    with pytest.raises(UserError, match="another config .train.epochs: 3 there, 7 here.*--workdir"):
         experiment.Run(tmp_path, config, base.get_config(), "the command")
     assert {p.name: p.read_bytes() for p in tmp_path.glob('*.json')} == before
 

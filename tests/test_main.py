@@ -1,29 +1,20 @@
 """The whole of a run, as a user starts it: from a config to a report, again, elsewhere, and with every mistake in one line."""
 
 import json
-import os
-import pathlib
 import subprocess
 import sys
+import time
 
+import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pandas as pd
 import pytest
 
 from configs import sex
 from cxr_jax import experiment, main, tables
 from cxr_jax.tables import Predictions, Target, UserError
-from tests.phantoms import SMALL, small_config
-
-ROOT = pathlib.Path(__file__).parents[1]
-
-
-def command(*arguments, workdir, cwd=ROOT, **environment):
-    """Runs main as a user does; returns what it did."""
-    return subprocess.run(
-        [sys.executable, "-m", "cxr_jax.main", *arguments, f"--workdir={workdir}"],
-        cwd=cwd, env={**os.environ, "PYTHONPATH": str(ROOT), **environment}, capture_output=True, text=True,
-    )  # fmt: skip
+from tests.phantoms import ROOT, SMALL, as_user, command, small_config
 
 
 @pytest.fixture(scope="module")
@@ -171,8 +162,6 @@ def test_nih_has_no_race_and_says_so(nih_sample, tmp_path):
 @pytest.mark.slow
 def test_killed_at_three_random_moments_a_run_ends_with_the_same_parameters(tmp_path, phantom_dir):
     """kill -9 of the real program, three times; then the same command to its end. Compared with a run left alone."""
-    import time
-
     flags = ["--config=configs/race.py", *SMALL_FLAGS, "--config.train.epochs=6", f"--config.dataset.data_dir={phantom_dir}"]
     environment = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
     started = time.monotonic()
@@ -182,7 +171,7 @@ def test_killed_at_three_random_moments_a_run_ends_with_the_same_parameters(tmp_
     for fraction in random.uniform(0.1, 0.8, 3):
         process = subprocess.Popen(
             [sys.executable, "-m", "cxr_jax.main", *flags, f"--workdir={tmp_path / 'killed'}"],
-            cwd=ROOT, env={**os.environ, **environment}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            cwd=ROOT, env=as_user(**environment), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         time.sleep(fraction * whole)
         process.kill()
@@ -197,9 +186,6 @@ def test_killed_at_three_random_moments_a_run_ends_with_the_same_parameters(tmp_
 
 def _last_state(workdir) -> dict:
     """The last checkpoint's arrays by path, as they lie on disk."""
-    import jax
-    import orbax.checkpoint as ocp
-
     step = max((p for p in (workdir / "checkpoints" / "last").iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
     stored = ocp.PyTreeCheckpointer().restore(step / "default")
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(stored)}
