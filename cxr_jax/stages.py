@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from cxr_jax import experiment, mesh, tables
-from cxr_jax.tables import CEILING, KEY_COLUMNS, LABEL, SCORE, Predictions, Target, UserError
+from cxr_jax.tables import CEILING, KEY_COLUMNS, LABEL, SCORE, Predictions, Target
 
 COHORT, PREDICTIONS, AUDIT = "cohort.parquet", "predictions.parquet", "audit.json"
 
@@ -57,7 +57,8 @@ def headline(config: ml_collections.ConfigDict) -> str:
     size = f"{config.dataset.image_size}×{config.dataset.image_size} pixels, {config.train.epochs} epochs, batch {config.train.batch_size}"
     recipe = full and config.dataset.image_size == 256 and config.train.epochs >= 10
     told = "" if recipe else ". A reduced run: the published recipe is DenseNet-121 at 256×256 pixels for 10 epochs"
-    return f"{config.name}: {network} on {data}, {size}{told}."
+    judged = f", judged on {config.predict.dataset}" if config.predict.dataset else ""
+    return f"{config.name}: {network} on {data}, {size}{judged}{told}."
 
 
 def train(config: ml_collections.ConfigDict, run: experiment.Run) -> None:

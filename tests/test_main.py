@@ -179,13 +179,17 @@ def test_killed_at_three_random_moments_a_run_ends_with_the_same_parameters(tmp_
     assert command(*flags, workdir=tmp_path / "killed", **environment).returncode == 0
     one, other = (Predictions.read(tmp_path / name / "predictions.parquet").table for name in ("alone", "killed"))
     pd.testing.assert_frame_equal(one, other, check_exact=True)
-    assert _last_state(tmp_path / "alone").keys() == _last_state(tmp_path / "killed").keys()
-    for name, values in _last_state(tmp_path / "alone").items():
-        np.testing.assert_array_equal(values, _last_state(tmp_path / "killed")[name], err_msg=name)
+    one, other = _last_state(tmp_path / "alone"), _last_state(tmp_path / "killed")
+    assert one.keys() == other.keys()
+    for name, values in one.items():
+        np.testing.assert_array_equal(values, other[name], err_msg=name)
 
 
 def _last_state(workdir) -> dict:
     """The last checkpoint's arrays by path, as they lie on disk."""
     step = max((p for p in (workdir / "checkpoints" / "last").iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
-    stored = ocp.PyTreeCheckpointer().restore(step / "default")
+    with ocp.PyTreeCheckpointer() as reader:
+        tree = reader.metadata(step / "default").item_metadata.tree
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        stored = reader.restore(step / "default", restore_args=as_numpy)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(stored)}
