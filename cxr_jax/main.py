@@ -80,7 +80,7 @@ def run(config, workdir: pathlib.Path, command: str, distributed: bool = False) 
     from cxr_jax import mesh, stages
 
     # Orbax and TFDS warn of their own ways through absl; what a user must know is printed by the stages.
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.FATAL)
     if distributed:
         mesh.start_distributed()
     mesh.keep_compiled_programs()
