@@ -75,6 +75,12 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
 
 
+def nearest_first(word: str, known: Iterable[str]) -> list[str]:
+    """All of `known`, the likeliest meant by `word` first. For the end of an error message."""
+    known = list(known)
+    return difflib.get_close_matches(word, known, n=len(known), cutoff=0.0)
+
+
 def apply_argument(
     config: ml_collections.ConfigDict, argument: str | None, sizes: Mapping[str, Mapping], methods: Mapping[str, Mapping] = {}
 ) -> ml_collections.ConfigDict:

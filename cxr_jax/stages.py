@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import pathlib
 
-import jax
 import ml_collections
 import numpy as np
 import pandas as pd
@@ -37,7 +36,7 @@ def prepare(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     # A target that the data cannot teach is told now, not after an hour of training.
     _, dropped = cohorts.targets(cohort, config.train.targets, config.dataset.uncertain)
     summary = {**dataset.summary(), "attrition": cohort.attrition, "findings_dropped": list(dropped)}
-    run.record.update(dataset=summary, headline=headline(config), device=mesh.describe_devices())
+    run.record.update(dataset=summary, headline=headline(config))
     print(run.record["headline"])
     for statement in dataset.metadata["integrity"]["statements"] if "integrity" in dataset.metadata else ():
         print(f"  {statement}")
@@ -147,8 +146,7 @@ def predict(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     heads = {name: len(target.classes) for name, target in described.targets.items()}
     model = densenet.from_config(ml_collections.ConfigDict(described.model), heads, config.seed)
     graphdef, state = training.init_state(model, optimizers.adam(config.train, 1), config.seed, devices)
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-    state = checkpoints.restore(folder, which, like)
+    state = checkpoints.restore(folder, which, state)
     forward = inference.Forward.of(graphdef, described.targets, described.image_size, devices)
 
     parts = []

@@ -13,7 +13,6 @@ about. No rule looks at an image, or at the outcome of any model.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import logging
 import os
@@ -23,6 +22,7 @@ import numpy as np
 import pandas as pd
 
 from cxr_jax import tables
+from cxr_jax.experiment import nearest_first
 from cxr_jax.tables import SPLITS, Target, UserError
 
 FINDING = "finding_"  # finding_<Name>: as released: 1, 0, -1 (uncertain), NaN
@@ -129,13 +129,8 @@ def _count(rule: str, table: pd.DataFrame) -> dict:
 
 def _named(rules: Mapping[str, Callable], name: str, field: str) -> Callable:
     if name not in rules:
-        raise UserError(f"{field}: no rule {name!r}; there are {', '.join(_nearest(name, rules))}")
+        raise UserError(f"{field}: no rule {name!r}; there are {', '.join(nearest_first(name, rules))}")
     return rules[name]
-
-
-def _nearest(name: str, known: Iterable[str]) -> list[str]:
-    known = list(known)
-    return difflib.get_close_matches(name, known, n=len(known), cutoff=0.0)
 
 
 # ---- race rules ----------------------------------------------------------------------------------
@@ -344,9 +339,9 @@ def _class_target(cohort: Cohort, name: str) -> Target:
         if name in cohort.findings:
             hint = "it is one of the findings, which are learnt together: give findings"
         elif name in table:
-            hint = f"it is no class label; there are {', '.join(_nearest(name, known))}"
+            hint = f"it is no class label; there are {', '.join(nearest_first(name, known))}"
         else:
-            hint = f"there are {', '.join(_nearest(name, known))}"
+            hint = f"there are {', '.join(nearest_first(name, known))}"
         raise UserError(f"config.train.targets: no target {name!r}; {hint}")
     data = table["dataset"].iloc[0]
     if name == "race" and (not cohort.races or table["race"].isna().all()):

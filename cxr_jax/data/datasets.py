@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import errno
 import fcntl
 import functools
@@ -44,6 +43,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from cxr_jax import tables
+from cxr_jax.experiment import nearest_first
 from cxr_jax.tables import UserError
 
 # The accelerators are JAX's. TensorFlow would take their memory for itself.
@@ -261,7 +261,7 @@ def _known(config) -> _Known:
         )
     if config.name not in BUILDERS:
         every = [*BUILDERS, *_LATER]
-        near = difflib.get_close_matches(config.name, every, n=len(every), cutoff=0.0)
+        near = nearest_first(config.name, every)
         raise UserError(f"config.dataset.name: no data set {config.name!r}; there are {', '.join(near)}")
     return BUILDERS[config.name]
 

@@ -107,6 +107,7 @@ class Checkpoints:
         is taken.
         """
         manager = self._managers["last"]
+        like = _abstract(like)
         for step in sorted(manager.all_steps(), reverse=True):
             try:
                 return manager.restore(step, args=ocp.args.StandardRestore(like))
@@ -139,7 +140,7 @@ def restore(folder: os.PathLike | str, which: str, like):
         if step is None:
             raise UserError(f"{folder}: holds no {which!r} checkpoint; train first, or name a run's folder")
         try:
-            return manager.restore(step, args=ocp.args.StandardRestore(like))
+            return manager.restore(step, args=ocp.args.StandardRestore(_abstract(like)))
         except Exception as error:
             raise UserError(f"{place / str(step)}: cannot be read, or is of another model ({_first_line(error)})") from error
     finally:
@@ -154,6 +155,11 @@ def _manager(folder: pathlib.Path, keep: int, read_only: bool = False) -> ocp.Ch
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return ocp.CheckpointManager(folder, options=options)
+
+
+def _abstract(like):
+    """Shapes, types and shardings alone, so that what is restored into need not be held beside what is restored."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
 
 
 def _first_line(error: Exception) -> str:

@@ -152,8 +152,7 @@ def fit(
 
     # Restored in one piece: parameters, statistics, optimizer, place in the data. Then the log is cut back to that step,
     # since what came after it is about to be done, and written, again.
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-    restored = checkpoints.restore_last(like)
+    restored = checkpoints.restore_last(state)
     state = state if restored is None else restored
     step = int(state.step)
     log = MetricsLog(workdir, resume_after=step)
