@@ -17,10 +17,9 @@
     suppressed  true: too few patients, and everything that could tell of them is null
     reason      why something is null, or what else must be known; null where there is nothing to say
 
-**Suppression.** A group of fewer than `min_patients` patients is suppressed. If the others of its attribute would
-give it away by subtraction from the total, the next smallest group is suppressed too, until those hidden have at
-least `min_patients` patients together. Numbers of positive images are held to the same rule, in each line of the
-table of groups by classes and against its total, but then only n_positive goes: an AUC is no count. Curves go
+**Suppression.** A group of fewer than `min_patients` patients is suppressed, and with it as many others of its
+attribute as it takes for it not to follow by subtraction (see `suppression`). Numbers of positive images are held to
+the same rule, in the table of groups by classes with its totals, but then only n_positive goes: an AUC is no count. Curves go
 further, because every step of a small class's ROC curve is one patient: they need `min_patients` patients on both
 sides. What a model says of people is not a recorded attribute, so cells of scores and of called classes are not cells
 in this sense; bins of scores are nevertheless made so wide that each has `min_patients` patients. Nothing here guards
@@ -38,6 +37,7 @@ import pandas as pd
 
 from cxr_jax.audit import metrics
 from cxr_jax.audit.intervals import Bootstrap, MeanCell, RankedCell, percentile_interval
+from cxr_jax.audit.suppression import withhold
 from cxr_jax.tables import CEILING, Predictions, Target, UserError
 
 KEYS = (
@@ -144,48 +144,6 @@ def groups(
     return masks
 
 
-# --- suppression -----------------------------------------------------------------------------------------------------
-
-
-def protect(
-    patients: Sequence[Sequence[np.ndarray]],
-    minimum: int,
-    hidden: np.ndarray | None = None,
-    total: np.ndarray | None = None,
-) -> np.ndarray:
-    """Which cells of a table of groups (lines) by classes (columns) to hide: bool [groups, classes].
-
-    patients: the distinct patients of each cell, integers. minimum: patients that a cell must have to be shown; an
-    empty cell may be. hidden: cells hidden already, bool [groups, classes]. total: whether each column's total is
-    itself hidden, bool [classes]; the totals of lines are taken as shown.
-
-    Hides the cells that are too small, and then in every line and column whatever else is needed, smallest first, so
-    that what a subtraction yields is never a single hidden cell nor fewer than `minimum` patients.
-    """
-    sizes = np.array([[len(cell) for cell in line] for line in patients])
-    hidden = (np.zeros(sizes.shape, bool) if hidden is None else hidden.copy()) | ((sizes > 0) & (sizes < minimum))
-    total = np.zeros(sizes.shape[1], bool) if total is None else total
-
-    def given_away(line: list[tuple[int, int]], total_hidden: bool) -> bool:
-        inside = [cell for cell in line if hidden[cell]]
-        if total_hidden:  # all parts shown would add up to it
-            return not any(sizes[cell] for cell in inside)
-        together = len(np.unique(np.concatenate([patients[g][c] for g, c in inside]))) if inside else 0
-        return len(inside) == 1 or 0 < together < minimum
-
-    lines = [([(g, c) for c in range(sizes.shape[1])], False) for g in range(sizes.shape[0])]
-    lines += [([(g, c) for g in range(sizes.shape[0])], bool(total[c])) for c in range(sizes.shape[1])]
-    changed = True
-    while changed:
-        changed = False
-        for line, total_hidden in lines:
-            shown = [cell for cell in line if not hidden[cell] and sizes[cell] > 0]
-            if shown and given_away(line, total_hidden):
-                hidden[min(shown, key=lambda cell: sizes[cell])] = True
-                changed = True
-    return hidden
-
-
 # --- one target on one split -----------------------------------------------------------------------------------------
 
 
@@ -239,52 +197,62 @@ class _Judgement:
         return np.unique(self.patient[mask])
 
     def _groups(self, table: pd.DataFrame) -> tuple[list[_Group], list[str]]:
-        everyone = {ALL: np.ones(len(table), bool)}
-        overall = self._protected(ALL, everyone, np.zeros((1, len(self.classes)), bool))
-        found, absent = overall, []
+        (everyone,) = self._protected(ALL, {ALL: np.ones(len(table), bool)}, None)
+        found, absent = [everyone], []
         for attribute in self.settings.attributes:
             first = self.classes if attribute == self.name else ()
             masks = groups(table, attribute, tuple(self.settings.age_bands), first)
             if masks:
-                found = found + self._protected(attribute, masks, overall[0].hidden_positives[None])
+                found += self._protected(attribute, masks, everyone)
             else:
                 absent.append(attribute)
         return found, absent
 
-    def _protected(self, attribute: str, masks: dict[str, np.ndarray], totals: np.ndarray) -> list[_Group]:
-        """The groups of one attribute with what must be hidden of them; `totals` bool [1, classes], hidden overall."""
+    def _protected(self, attribute: str, masks: dict[str, np.ndarray], everyone: _Group | None) -> list[_Group]:
+        """The groups of one attribute with what must be hidden of them; `everyone` is their sum, where they have one."""
         minimum, known = self.settings.min_patients, self.known
+        few = f"fewer than {minimum} patients"
         members = list(masks.values())
 
-        def reasons(cells: list[np.ndarray]) -> list[str]:
-            patients = [self._patients(cell) for cell in cells]
-            hidden = protect([[p] for p in patients], minimum)[:, 0]
-            few = f"fewer than {minimum} patients"
+        def reasons(labelled: np.ndarray) -> list[str]:
+            cells = [[self._patients(mask & labelled)] for mask in [*members, np.ones_like(labelled)]]
+            total_is_known = np.append(np.zeros(len(members), int), -1)[:, None]
+            hidden = withhold(cells, minimum, reluctance=total_is_known, rows_add_up=False)[:-1, 0]
             return [
                 "" if not h else few if len(p) < minimum else f"hidden lest a group of {few} be found by subtraction"
-                for h, p in zip(hidden, patients)
+                for h, (p,) in zip(hidden, cells)
             ]
 
-        any_label = reasons([mask & known.any(axis=1) for mask in members])
-        by_class = [reasons([mask & known[:, c] for mask in members]) for c in range(len(self.classes))]
+        any_label = reasons(known.any(axis=1))
+        by_class = [reasons(known[:, c]) for c in range(len(self.classes))]
         # A group that is hidden is hidden for every class: figures by class would otherwise add up to it.
         by_class = [[one or whole for one, whole in zip(column, any_label)] for column in by_class]
         gone = np.array([[bool(reason) for reason in column] for column in by_class]).T  # [groups, classes]
 
-        def positives(c: int, mask: np.ndarray) -> np.ndarray:
-            return self._patients(mask & known[:, c] & self.positive[:, c])
+        def hidden_parts(parts: list[np.ndarray], gone: np.ndarray, of_everyone: bool | np.ndarray) -> np.ndarray:
+            """bool [groups, parts]: which numbers of images to hide, where a group's parts add up to its n."""
+            columns = [*parts, np.any(parts, axis=0)]
+            rows = members if everyone is None else [*members, np.ones_like(columns[0])]
+            hidden = np.zeros((len(rows), len(columns)), bool)
+            hidden[: len(members)] = gone[:, None]
+            reluctance = np.zeros(hidden.shape, int)
+            reluctance[:, -1] = -1
+            if everyone is not None:
+                hidden[-1, :-1], reluctance[-1] = of_everyone, -1
+            cells = [[self._patients(row & column) for column in columns] for row in rows]
+            hidden = withhold(cells, minimum, hidden, reluctance, columns_add_up=everyone is not None)
+            return hidden[: len(members), :-1]
 
+        of_everyone = np.zeros(len(self.classes), bool) if everyone is None else everyone.hidden_positives
         if self.target.kind == "multiclass":
             # Classes exclude one another: the positives of all classes add up to the group.
-            cells = [[positives(c, mask) for c in range(len(self.classes))] for mask in members]
-            hidden = protect(cells, minimum, gone, totals[0])
+            positives = [known[:, c] & self.positive[:, c] for c in range(len(self.classes))]
+            hidden = hidden_parts(positives, gone.all(axis=1), of_everyone)
         else:
             hidden = np.zeros_like(gone)
             for c in range(len(self.classes)):
-                negatives = [self._patients(mask & known[:, c] & ~self.positive[:, c]) for mask in members]
-                cells = [[positives(c, mask), negative] for mask, negative in zip(members, negatives)]
-                both = protect(cells, minimum, np.repeat(gone[:, c : c + 1], 2, axis=1), np.repeat(totals[0, c], 2))
-                hidden[:, c] = both.any(axis=1)
+                both = [known[:, c] & self.positive[:, c], known[:, c] & ~self.positive[:, c]]
+                hidden[:, c] = hidden_parts(both, gone[:, c], of_everyone[c]).any(axis=1)
         return [
             _Group(attribute, name, (known & mask[:, None]).T, tuple(c[g] for c in by_class), any_label[g], hidden[g])
             for g, (name, mask) in enumerate(masks.items())

@@ -1,8 +1,7 @@
 """What of a cohort may be shown: counts, ages and prevalence by group, with small cells withheld.
 
-A cell of 1 to `least` - 1 patients is withheld, and so are further cells until no withheld one can be worked out by
-subtracting from totals. A count of 0 is shown, since it is nobody's. Images are additive over groups and splits; so are
-patients, save that one with images in two views or two age bands counts in both.
+A cell of 1 to `least` - 1 patients is withheld, and further cells with it, as `audit.suppression` has it; a count of 0
+is shown, since it is nobody's.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from scipy import stats
 
 from cxr_jax import tables
 from cxr_jax.audit import subgroups
+from cxr_jax.audit.suppression import withhold
 
 FINDING = "finding_"
 
@@ -34,84 +34,6 @@ class Counts:
     patients: np.ndarray
     images: np.ndarray
     hidden: np.ndarray
-
-
-def withhold(
-    counts: np.ndarray, least: int, also: np.ndarray | None = None, keep: int | None = None, columns_add_up: bool = True
-) -> np.ndarray:
-    """Which cells of a table must not be shown so that nobody learns a count of 1 to `least` - 1.
-
-    counts: int [r + 1, c + 1]; the last row and column are totals. also: bool, cells withheld already. keep: a column
-    to be spared as long as hiding others will do, such as the split that is judged. columns_add_up: whether the totals
-    of columns are known; then, as the size of a split always is, they are withheld only if small themselves. Returns
-    bool [r + 1, c + 1].
-
-    A withheld cell can be worked out exactly if, and only if, every solution of the table's equations (rows and columns
-    add up) gives it the same value, that is, if the null space of the equations in the withheld cells is zero there.
-    (Gusfield, SIAM Journal on Computing 17, 1988, has the same criterion for two-way tables in the words of graphs.)
-    Beside it, what is withheld in one row or column must add up to `least` patients, since the sum is known.
-    """
-    counts = np.asarray(counts)
-    small = (counts > 0) & (counts < least)
-    fixed = small if also is None else small | also
-    hidden = fixed.copy()
-    free = counts > 0
-    free[-1] = False  # totals of columns
-    while True:
-        candidates = _given_away(counts, small, hidden, least, columns_add_up)[1] & free & ~hidden
-        if not candidates.any():
-            break
-        for dear in ([-1] if keep is None else [-1, keep], [-1], []):
-            choice = candidates.copy()
-            choice[:, dear] = False
-            if choice.any():
-                break
-        hidden.flat[np.flatnonzero(choice)[np.argmin(counts[choice])]] = True
-    # One at a time, cells may have been hidden that others hidden later made needless: show those again, largest first.
-    hopeless = _given_away(counts, small, hidden, least, columns_add_up)[0]
-    for cell in sorted(np.flatnonzero(hidden & ~fixed), key=lambda cell: -counts.flat[cell]):
-        hidden.flat[cell] = False
-        if (_given_away(counts, small, hidden, least, columns_add_up)[0] & ~hopeless).any():
-            hidden.flat[cell] = True
-    return hidden
-
-
-def _given_away(
-    counts: np.ndarray, small: np.ndarray, hidden: np.ndarray, least: int, columns_add_up: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Masks of the hidden cells that can be worked out after all, and of the rows and columns where to hide another."""
-    rows, columns = counts.shape
-    signs = np.ones(counts.shape)
-    signs[-1, :] *= -1
-    signs[:, -1] *= -1
-    lines = []
-    for i in range(rows):
-        lines.append(np.zeros_like(small))
-        lines[-1][i, :] = True
-    for j in range(columns if columns_add_up else 0):
-        lines.append(np.zeros_like(small))
-        lines[-1][:, j] = True
-    given_away, where = np.zeros_like(small), np.zeros_like(small)
-    for i, line in enumerate(lines):
-        total = np.zeros_like(small)
-        total[(i, -1) if i < rows else (-1, i - rows)] = True
-        inside = line & hidden & ~total
-        if not (hidden & total).any() and 0 < counts[inside].sum() < least:
-            given_away |= inside
-            where |= line
-    cells = np.flatnonzero(hidden)
-    if cells.size:
-        equations = np.stack([(line * signs).ravel()[cells] for line in lines])
-        _, singular, right = np.linalg.svd(equations)
-        null_space = right[int((singular > 1e-9).sum()) :]
-        known = np.zeros_like(small)
-        known.flat[cells[np.abs(null_space).sum(axis=0) < 1e-9]] = True
-        if (known & small).any():
-            given_away |= known & small
-            for line in lines:  # a small cell may be known by way of others: another must be hidden beside any of them
-                if (line & known).any():
-                    where |= line
-    return given_away, where
 
 
 def groups_of(
@@ -137,18 +59,23 @@ def counts(
     """
     names, group = groups_of(table, attribute, edges, first)
     splits = [split for split in tables.SPLITS if split in set(table["split"])]
-    by = pd.DataFrame({"group": group, "split": table["split"].astype(object), "patient": table["patient_id"]})
-    shape = (len(names) + 1, len(splits) + 1)
-    patients, images = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-    hidden = np.zeros(shape, bool)
-    for i, name in enumerate([*names, None]):
-        here = by if name is None else by[by["group"] == i]
-        for j, split in enumerate([*splits, None]):
-            cell = here if split is None else here[here["split"] == split]
-            patients[i, j], images[i, j] = cell["patient"].nunique(), len(cell)
-            hidden[i, j] = (name, split) in hide
-    keep = splits.index("test") if "test" in splits else None
-    return Counts(attribute, names, splits, patients, images, withhold(patients, least, hidden, keep))
+    patient = pd.factorize(table["patient_id"])[0]
+    rows = [*(group == i for i in range(len(names))), np.ones(len(table), bool)]
+    columns = [*((table["split"] == split).to_numpy() for split in splits), np.ones(len(table), bool)]
+    cells = [[np.unique(patient[row & column]) for column in columns] for row in rows]
+    hidden = np.array([[(name, split) in hide for split in [*splits, None]] for name in [*names, None]])
+    reluctance = np.zeros(hidden.shape, int)
+    reluctance[:, [split == "test" for split in [*splits, None]]] = 1  # what is judged is what readers look for
+    reluctance[:, -1] = 2
+    reluctance[-1] = -1  # the sizes of splits are told in any case
+    return Counts(
+        attribute,
+        names,
+        splits,
+        patients=np.array([[len(cell) for cell in row] for row in cells]),
+        images=np.array([[(row & column).sum() for column in columns] for row in rows]),
+        hidden=withhold(cells, least, hidden, reluctance),
+    )
 
 
 def ages(
@@ -164,19 +91,21 @@ def ages(
     patient = table.sort_values("age", kind="stable", na_position="last").drop_duplicates("patient_id")
     age = patient["age"].to_numpy(np.float64)
     highest = np.nanmax(age) if np.isfinite(age).any() else 0
-    names, row = groups_of(patient, attribute, edges, first)
+    names, group = groups_of(patient, attribute, edges, first)
     for years in (10, 20):
         starts = np.arange(0, highest + 1e-9, years)
         bins = np.where(np.isnan(age), len(starts), np.searchsorted(starts, np.nan_to_num(age), side="right") - 1)
-        cells = np.zeros((len(names) + 1, len(starts) + 2), np.int64)
-        np.add.at(cells, (row, bins), 1)
-        cells[-1] = cells[:-1].sum(axis=0)
-        cells[:, -1] = cells[:, :-1].sum(axis=1)
-        hidden = withhold(cells, least, columns_add_up=False)
-        if (np.where(hidden, cells, 0)[:-1, :-1].sum(axis=1) <= cells[:-1, -1] / 5).all():
+        rows = [*(group == i for i in range(len(names))), np.ones(len(group), bool)]
+        columns = [*(bins == j for j in range(len(starts) + 1)), np.ones(len(group), bool)]
+        cells = [[np.flatnonzero(r & c) for c in columns] for r in rows]  # of patients, here one row each
+        reluctance = np.zeros((len(rows), len(columns)), int)
+        reluctance[:, -1] = 2
+        hidden = withhold(cells, least, reluctance=reluctance, columns_add_up=False)
+        counted = np.array([[len(cell) for cell in r] for r in cells])
+        if (np.where(hidden, counted, 0)[:-1, :-1].sum(axis=1) <= counted[:-1, -1] / 5).all():
             break
     labels = [f"{int(s)}" for s in starts] + ["unknown"]
-    return Counts(attribute, names, labels, cells, cells, hidden), starts
+    return Counts(attribute, names, labels, counted, counted, hidden), starts
 
 
 def prevalence(table: pd.DataFrame, names: Sequence[str], group: np.ndarray, least: int, level: float) -> pd.DataFrame:

@@ -354,46 +354,6 @@ def test_a_small_split_shows_nothing():
     assert rows and all(row["suppressed"] and row["value"] is None and row["n_images"] is None for row in rows)
 
 
-def random_cells(rng, groups, classes):
-    """A table whose cells hold 0 to 40 patients, some of them in several groups, as ages and views have it."""
-    patients = rng.permutation(groups * classes * 40)
-    sizes = rng.choice([0, 1, 5, 9, 11, 20, 40], (groups, classes))
-    cells = [[patients[(g * classes + c) * 40 :][: sizes[g, c]] for c in range(classes)] for g in range(groups)]
-    if groups > 1 and len(cells[0][0]):
-        cells[1][0] = np.union1d(cells[1][0], cells[0][0][:3])
-    return cells
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_no_line_of_a_protected_table_gives_a_small_cell_away(seed):
-    rng = np.random.default_rng(seed)
-    groups, classes = rng.integers(1, 6, 2)
-    cells = random_cells(rng, groups, classes)
-    total = rng.random(classes) < 0.2
-    hidden = subgroups.protect(cells, 11, total=total)
-    sizes = np.array([[len(cell) for cell in line] for line in cells])
-    assert not ((sizes > 0) & (sizes < 11) & ~hidden).any(), "a small cell is shown"
-    lines = [(np.arange(classes) + g * classes, False) for g in range(groups)]
-    lines += [(np.arange(groups) * classes + c, total[c]) for c in range(classes)]
-    flat = [cell for line in cells for cell in line]
-    for line, total_hidden in lines:
-        inside = [i for i in line if hidden.flat[i]]
-        shown = [i for i in line if not hidden.flat[i] and sizes.flat[i]]
-        if not shown:
-            continue  # nothing to subtract
-        if total_hidden:
-            assert any(sizes.flat[i] for i in inside), "the parts add up to the hidden total"
-        elif inside:
-            together = len(set(np.concatenate([flat[i] for i in inside])))
-            assert len(inside) > 1 and (together == 0 or together >= 11)
-
-
-def test_nothing_is_hidden_where_nothing_is_small():
-    cells = [[np.arange(11) + 100 * g + 20 * c for c in range(3)] for g in range(3)]
-    assert not subgroups.protect(cells, 11).any()
-    assert not subgroups.protect([[np.arange(1)]], 1).any()
-
-
 def test_counts_of_positives_cannot_be_subtracted():
     """Of the positives in one group few are patients enough to show, though the group itself is large."""
     predictions = with_groups({"a": 60, "b": 50, "c": 40})
