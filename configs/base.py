@@ -31,6 +31,8 @@ def get_config() -> ml_collections.ConfigDict:
     p.patients = 1000  # of 1 to 4 images each
     p.seed = 0  # of the drawing; another seed is another population
     p.signal = 1.0  # strength of the texture that carries the latent; 0 draws none
+    p.effect = 1.0  # multiplies the log-odds by which groups differ, in confounded, acquisition and shortcut
+    p.underdiagnosed_share = 0.4  # of one group's images with a pathology, recorded as No Finding in underdiagnosed
 
     c.model = m = ml_collections.ConfigDict()
     m.growth = 32  # feature maps that a dense layer adds

@@ -122,7 +122,10 @@ def apply_argument(
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
-    """Raises UserError for a value that no stage could use; what depends on the data is checked where the data are."""
+    """Raises UserError for a value that no stage could use; what depends on the data is checked where the data are.
+
+    The rooms take their settings for granted: this is the one place where a value is judged.
+    """
 
     def require(name: str, holds: bool, wanted: str) -> None:
         if not holds:
@@ -142,7 +145,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
     require("dataset.host_cache_gib", d.host_cache_gib > 0, "more than 0 GiB")
     require("dataset.block_images", d.block_images > 0, "at least 1 image")
     require("dataset.phantom.patients", d.phantom.patients >= 10, "at least 10 patients")
-    require("dataset.phantom.signal", d.phantom.signal >= 0, "0 or more")
+    for name in ("signal", "effect"):
+        require(f"dataset.phantom.{name}", 0 <= d.phantom[name] <= 10, "0 to 10")
+    require("dataset.phantom.underdiagnosed_share", 0 <= d.phantom.underdiagnosed_share <= 1, "a share from 0 to 1")
     require("model.dtype", config.model.dtype in ("float32", "bfloat16"), "float32 or bfloat16")
     for name in ("growth", "stem", "bottleneck"):
         require(f"model.{name}", config.model[name] > 0, "at least 1")
@@ -165,7 +170,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     require("audit.level", 0 < a.level < 1, "between 0 and 1")
     require("audit.replicates", a.replicates >= 100, "at least 100")
     require("audit.min_patients", a.min_patients >= 1, "at least 1")
-    require("audit.age_bands", list(a.age_bands) == sorted(set(a.age_bands)), "rising ages, years")
+    require("audit.age_bands", len(a.age_bands) > 0 and list(a.age_bands) == sorted(set(a.age_bands)), "at least one age, rising, years")
 
 
 def diff(config: ml_collections.ConfigDict | Mapping, base: ml_collections.ConfigDict | Mapping) -> dict:
@@ -178,12 +183,9 @@ def diff(config: ml_collections.ConfigDict | Mapping, base: ml_collections.Confi
     }
 
 
-def fingerprint(config: ml_collections.ConfigDict | Mapping, stage: str | None = None) -> str:
-    """Twelve hexadecimal digits that change when a field does on which results depend: those of `stage`, or of any."""
+def fingerprint(config: ml_collections.ConfigDict | Mapping) -> str:
+    """Twelve hexadecimal digits that change when a field does on which results depend."""
     kept = {k: v for k, v in fields(config).items() if _stage_of(k) is not None}
-    if stage is not None:
-        order = list(STAGE_FIELDS)
-        kept = {k: v for k, v in kept.items() if order.index(_stage_of(k)) <= order.index(stage)}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -176,19 +176,9 @@ def uniform_of_patient(patient_ids: Iterable[str], salt: str) -> np.ndarray:
     return np.fromiter((int.from_bytes(d, "big") >> 11 for d in digests), np.float64) / 2.0**53
 
 
-def _fractions(config) -> np.ndarray:
-    fractions = np.asarray(config.split_fractions, np.float64)
-    if fractions.shape != (3,) or not (fractions > 0).all() or not np.isclose(fractions.sum(), 1):
-        raise UserError(
-            f"config.dataset.split_fractions: {tuple(config.split_fractions)}; three shares above 0 that add up to 1,"
-            " of patients in train, validation and test, expected"
-        )
-    return fractions
-
-
 def _patient_hash(table: pd.DataFrame, config) -> np.ndarray:
     """Train below the first fraction, validation below the first two, else test, by `uniform_of_patient`."""
-    edges = np.cumsum(_fractions(config))[:2]
+    edges = np.cumsum(config.split_fractions)[:2]
     return np.array(SPLITS)[np.searchsorted(edges, _uniform(table, config), side="right")]
 
 
@@ -225,7 +215,7 @@ def _official(table: pd.DataFrame, config) -> np.ndarray:
         )
     split = released.map(_OFFICIAL).to_numpy(object)
     if "validation" not in split:
-        train, validation, _ = _fractions(config)
+        train, validation, _ = config.split_fractions
         held_out = _uniform(table, config) < validation / (train + validation)
         split = np.where(split == "test", "test", np.where(held_out, "validation", "train"))
     return np.where(pd.isna(split), "train", split)

@@ -205,10 +205,7 @@ def open(config) -> Dataset:
 def _phantom(config) -> tfds.core.DatasetBuilder:
     from tfds_builders.cxr_phantom import cxr_phantom_dataset_builder as module
 
-    drawn = config.phantom
-    builder_config = module.builder_config(
-        variant=config.variant, patients=drawn.patients, seed=drawn.seed, signal=drawn.signal
-    )
+    builder_config = module.builder_config(variant=config.variant, **config.phantom)
     return module.Builder(config=builder_config, data_dir=_data_dir(config))
 
 

@@ -96,8 +96,6 @@ class Source:
     """
 
     def __init__(self, dataset, cohort: pd.DataFrame, split: str, *, host_cache_gib: float, block_images: int):
-        if block_images < 1:
-            raise UserError(f"config.dataset.block_images: {block_images}; at least 1 expected")
         self.dataset = dataset
         self.split = split
         self.index = np.flatnonzero((cohort["split"] == split).to_numpy()).astype(np.int32)

@@ -25,6 +25,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.transforms import ScaledTranslation
 
+from cxr_jax.audit import subgroups
 from cxr_jax.report import cohort
 from cxr_jax.report import rows as audit_rows
 
@@ -429,7 +430,7 @@ def _panels_for(rows: pd.DataFrame, target: str, split: str) -> tuple[list[str],
 
 def _auc(rows: pd.DataFrame, target: str, name: str, split: str) -> pd.Series | None:
     return audit_rows.first(
-        rows, metric="auc", target=target, class_=name, attribute=audit_rows.ALL, group=audit_rows.ALL, split=split
+        rows, metric="auc", target=target, class_=name, attribute=subgroups.ALL, group=subgroups.ALL, split=split
     )
 
 
@@ -462,7 +463,7 @@ def roc(rows: pd.DataFrame, target: str, split: str) -> Drawing | None:
     level = None
     for panel, name in zip(panels, names, strict=True):
         curve = audit_rows.select(rows, metric="roc_tpr", target=target, class_=name, split=split)
-        curve = curve[curve["attribute"] == audit_rows.ALL].sort_values("threshold", kind="stable")
+        curve = curve[curve["attribute"] == subgroups.ALL].sort_values("threshold", kind="stable")
         panel.plot([0, 1], [0, 1], color=FAINT, lw=0.9, ls=":")
         band = curve.dropna(subset=["low", "high"])
         panel.fill_between(band["threshold"], band["low"], band["high"], color=MODEL, alpha=0.22, linewidth=0)
@@ -515,7 +516,7 @@ def calibration(rows: pd.DataFrame, target: str, split: str) -> Drawing | None:
     for panel, name in zip(panels, names, strict=True):
         bins = audit_rows.select(rows, metric="calibration", target=target, class_=name, split=split)
         bins = (
-            bins[bins["attribute"] == audit_rows.ALL]
+            bins[bins["attribute"] == subgroups.ALL]
             .dropna(subset=["value", "threshold"])
             .sort_values("threshold", kind="stable")
         )
@@ -551,7 +552,7 @@ def calibration(rows: pd.DataFrame, target: str, split: str) -> Drawing | None:
 @_styled
 def confusion(rows: pd.DataFrame, target: str, split: str) -> Drawing | None:
     """Share of each true class's images by predicted class."""
-    cells = audit_rows.select(rows, metric="confusion", target=target, split=split, attribute=audit_rows.ALL)
+    cells = audit_rows.select(rows, metric="confusion", target=target, split=split, attribute=subgroups.ALL)
     if not cells["value"].notna().any():
         return None
     names = audit_rows.in_order(cells["class"])
@@ -673,7 +674,7 @@ def forest(
             at_right(
                 y,
                 130,
-                "" if row["class"] == audit_rows.MACRO and n == "n_positive" else audit_rows.count(row[n]),
+                "" if row["class"] == subgroups.MACRO and n == "n_positive" else audit_rows.count(row[n]),
                 ha="right",
             )
             said.append(

@@ -134,20 +134,20 @@ def auc_table(rows: Sequence[Mapping], invented_groups: bool = False) -> str:
     lines = []
     for target in audit_rows.targets(table):
         here = audit_rows.select(table, metric="auc", target=target, split=split)
-        overall = here[here["attribute"] == audit_rows.ALL]
-        by_group = here[(here["attribute"] != audit_rows.ALL) & (here["class"] == audit_rows.MACRO)]
+        overall = here[here["attribute"] == subgroups.ALL]
+        by_group = here[(here["attribute"] != subgroups.ALL) & (here["class"] == subgroups.MACRO)]
         level = f"{here['level'].iloc[0] * 100:g} %"
         ceiling = len(audit_rows.select(table, metric="auc_ceiling", target=target)) > 0
         beside = ["ceiling", "minus ceiling"] if ceiling else []
         body = [["", "AUC", f"{level} interval", *beside, "images", "patients"]]
         notes: list[str] = []
         for _, row in pd.concat([overall, by_group]).iterrows():
-            if row["attribute"] == audit_rows.ALL:
+            if row["attribute"] == subgroups.ALL:
                 name = audit_rows.class_name(row["class"])
             else:
                 attribute = audit_rows.attribute_name(row["attribute"], invented_groups).removesuffix(" (years)")
                 # Of an attribute that nobody recorded, the audit has one row, for all.
-                name = f"  {attribute}: {audit_rows.group_name(row['group'])}".removesuffix(f": {audit_rows.ALL}")
+                name = f"  {attribute}: {audit_rows.group_name(row['group'])}".removesuffix(f": {subgroups.ALL}")
             note = audit_rows.note(row, positives=False)
             if note:
                 notes += [note] if note not in notes else []
@@ -199,7 +199,7 @@ def _attributes(table: pd.DataFrame | None, wanted: Sequence[str], edges: Sequen
 def _suppressed(rows: pd.DataFrame, attribute: str) -> set[tuple[str, str]]:
     """(group, split) that the audit suppresses as a whole."""
     gone = rows[
-        rows["suppressed"] & (rows["attribute"] == attribute) & rows["class"].isin([audit_rows.MACRO, audit_rows.ALL])
+        rows["suppressed"] & (rows["attribute"] == attribute) & rows["class"].isin([subgroups.MACRO, subgroups.ALL])
     ]
     return set(zip(gone["group"], gone["split"], strict=True))
 
@@ -265,9 +265,9 @@ def _beside(rows: pd.DataFrame, row: pd.Series) -> tuple[pd.Series | None, pd.Se
 
 def _in_words(rows: pd.DataFrame, target: str, split: str, name_of, invented: bool) -> dict:
     """Sentences about one target, and a small table of its classes. Claims no more than the intervals allow."""
-    overall = audit_rows.select(rows, metric="auc", target=target, split=split, attribute=audit_rows.ALL)
-    macro = audit_rows.first(overall, class_=audit_rows.MACRO)
-    classes = [row for _, row in overall.iterrows() if row["class"] != audit_rows.MACRO]
+    overall = audit_rows.select(rows, metric="auc", target=target, split=split, attribute=subgroups.ALL)
+    macro = audit_rows.first(overall, class_=subgroups.MACRO)
+    classes = [row for _, row in overall.iterrows() if row["class"] != subgroups.MACRO]
     what = name_of(target)
     two = len(classes) == 2 and audit_rows.multiclass(rows, target)
     said, points = [], []
@@ -348,10 +348,10 @@ def _against_ceiling(rows: pd.DataFrame, row: pd.Series) -> list[str]:
 def _across_groups(rows: pd.DataFrame, target: str, split: str, name_of) -> list[str]:
     """The spread over groups of each attribute, as a spread and not as a finding: differences are not tested here."""
     said = []
-    macros = audit_rows.select(rows, metric="auc", target=target, split=split, class_=audit_rows.MACRO)
+    macros = audit_rows.select(rows, metric="auc", target=target, split=split, class_=subgroups.MACRO)
     for attribute in audit_rows.in_order(macros["attribute"]):
         here = [r for _, r in macros[macros["attribute"] == attribute].iterrows() if np.isfinite(r["value"])]
-        if attribute == audit_rows.ALL or len(here) < 2:
+        if attribute == subgroups.ALL or len(here) < 2:
             continue
         low, high = min(here, key=lambda r: r["value"]), max(here, key=lambda r: r["value"])
         if not (audit_rows.interval(low) and audit_rows.interval(high)):
@@ -392,7 +392,7 @@ def _auc_rows(rows: pd.DataFrame, chosen: Sequence[pd.Series], first: str) -> di
                 else audit_rows.estimate(difference),
                 "images": audit_rows.count(row["n_images"]),
                 "patients": audit_rows.count(row["n_patients"]),
-                "positive": audit_rows.count(row["n_positive"]) if row["class"] != audit_rows.MACRO else "",
+                "positive": audit_rows.count(row["n_positive"]) if row["class"] != subgroups.MACRO else "",
                 "note": audit_rows.note(row, positives=first == "class"),
             }
         )
@@ -410,13 +410,13 @@ def _auc_tables(rows: pd.DataFrame, name_of) -> list[tuple[str, dict]]:
     aucs = audit_rows.select(rows, metric="auc")
     several_targets, several_splits = aucs["target"].nunique() > 1, aucs["split"].nunique() > 1
     for (target, split, attribute), here in aucs.groupby(["target", "split", "attribute"], sort=False):
-        title = "Overall" if attribute == audit_rows.ALL else f"By {name_of(attribute)}"
+        title = "Overall" if attribute == subgroups.ALL else f"By {name_of(attribute)}"
         title += f": {name_of(target)}" if several_targets else ""
         title += f", {split}" if several_splits else ""
-        first = "class" if attribute == audit_rows.ALL else "group"
+        first = "class" if attribute == subgroups.ALL else "group"
         # One line says that a group is too small to report; its classes need not say it again.
-        shown = here[~here["suppressed"] | (here["class"] == audit_rows.MACRO)]
-        if not (here["class"] == audit_rows.MACRO).any():
+        shown = here[~here["suppressed"] | (here["class"] == subgroups.MACRO)]
+        if not (here["class"] == subgroups.MACRO).any():
             shown = here
         made.append((title, _auc_rows(rows, [row for _, row in shown.iterrows()], first)))
     return made
@@ -425,12 +425,12 @@ def _auc_tables(rows: pd.DataFrame, name_of) -> list[tuple[str, dict]]:
 def _other_measures(rows: pd.DataFrame, split: str) -> dict:
     """Average precision, Brier score and accuracy, overall, as far as the audit has them."""
     names = {"average_precision": "average precision", "brier": "Brier score", "accuracy": "accuracy"}
-    here = audit_rows.select(rows, attribute=audit_rows.ALL, split=split)
+    here = audit_rows.select(rows, attribute=subgroups.ALL, split=split)
     here = here[here["metric"].isin(names)]
     measures = [metric for metric in names if metric in set(here["metric"])]
     lines = []
     for (target, name), cells in here.groupby(["target", "class"], sort=False):
-        title = "all classes" if name == audit_rows.ALL else audit_rows.class_name(name)
+        title = "all classes" if name == subgroups.ALL else audit_rows.class_name(name)
         lines.append((target, title, [audit_rows.estimate(audit_rows.first(cells, metric=m)) for m in measures]))
     return {"measures": [names[m] for m in measures], "lines": lines}
 
@@ -460,19 +460,19 @@ def _forests(rows: pd.DataFrame, target: str, split: str, name_of) -> list[figur
     overall = [
         r
         for _, r in audit_rows.select(
-            rows, metric="auc", target=target, split=split, attribute=audit_rows.ALL
+            rows, metric="auc", target=target, split=split, attribute=subgroups.ALL
         ).iterrows()
     ]
-    macro = [r for r in overall if r["class"] == audit_rows.MACRO]
-    classes = [r for r in overall if r["class"] != audit_rows.MACRO]
+    macro = [r for r in overall if r["class"] == subgroups.MACRO]
+    classes = [r for r in overall if r["class"] != subgroups.MACRO]
     if len(classes) == 2 and audit_rows.multiclass(rows, target):
         classes = classes[:1]
     by_class = [("", [(audit_rows.class_name(r["class"]), r) for r in [*macro, *classes]])]
-    groups = audit_rows.select(rows, metric="auc", target=target, split=split, class_=audit_rows.MACRO)
+    groups = audit_rows.select(rows, metric="auc", target=target, split=split, class_=subgroups.MACRO)
     by_group = [("", [("everybody", r) for r in macro])]
     left_out = []
     for attribute in audit_rows.in_order(groups["attribute"]):
-        if attribute == audit_rows.ALL:
+        if attribute == subgroups.ALL:
             continue
         here = [r for _, r in groups[groups["attribute"] == attribute].iterrows()]
         if not any(np.isfinite(r["value"]) for r in here):

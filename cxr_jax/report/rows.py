@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from cxr_jax import tables
-from cxr_jax.audit.subgroups import ALL, KEYS, MACRO, MISSING  # noqa: F401 (other modules read ALL here)
+from cxr_jax.audit.subgroups import KEYS, MACRO, MISSING
 
 NUMBERS = ("threshold", "value", "low", "high", "level", "n_images", "n_patients", "n_positive")
 

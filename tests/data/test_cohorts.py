@@ -89,12 +89,6 @@ def test_fractions_are_of_patients_and_adding_patients_moves_none():
     assert list(select(key_table(500), split_salt="other").table["split"]) != list(small.table["split"])
 
 
-@pytest.mark.parametrize("fractions", [(0.5, 0.5), (0.6, 0.1, 0.2), (1.0, 0.0, 0.0), (1.2, -0.1, -0.1)])
-def test_fractions_that_are_none(fractions):
-    with pytest.raises(UserError, match="split_fractions"):
-        select(split_fractions=fractions)
-
-
 def test_official_split_with_its_own_validation():
     keys = key_table()
     part = np.array(["train", "validate", "test"])[np.arange(120) // 2 % 3]

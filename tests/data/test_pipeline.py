@@ -295,8 +295,6 @@ def test_closing_does_not_wait_for_a_long_read(large, monkeypatch):
 
 def test_misuse_is_said(large):
     dataset, cohort = large
-    with pytest.raises(UserError, match="block_images: 0"):
-        pipeline.Source(dataset, cohort, "train", host_cache_gib=1.0, block_images=0)
     with pytest.raises(UserError, match="split 'validation' of the cohort holds no image"):
         pipeline.Source(dataset, cohort[cohort["split"] == "train"], "validation", **WHOLE)
     with pytest.raises(ValueError, match="stored order"):
