@@ -12,6 +12,7 @@ import csv
 import io
 import itertools
 import os
+import struct
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -96,7 +97,8 @@ def decode(data: bytes) -> np.ndarray:
             return np.asarray(image.convert("L"))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnreadableImage(TOO_LARGE, str(error)) from None
-    except (OSError, SyntaxError, ValueError, EOFError, zlib.error) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error) as error:
+        # Pillow's word for a broken file is whatever its parser stumbled over.
         # A JPEG's end mark may also stand in an embedded thumbnail, so its presence proves nothing.
         reason = TRUNCATED if "truncated" in str(error).lower() else CORRUPT
         raise UnreadableImage(reason, str(error)) from None

@@ -1,6 +1,8 @@
 """Pictures are read right whatever their depth and mode, or refused with the reason."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -157,6 +159,14 @@ def test_damage_that_still_inflates(gray):
     data = bytearray(encoded(gray, compress_level=0))  # stored, not compressed: a changed byte is a changed pixel
     data[len(data) // 2] ^= 0xFF
     assert reason(bytes(data)) == images.CORRUPT
+
+
+def test_a_broken_chunk_after_the_picture(gray):
+    """Pillow reads chunks that follow the pixels too, and fails there in ways of its own."""
+    data = encoded(gray)
+    body = b"iCCP" + b"icc\0"  # a colour profile that ends where its method of compression should stand
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    assert reason(data[:-12] + chunk + data[-12:]) == images.CORRUPT
 
 
 def test_empty_and_not_an_image(gray):

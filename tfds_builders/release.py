@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import io
 import os
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
@@ -35,7 +36,7 @@ def read_text(path: os.PathLike | str) -> str:
         return data.decode("utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, EOFError, OSError) as error:
+    except (UnicodeDecodeError, EOFError, OSError, zlib.error) as error:
         raise UserError(f"{path}: not a readable text file ({error})") from None
 
 
@@ -103,12 +104,15 @@ def refuse_duplicates(column: pd.Series, path: os.PathLike | str) -> None:
 
 
 def numbers(column: pd.Series, path: os.PathLike | str, *, whole: bool, least: float = 0) -> pd.Series:
-    """A text column as int64 (`whole`) or float64. Raises UserError where a cell is no such number or below `least`."""
-    pattern = r"\d{1,18}" if whole else r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+    """A text column as int32 (`whole`, of at most nine digits) or float64.
+
+    Raises UserError where a cell is no such number or below `least`.
+    """
+    pattern = r"\d{1,9}" if whole else r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
     kind = "a whole number" if whole else "a number"
     expected = f"{kind} of at least {least:g}"
     refuse(~column.str.fullmatch(pattern), column, path, expected)
-    values = column.astype("int64" if whole else "float64")
+    values = column.astype("int32" if whole else "float64")
     refuse(values < least, column, path, expected)
     return values
 
@@ -140,7 +144,7 @@ def fingerprint(documents: Iterable[epath.Path], files: Mapping[str, epath.Path]
     for name in sorted(files):
         try:
             size = files[name].stat().length
-        except FileNotFoundError:  # a link whose target is gone: the build sets the picture aside as missing
+        except OSError:  # a link whose target is gone, or goes in circles: the build sets such a picture aside
             size = -1
         digest.update(f"{name}\0{size}\n".encode())
     return digest.hexdigest()

@@ -51,7 +51,7 @@ tf.config.set_visible_devices([], "GPU")
 tf.config.set_visible_devices([], "TPU")
 
 # TFDS warns of every config that is not in its own list, as those with parameters never are, and of its own use of a
-# field that it deprecates. A filter, and no change of level: a builder's own warnings are for the user.
+# field that it deprecates.
 _NOISE = ("Using custom data configuration", "`FeatureConnector.dtype` is deprecated")
 logging.get_absl_logger().addFilter(lambda record: not record.getMessage().startswith(_NOISE))
 
@@ -269,7 +269,7 @@ def _data_dir(config) -> str | None:
 
 def _builder(config) -> tfds.core.DatasetBuilder:
     known = _known(config)
-    if known.fingerprint and config.raw_dir and not os.path.isdir(config.raw_dir):
+    if known.fingerprint and config.raw_dir and not os.path.isdir(os.path.expanduser(config.raw_dir)):
         raise UserError(
             f"config.dataset.raw_dir: no folder {config.raw_dir!r}; give the {config.name} release's own folder"
         )
@@ -355,8 +355,10 @@ def _explained(folder: pathlib.Path) -> Iterator[None]:
                     f"{folder}: no space left on its disk; free some, or point config.dataset.data_dir elsewhere"
                 ) from error
             if isinstance(link, PermissionError | tf.errors.PermissionDeniedError):
+                # Of the release's files or of ours; the operating system says which.
+                where = getattr(link, "filename", None) or folder
                 raise UserError(
-                    f"{folder}: permission denied; point config.dataset.data_dir to a folder that you may write to"
+                    f"{where}: permission denied; config.dataset.raw_dir must be readable, config.dataset.data_dir writable"
                 ) from error
             link = link.__cause__ or link.__context__
         raise

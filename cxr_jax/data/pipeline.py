@@ -283,13 +283,11 @@ def _ahead(items: Iterator, depth: int, stop: threading.Event) -> Iterator:
             while True:
                 free.acquire()
                 if stop.is_set():
-                    return
+                    raise _Stopped
                 ready.put(("item", next(items)))
         except StopIteration:
             ready.put(("end", None))
-        except _Stopped:
-            pass
-        except BaseException as error:  # whatever it is, it belongs to the one who waits
+        except BaseException as error:  # whatever it is, _Stopped too, it belongs to the one who waits
             ready.put(("error", error))
         finally:
             items.close()

@@ -1,3 +1,4 @@
+import signal
 import threading
 import time
 import weakref
@@ -282,8 +283,7 @@ def test_no_more_is_read_ahead_than_stated():
     assert stop.is_set() and made == [0, 1, 2, 3]
 
 
-def test_closing_does_not_wait_for_a_long_read(large, monkeypatch):
-    """A reader asks between chunks whether anybody still waits."""
+def test_a_reader_asks_between_chunks_whether_anybody_still_waits(large, monkeypatch):
     monkeypatch.setattr(pipeline, "_CHUNK", 1)
     source = pipeline.Source(*large, "train", **WHOLE)
     stop = threading.Event()
@@ -291,6 +291,33 @@ def test_closing_does_not_wait_for_a_long_read(large, monkeypatch):
     with pytest.raises(pipeline._Stopped):
         source._whole(stop)
     assert_pictures(source.ordered(8), large[1])
+
+
+class Interrupted(BaseException):
+    """Ctrl-C, under a name that pytest leaves to us."""
+
+
+def test_an_interrupt_ends_the_threads_while_the_first_window_is_read(source, monkeypatch):
+    def endless(self, windows, stop):
+        stop.wait(60)
+        raise pipeline._Stopped
+        yield
+
+    def interrupt(*_):
+        raise Interrupted
+
+    monkeypatch.setattr(pipeline.Source, "_read", endless)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        # Again after 20 s, or a deadlock would hold up the tests for good.
+        signal.setitimer(signal.ITIMER_REAL, 0.3, 20)
+        with pytest.raises(Interrupted):
+            next(source.ordered(8))
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        assert not readers()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_misuse_is_said(large):

@@ -107,7 +107,7 @@ class Release:
     root: its folder. table_path: of the table found.
     records: one row an image of the table, in the table's order, indexed by line of the file; columns image_id,
         patient_id, study_id, released_split, sex, view (str, '' where unknown), age (float64 years, NaN where unknown),
-        follow_up, original_width, original_height (int64, the latter two in pixels), pixel_spacing_x, pixel_spacing_y
+        follow_up, original_width, original_height (int32, the latter two in pixels), pixel_spacing_x, pixel_spacing_y
         (float64, mm as the release has them), and `finding_NAME` (float32, 0 or 1). An image_id is its file's name, as
         the table and the lists have it.
     files: the pictures by file name.
