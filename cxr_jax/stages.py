@@ -5,7 +5,7 @@ stage, or a user, left there.
 
     prepare   release or phantom        cohort.parquet, quarantine.csv (and TFRecords, outside the workdir)
     train     TFRecords                 checkpoints/, metrics.jsonl, tensorboard/
-    predict   checkpoint, TFRecords     predictions.parquet
+    predict   checkpoint, TFRecords     predictions.parquet, and judged_cohort.parquet for predict.dataset
     audit     predictions.parquet       audit.json
     report    all of these              report.html, figures/
 """
@@ -21,7 +21,7 @@ import pandas as pd
 from cxr_jax import experiment, mesh, tables
 from cxr_jax.tables import CEILING, KEY_COLUMNS, LABEL, SCORE, Predictions, Target
 
-COHORT, PREDICTIONS, AUDIT = "cohort.parquet", "predictions.parquet", "audit.json"
+COHORT, JUDGED_COHORT, PREDICTIONS, AUDIT = "cohort.parquet", "judged_cohort.parquet", "predictions.parquet", "audit.json"
 
 
 def prepare(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
@@ -92,6 +92,7 @@ def train(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
         }
 
     described = checkpoints.ModelDescription(config.model.to_dict(), targets, config.dataset.image_size)
+    checkpoints.leave_errors_to_us()
     with checkpoints.Checkpoints(run.path("checkpoints"), described, config.checkpoint.keep) as kept:
         training.fit(config, targets, labels, sources["train"], sources["validation"], measure, kept, run.workdir, mesh.data_mesh())
 
@@ -120,44 +121,49 @@ def log_loss(labels: np.ndarray, scores: np.ndarray) -> float:
 def predict(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     """Scores the splits of config.predict.splits with a checkpoint; on another data set where config.predict.dataset names one."""
     from cxr_jax.data import cohorts, datasets, pipeline
-    from cxr_jax.models import densenet
-    from cxr_jax.training import checkpoints, inference, metrics_log, optimizers, train as training
+    from cxr_jax.training import inference, metrics_log
 
     folder, which = run.path("checkpoints"), config.predict.checkpoint
     if which not in ("best", "last"):
         folder, which = pathlib.Path(which) / "checkpoints", "best"
-    described = checkpoints.ModelDescription.read(folder)
-
-    judged = config.dataset
-    if config.predict.dataset:
-        judged = ml_collections.ConfigDict(config.dataset)
-        name, _, variant = config.predict.dataset.partition(".")
-        judged.update(name=name, variant=variant or ("planted" if name == "phantom" else ""), raw_dir=config.predict.raw_dir)
-        dataset = datasets.prepare(judged)
-        cohort = cohorts.select(dataset.keys, dataset.findings, dataset.races, judged)
-    else:
-        dataset = datasets.open(judged)
-        cohort = cohorts.Cohort.read(run.path(COHORT))
-
-    labels = cohorts.labels(cohort, described.targets, judged.uncertain)
     devices = mesh.data_mesh()
     batch_size = config.train.evaluate_batch_size
     mesh.check_batch(batch_size, devices, "train.evaluate_batch_size")
-    heads = {name: len(target.classes) for name, target in described.targets.items()}
-    model = densenet.from_config(ml_collections.ConfigDict(described.model), heads, config.seed)
-    graphdef, state = training.init_state(model, optimizers.adam(config.train, 1), config.seed, devices)
-    state = checkpoints.restore(folder, which, state)
-    forward = inference.Forward.of(graphdef, described.targets, described.image_size, devices)
+    forward, params, stats = inference.restore(folder, which, devices)
+
+    judged = judged_dataset(config)
+    run.record.pop("judged", None)
+    if config.predict.dataset:
+        dataset = datasets.prepare(judged)
+        cohort = cohorts.select(dataset.keys, dataset.findings, dataset.races, judged)
+        cohort.write(run.path(JUDGED_COHORT))
+        run.record["judged"] = {**dataset.summary(), "attrition": cohort.attrition}
+    else:
+        run.path(JUDGED_COHORT).unlink(missing_ok=True)
+        dataset = datasets.open(judged)
+        cohort = cohorts.Cohort.read(run.path(COHORT))
+
+    labels = cohorts.labels(cohort, forward.targets, judged.uncertain)
 
     parts = []
     sources = pipeline.sources(dataset, cohort.table, judged)
     for split in config.predict.splits:
         source = sources[split]
         with metrics_log.Progress(f"predict {split}", len(source)) as progress:
-            index, scores, _ = inference.predict(forward, state.params, state.stats, source, batch_size, progress.advance)
-        parts.append(prediction_table(cohort.table.iloc[index], described.targets, {k: v[index] for k, v in labels.items()}, scores))
+            index, scores, _ = inference.predict(forward, params, stats, source, batch_size, progress.advance)
+        parts.append(prediction_table(cohort.table.iloc[index], forward.targets, {k: v[index] for k, v in labels.items()}, scores))
     table = pd.concat(parts, ignore_index=True)
-    Predictions(table, described.targets, bool(dataset.metadata["open_data"])).write(run.path(PREDICTIONS))
+    Predictions(table, forward.targets, bool(dataset.metadata["open_data"])).write(run.path(PREDICTIONS))
+
+
+def judged_dataset(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """config.dataset, or what it would be for the data set that config.predict.dataset names."""
+    if not config.predict.dataset:
+        return config.dataset
+    judged = ml_collections.ConfigDict(config.dataset)
+    name, _, variant = config.predict.dataset.partition(".")
+    judged.update(name=name, variant=variant or ("planted" if name == "phantom" else ""), raw_dir=config.predict.raw_dir)
+    return judged
 
 
 def prediction_table(rows: pd.DataFrame, targets: dict[str, Target], labels: dict, scores: dict) -> pd.DataFrame:
@@ -190,19 +196,19 @@ def report(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     from cxr_jax.report import html
 
     path = html.write(run.workdir, examples=examples(config, run))
-    invented = run.record.get("dataset", {}).get("invented_groups", False)
-    print(html.auc_table(tables.read_json(run.path(AUDIT)), invented))
+    print(html.auc_table(run.workdir))
     print(f"report: {path}")
 
 
 def examples(config: ml_collections.ConfigDict, run: experiment.Run, count: int = 8) -> list[tuple[np.ndarray, str]]:
-    """Test images of `count` patients to show, (uint8 [256, 256], caption) each; [] unless the data are open to all."""
-    if not run.path(COHORT).exists() or not run.record.get("dataset", {}).get("open_data"):
+    """Judged test images of `count` patients, (uint8 [256, 256], caption) each; [] unless the data are open to all."""
+    record, path = ("judged", JUDGED_COHORT) if "judged" in run.record else ("dataset", COHORT)
+    if not run.path(path).exists() or not run.record.get(record, {}).get("open_data"):
         return []
     from cxr_jax.data import cohorts, datasets, pipeline
 
-    dataset = datasets.open(config.dataset)
-    cohort = cohorts.Cohort.read(run.path(COHORT))
+    dataset = datasets.open(judged_dataset(config))
+    cohort = cohorts.Cohort.read(run.path(path))
     target = next((t for t in config.train.targets if t in cohort.table), "sex")
     test = cohort.table[cohort.table["split"] == "test"].drop_duplicates("patient_id")
     # Some of each class, as far as there are, and in stored order, which readers of records rely on.

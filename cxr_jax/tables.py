@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import numbers
 import os
 import pathlib
 import tempfile
@@ -99,16 +100,19 @@ class Predictions:
             for column in [*labels, *(SCORE + c for c in target.classes)]:
                 if column not in self.table:
                     raise UserError(f"{source}: no column {column!r}, which target {target_name!r} needs")
-            for column in (SCORE + c for c in target.classes):
-                values = self.table[column].to_numpy(np.float64)
-                _refuse(~((values >= 0) & (values <= 1)), source, column, self.table, "a score in [0, 1]")
+            # Part of the ceilings is none: see `has_ceiling`.
+            prefixes = (SCORE, CEILING) if self.has_ceiling(target_name) else (SCORE,)
+            for column in (prefix + c for prefix in prefixes for c in target.classes):
+                wanted = "a score in [0, 1]"
+                values = _numbers(self.table, source, column, wanted)
+                _refuse(~((values >= 0) & (values <= 1)), source, column, self.table, wanted)
             if target.kind == "multiclass":
                 recorded = self.table[labels[0]]
                 unknown = ~(recorded.isna() | recorded.isin(target.classes)).to_numpy()
                 _refuse(unknown, source, labels[0], self.table, f"one of {', '.join(target.classes)}, or empty")
             else:
                 for column in labels:
-                    values = self.table[column].to_numpy(np.float64)
+                    values = _numbers(self.table, source, column, "1, 0 or empty")
                     _refuse(~(np.isnan(values) | np.isin(values, (0, 1))), source, column, self.table, "1, 0 or empty")
         return self
 
@@ -129,12 +133,14 @@ class Predictions:
 
 
 def check_keys(table: pd.DataFrame, source: str) -> None:
-    """Raises UserError where ids are missing or repeated, a split is unknown, or a patient is in two splits."""
+    """Raises UserError for ids missing or repeated, an age that is no number, a split unknown or sharing a patient."""
     for column in ("image_id", "patient_id"):
         if column not in table:
             raise UserError(f"{source}: no column {column!r}")
         _refuse(table[column].isna().to_numpy(), source, column, table, "an identifier, not an empty cell")
     _refuse(table["image_id"].duplicated().to_numpy(), source, "image_id", table, "each image once")
+    if "age" in table:
+        _numbers(table, source, "age", "a number of years, or an empty cell")
     if "split" in table:
         _refuse(~table["split"].isin(SPLITS).to_numpy(), source, "split", table, f"one of {', '.join(SPLITS)}")
         check_disjoint(table, source)
@@ -152,11 +158,22 @@ def check_disjoint(table: pd.DataFrame, source: str) -> None:
         )
 
 
+def _numbers(table: pd.DataFrame, source: str, column: str, wanted: str) -> np.ndarray:
+    """The column, float64 [n], NaN where empty. Raises UserError at the first cell that holds anything but a number."""
+    cells = table[column]
+    if not pd.api.types.is_numeric_dtype(cells):
+        other = [not pd.isna(cell) and not isinstance(cell, numbers.Real) for cell in cells]
+        _refuse(np.array(other, bool), source, column, table, wanted)
+    return cells.to_numpy(np.float64, na_value=np.nan)
+
+
 def _refuse(bad: np.ndarray, source: str, column: str, table: pd.DataFrame, wanted: str) -> None:
     if bad.any():
         row = int(np.flatnonzero(bad)[0])
+        cell = table[column].iloc[row]
+        cell = cell.item() if isinstance(cell, np.generic) else cell
         raise UserError(
-            f"{source}: row {row + 1}, column {column!r}: {table[column].iloc[row]!r} found, {wanted} expected"
+            f"{source}: row {row + 1}, column {column!r}: {cell!r} found, {wanted} expected"
             f" ({int(bad.sum())} such row{'s' if bad.sum() > 1 else ''})"
         )
 

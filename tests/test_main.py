@@ -14,6 +14,7 @@ import pytest
 from configs import sex
 from cxr_jax import experiment, main, tables
 from cxr_jax.tables import Predictions, Target, UserError
+from cxr_jax.training import metrics_log
 from tests.phantoms import ROOT, SMALL, as_user, command, small_config
 
 
@@ -93,6 +94,9 @@ def test_a_checkpoint_judged_on_another_data_set(finished, phantom_dir, tmp_path
     table = Predictions.read(tmp_path / "predictions.parquet").table
     assert set(table["split"]) == {"test"}
     np.testing.assert_array_equal(table["ceiling_Alder"].nunique(), 1)  # of `null`, whose posterior is the prior
+    record, (judged, _) = tables.read_json(tmp_path / "run.json"), tables.read_parquet(tmp_path / "judged_cohort.parquet")
+    assert (record["dataset"]["variant"], record["judged"]["variant"]) == ("planted_p60_s0_g1.0", "null_p60_s0_g1.0")
+    assert set(table["image_id"]) == set(judged.loc[judged["split"] == "test", "image_id"])
 
 
 def test_predictions_of_one_s_own_are_audited_without_a_model(finished, phantom_dir, tmp_path):
@@ -164,18 +168,26 @@ def test_killed_at_three_random_moments_a_run_ends_with_the_same_parameters(tmp_
     """kill -9 of the real program, three times; then the same command to its end. Compared with a run left alone."""
     flags = ["--config=configs/race.py", *SMALL_FLAGS, "--config.train.epochs=6", f"--config.dataset.data_dir={phantom_dir}"]
     environment = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
-    started = time.monotonic()
     assert command(*flags, workdir=tmp_path / "alone", **environment).returncode == 0
-    whole = time.monotonic() - started
-    random = np.random.default_rng()
-    for fraction in random.uniform(0.1, 0.8, 3):
+    steps = metrics_log.read_rows(tmp_path / "alone" / "metrics.jsonl")[-1]["step"]
+    seed = np.random.SeedSequence().entropy
+    print(f"moments drawn from seed {seed}")
+    random = np.random.default_rng(seed)
+    carried_on_from = []
+    for step in np.sort(random.choice(np.arange(1, steps), 3, replace=False)):
         process = subprocess.Popen(
             [sys.executable, "-m", "cxr_jax.main", *flags, f"--workdir={tmp_path / 'killed'}"],
             cwd=ROOT, env=as_user(**environment), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        time.sleep(fraction * whole)
+        while not any(row["step"] >= step for row in metrics_log.read_rows(tmp_path / "killed" / "metrics.jsonl")):
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.002)
+        time.sleep(random.uniform(0, 0.1))  # into the next steps, or into the writing of a checkpoint
+        assert process.poll() is None
         process.kill()
         process.wait()
+        carried_on_from += [int(p.name) for p in (tmp_path / "killed" / "checkpoints" / "last").glob("*") if p.name.isdigit()]
+    assert max(carried_on_from, default=0) > 0, "every kill came before the first checkpoint"
     assert command(*flags, workdir=tmp_path / "killed", **environment).returncode == 0
     one, other = (Predictions.read(tmp_path / name / "predictions.parquet").table for name in ("alone", "killed"))
     pd.testing.assert_frame_equal(one, other, check_exact=True)

@@ -15,9 +15,12 @@ def small() -> Predictions:
             "image_id": ["a", "b", "c"],
             "patient_id": ["p", "p", "q"],
             "split": ["test"] * 3,
+            "age": [45.0, np.nan, 60.0],
             "label_sex": ["F", None, "M"],
             "score_F": [0.9, 0.5, 0.2],
             "score_M": [0.1, 0.5, 0.8],
+            "ceiling_F": [0.9, 0.5, 0.1],
+            "ceiling_M": [0.1, 0.5, 0.9],
             "label_Edema": [1.0, 0.0, np.nan],
             "score_Edema": [0.7, 0.1, 0.3],
         }
@@ -44,6 +47,11 @@ def test_labels_are_one_vs_rest_and_nan_where_unknown():
     [
         ("score_F", 1, 1.5, "row 2, column 'score_F'"),
         ("score_F", 2, np.nan, "row 3, column 'score_F'"),
+        ("score_F", 1, "high", "row 2, column 'score_F': 'high' found"),
+        ("ceiling_M", 2, np.nan, "row 3, column 'ceiling_M': nan found"),
+        ("ceiling_M", 1, 1.5, "row 2, column 'ceiling_M': 1.5 found"),
+        ("age", 2, "045Y", "row 3, column 'age': '045Y' found, a number of years, or an empty cell expected"),
+        ("label_Edema", 1, "no", "row 2, column 'label_Edema': 'no' found"),
         ("label_sex", 0, "X", "row 1, column 'label_sex'"),
         ("label_Edema", 0, -1.0, "row 1, column 'label_Edema'"),
         ("image_id", 1, "a", "row 2, column 'image_id'"),
@@ -54,10 +62,22 @@ def test_labels_are_one_vs_rest_and_nan_where_unknown():
 )
 def test_a_bad_cell_is_named(tmp_path, column, row, value, told):
     predictions = small()
+    if isinstance(value, str):
+        predictions.table[column] = predictions.table[column].astype(object)
     predictions.table.loc[row, column] = value
     with pytest.raises(UserError, match=told):
         predictions.write(tmp_path / "predictions.parquet")
     assert not os.listdir(tmp_path)
+
+
+def test_numbers_may_come_in_any_type_of_column():
+    predictions = small()
+    ages = [pd.array([45, None, 60], "Int64"), pd.array([45.5, None, 60], "Float32"), np.array([45, pd.NA, 60], object)]
+    for age in [*ages, [None] * 3]:
+        Predictions(predictions.table.assign(age=age), predictions.targets).check()
+    labels = pd.array([1, 0, None], "Int8")
+    typed = Predictions(predictions.table.assign(label_Edema=labels), predictions.targets).check()
+    np.testing.assert_array_equal(typed.label("findings", "Edema"), [1, 0, np.nan])
 
 
 def test_a_missing_column_and_a_shared_class_are_named():

@@ -20,6 +20,7 @@ withheld: what is left would be the lucky draws.
 from __future__ import annotations
 
 import contextlib
+import statistics
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -59,6 +60,8 @@ class Bootstrap:
     replicates: how many.
     seed: the same seed and the same set of patients give the same draws, in whatever order the rows come.
 
+    Raises ValueError for fewer than one replicate.
+
     Attributes:
         patient: int32 [n], position of each image's patient among the sorted distinct ids.
         counts: uint8 [patients, replicates], how often each patient was drawn.
@@ -76,7 +79,7 @@ class Bootstrap:
         """AUC and average precision of every cell in every replicate: two float64 [cells, replicates], NaN undefined.
 
         Definitions are those of `metrics.auc` and `metrics.average_precision`. All sums for the AUC are of whole and
-        half numbers below 2**53, so they are exact in float64 whatever the order.
+        half numbers below 2**53, so they are exact in float64 whatever the order. Raises ValueError as `metrics.rank`.
         """
         if not cells:
             return np.zeros((0, self.replicates)), np.zeros((0, self.replicates))
@@ -117,7 +120,10 @@ class Bootstrap:
         return means
 
     def roc(self, cell: RankedCell, grid: np.ndarray) -> np.ndarray:
-        """`metrics.tpr_at_fpr` in every replicate: float64 [len(grid), replicates], NaN undefined."""
+        """`metrics.tpr_at_fpr` in every replicate: float64 [len(grid), replicates], NaN undefined.
+
+        Raises ValueError as `metrics.rank`.
+        """
         ranking = metrics.rank(cell.positive, cell.score)
         if not len(ranking.order):
             return np.full((len(grid), self.replicates), np.nan)
@@ -164,11 +170,10 @@ def draw(patients: int, replicates: int, seed: int) -> np.ndarray:
 
 
 class Interval(NamedTuple):
-    """low, high: NaN where withheld. reason: why, or ''. undefined: how many replicates were."""
+    """low, high: NaN where withheld. reason: why, or ''."""
 
     low: float
     high: float
-    undefined: int
     reason: str
 
 
@@ -181,10 +186,21 @@ def percentile_interval(replicates: np.ndarray, level: float) -> Interval:
     undefined = int(np.isnan(replicates).sum())
     if undefined > MAX_UNDEFINED * len(replicates):
         reason = f"interval withheld: undefined in {undefined} of {len(replicates)} replicates"
-        return Interval(np.nan, np.nan, undefined, reason)
+        return Interval(np.nan, np.nan, reason)
     tail = (1 - level) / 2
     low, high = np.quantile(replicates[~np.isnan(replicates)], [tail, 1 - tail])
-    return Interval(float(low), float(high), undefined, "")
+    return Interval(float(low), float(high), "")
+
+
+def wilson(share: float, n: float, level: float) -> tuple[float, float]:
+    """Wilson's (1927) interval at `level` for a share of n independent observations, n > 0: (low, high) in [0, 1].
+
+    Unlike resampling it has a width where all are alike: none of 20 is not none of the world.
+    """
+    z = statistics.NormalDist().inv_cdf(0.5 + level / 2)
+    centre, half = share + z**2 / (2 * n), z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    low, high = np.clip(np.array([centre - half, centre + half]) / (1 + z**2 / n), 0, 1)
+    return float(low), float(high)
 
 
 @contextlib.contextmanager

@@ -28,7 +28,10 @@ class Ranking(NamedTuple):
 
 
 def rank(positive: np.ndarray, score: np.ndarray) -> Ranking:
-    """Sorts images for every metric that depends on their order alone. `positive` bool [n], `score` float [n]."""
+    """Sorts images for every metric that depends on their order alone. `positive` bool [n], `score` float [n].
+
+    Raises ValueError unless there is one value an image each, and for a NaN score.
+    """
     positive, score = np.asarray(positive, bool), np.asarray(score, np.float64)
     if positive.shape != score.shape or score.ndim != 1:
         raise ValueError(f"positive {positive.shape} and score {score.shape} must be one value an image each")
@@ -69,7 +72,7 @@ def auc(positive: np.ndarray, score: np.ndarray, weight: np.ndarray | None = Non
     """The chance that a positive image scores above a negative one, a tie counting half (Mann and Whitney 1947).
 
     positive: bool [n]; score: float [n]; weight: float [n], how often each image counts (1 where left out).
-    NaN unless there is weight on positives and on negatives.
+    NaN unless there is weight on positives and on negatives. Raises ValueError as `rank`, and for a bad weight.
     """
     true, false = _vertices(positive, score, weight)
     if true[-1] == 0 or false[-1] == 0:
@@ -83,7 +86,7 @@ def average_precision(positive: np.ndarray, score: np.ndarray, weight: np.ndarra
     """Precision at each distinct score as threshold, weighted by the recall gained there; no interpolation.
 
     The same sum as scikit-learn's average_precision_score. Arguments as for `auc`. NaN where there is no weight on
-    positives; 1 where there is none on negatives, whatever the scores.
+    positives; 1 where there is none on negatives, whatever the scores. Raises ValueError as `auc`.
     """
     true, false = _vertices(positive, score, weight)
     if true[-1] == 0:
@@ -94,25 +97,14 @@ def average_precision(positive: np.ndarray, score: np.ndarray, weight: np.ndarra
 
 
 def mean(value: np.ndarray, weight: np.ndarray | None = None) -> float:
-    """Weighted mean of one value an image, float [n]; NaN where the weights add up to nothing."""
+    """Weighted mean of one value an image, float [n]; NaN where the weights add up to nothing.
+
+    weight: float [n], as for `auc`. Raises ValueError for weights of another length, negative or NaN.
+    """
     value = np.asarray(value, np.float64)
     weight = _weights(weight, len(value))
     total = weight.sum()
     return float(weight @ value / total) if total > 0 else np.nan
-
-
-def accuracy(correct: np.ndarray, weight: np.ndarray | None = None) -> float:
-    """Share of images called rightly. `correct` bool [n]."""
-    return mean(correct, weight)
-
-
-def brier(positive: np.ndarray, score: np.ndarray, weight: np.ndarray | None = None) -> float:
-    """Mean squared distance between score and truth (Brier 1950), of one class against the rest: 0 best, 1 worst.
-
-    Over several classes we report the plain mean of these. For classes that exclude one another Brier's own sum over
-    classes is that mean times the number of classes.
-    """
-    return mean((np.asarray(score, np.float64) - np.asarray(positive, np.float64)) ** 2, weight)
 
 
 def tpr_at_fpr(
@@ -122,6 +114,7 @@ def tpr_at_fpr(
 
     Vertices are joined by straight lines, so that the area under the curve is `auc`. Where the curve is vertical its
     upper end is taken: the best true-positive rate to be had at that price. NaN unless both kinds of image have weight.
+    Raises ValueError as `auc`.
     """
     grid = np.asarray(grid, np.float64)
     true, false = _vertices(positive, score, weight)
@@ -152,7 +145,10 @@ def calibration_bins(score: np.ndarray, bins: int) -> np.ndarray:
 def calibration(
     positive: np.ndarray, score: np.ndarray, bin_of: np.ndarray, weight: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(mean score, share of positives) of each used bin of `calibration_bins`, lowest first: two float64 [bins]."""
+    """(mean score, share of positives) of each used bin of `calibration_bins`, lowest first: two float64 [bins].
+
+    Raises ValueError for a bad weight, as `mean`.
+    """
     positive, score = np.asarray(positive, np.float64), np.asarray(score, np.float64)
     weight = _weights(weight, len(score))
     used = np.unique(bin_of)
@@ -166,7 +162,7 @@ def calibration(
 def confusion(true: np.ndarray, called: np.ndarray, classes: int, weight: np.ndarray | None = None) -> np.ndarray:
     """Weight of the images of each true class (rows) called each class (columns): float64 [classes, classes].
 
-    true, called: int [n], class positions.
+    true, called: int [n], class positions. Raises ValueError for a bad weight, as `mean`.
     """
     weight = _weights(weight, len(true))
     cell = np.asarray(true, np.int64) * classes + np.asarray(called, np.int64)

@@ -13,30 +13,40 @@
     reference   auc_difference: 'ceiling'; confusion: the class called
     value, low, high    null where undefined, withheld or suppressed
     level, method       of the interval
-    n_images, n_patients, n_positive    whose label is known; n_positive is null where no one class is meant
-    suppressed  true: too few patients, and everything that could tell of them is null
+    n_images, n_patients, n_positive    whose label is known. n_positive is null for 'macro' and 'all', in calibration
+                and confusion (whose n is of the bin, or of the true class), and where it is hidden
+    suppressed  true: value and all counts of the row are null, lest they tell of too few patients. Where n_images is
+                shown it is false, though value or n_positive may be null for that same cause, which `reason` gives
     reason      why something is null, or what else must be known; null where there is nothing to say
 
+Accuracy of a class is the share called rightly; the Brier score (1950) is the mean squared distance of its score from
+the truth, one class against the rest, and its macro for exclusive classes is Brier's own sum by their number.
+
 **Suppression.** A group of fewer than `min_patients` patients is suppressed, and with it as many others of its
-attribute as it takes for it not to follow by subtraction (see `suppression`). Numbers of positive images are held to
-the same rule, in the table of groups by classes with its totals, but then only n_positive goes: an AUC is no count. Curves go
-further, because every step of a small class's ROC curve is one patient: they need `min_patients` patients on both
-sides. What a model says of people is not a recorded attribute, so cells of scores and of called classes are not cells
-in this sense; bins of scores are nevertheless made so wide that each has `min_patients` patients. Nothing here guards
-against subtracting two audits of almost the same people.
+attribute as it takes for it not to follow by subtraction (see `suppression`). That is decided on all rows of a split
+first and holds for every target, since what one target shows another would hide in vain; a target hides more where
+labels are unknown. Numbers of positive images are held to the same rule, in the table of groups by classes with its
+totals. Metrics of ranks tell them too: AUC x positives x negatives counts the pairs won, in halves, and one positive's
+AUC is its rank. So AUC and average precision, of model and ceiling, are withheld where fewer than `min_patients`
+patients are positive, or negative; and where n_positive is hidden for another's sake they are rounded, until every
+number of positives would do (see `_decimals`). Curves, whose every step is a patient, go wherever n_positive does.
+Accuracy and Brier score stay: they tell of errors (of a model that never calls a finding, errors are its positives).
+What a model says of people is not a recorded attribute, so cells of scores and of called classes are not cells in this
+sense; bins of scores are nevertheless made so wide that each has `min_patients` patients. Nothing here guards against
+subtracting two audits of almost the same people.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from cxr_jax.audit import metrics
-from cxr_jax.audit.intervals import Bootstrap, MeanCell, RankedCell, percentile_interval
+from cxr_jax.audit.intervals import Bootstrap, MeanCell, RankedCell, percentile_interval, wilson
 from cxr_jax.audit.suppression import withhold
 from cxr_jax.tables import CEILING, Predictions, Target, UserError
 
@@ -47,6 +57,7 @@ KEYS = (
 ALL, MACRO, MISSING = "all", "macro", "missing"
 FALSE_POSITIVE_RATES = np.arange(51) / 50
 CALIBRATION_BINS = 10  # at most
+SHARES = ("accuracy", "calibration", "confusion")  # means of values that are 0 or 1
 _NO_COUNTS = {"n_images": None, "n_patients": None, "n_positive": None}
 CALLED = 0.5  # a finding scored at least this is called present; no choice of threshold, and the row says so
 
@@ -56,10 +67,11 @@ Row = dict[str, Any]
 def audit(predictions: Predictions, settings) -> list[Row]:
     """Rows for every split of `settings.splits`, target, metric, class and group; see above.
 
+    predictions: such as pass `Predictions.check`.
     settings: the config's `audit` section: attributes, splits, age_bands (lower edges, years), level, replicates, seed,
         min_patients.
     A table without a column `split` is judged as one split, called 'all'.
-    Raises UserError for a split without images, and a ceiling that is not a number in [0, 1].
+    Raises UserError for a split without images.
     """
     rows = []
     for split in settings.splits if "split" in predictions.table else (ALL,):
@@ -70,8 +82,8 @@ def audit(predictions: Predictions, settings) -> list[Row]:
             raise UserError(f"audit.splits: no image of split {split!r} in the predictions")
         part = dataclasses.replace(predictions, table=table.reset_index(drop=True))
         bootstrap = Bootstrap(part.table["patient_id"].to_numpy(), settings.replicates, settings.seed)
-        for name in part.targets:
-            rows += _Judgement(part, name, split, settings, bootstrap).rows()
+        for judgement in _judgements(part, split, settings, bootstrap):
+            rows += judgement.rows()
     return rows
 
 
@@ -114,12 +126,12 @@ def groups(
     if attribute in table:
         recorded = table[attribute].to_numpy(object)
     elif attribute == "age_band" and "age" in table:
-        recorded = age_band(table["age"].to_numpy(np.float64), age_bands)
+        recorded = age_band(table["age"].to_numpy(np.float64, na_value=np.nan), age_bands)
         first = list(dict.fromkeys(age_band(np.array([-np.inf, *age_bands]), age_bands)))
     else:
         return {}
-    empty = np.asarray(pd.isna(recorded)) | (recorded == "")
-    names = np.where(empty, "", recorded.astype(str))
+    names = np.where(pd.isna(recorded), "", recorded).astype(str)
+    empty = names == ""
     found = sorted(set(names[~empty].tolist()))
     if not found:
         return {}
@@ -128,6 +140,57 @@ def groups(
     if empty.any():
         masks[MISSING] = empty | masks.get(MISSING, False)
     return masks
+
+
+def _masks(predictions: Predictions, attribute: str, settings) -> dict[str, np.ndarray]:
+    """`groups` of an attribute; where it is itself a target, in the order of its classes."""
+    first = predictions.targets[attribute].classes if attribute in predictions.targets else ()
+    return groups(predictions.table, attribute, tuple(settings.age_bands), first)
+
+
+def _hidden_groups(predictions: Predictions, settings, patient: np.ndarray) -> dict[str, set[str]]:
+    """By attribute, the groups that every target must hide, whatever labels it knows. patient: int [n]."""
+    masks = {attribute: _masks(predictions, attribute, settings) for attribute in settings.attributes}
+    return {a: _too_few(masks[a], patient, settings, a in predictions.targets) for a in settings.attributes}
+
+
+def _too_few(
+    masks: Mapping[str, np.ndarray], patient: np.ndarray, settings, target: bool, hidden: Collection[str] = ()
+) -> set[str]:
+    """The groups to hide, of `masks` that share out some images, bool [n] each; `hidden` are, unless they are empty.
+
+    target: the attribute is itself a target, and how many are 'missing' therefore known (all less the labelled):
+        hiding them would protect nobody.
+    """
+    patients = {name: np.unique(patient[mask]) for name, mask in masks.items()}
+    gone = {name for name, who in patients.items() if len(who) and (name in hidden or len(who) < settings.min_patients)}
+    secret = [name for name in masks if not (target and name == MISSING)]
+    if secret:
+        everyone = np.unique(np.concatenate([patients[name] for name in secret]))
+        cells = [[patients[name]] for name in secret] + [[everyone]]
+        already = np.array([[name in gone] for name in secret] + [[False]])
+        total_is_known = np.append(np.zeros(len(secret), int), -1)[:, None]
+        found = withhold(cells, settings.min_patients, already, total_is_known, rows_add_up=False)
+        gone |= {name for name, is_hidden in zip(secret, found[:-1, 0]) if is_hidden}
+    return gone
+
+
+def _judgements(predictions: Predictions, split: str, settings, bootstrap: Bootstrap) -> list[_Judgement]:
+    """One a target. Where two targets are attributes as well, say race and sex, the numbers of F by race are those of
+    the races by sex: what either hides the other has to, and with it perhaps more, until both agree.
+    """
+    hidden = _hidden_groups(predictions, settings, bootstrap.patient)
+    crossed: dict[str, set[tuple[str, str, str]]] = {name: set() for name in predictions.targets}
+    while True:
+        found = [
+            _Judgement(predictions, name, split, settings, bootstrap, hidden, crossed[name])
+            for name in predictions.targets
+        ]
+        cells = [(one.name, cell) for one in found for cell in one.hidden_cells()]
+        more = {name: {(of, c, group) for of, (a, group, c) in cells if a == name} for name in crossed}
+        if all(more[name] <= crossed[name] for name in crossed):
+            return found
+        crossed = {name: crossed[name] | more[name] for name in crossed}
 
 
 # --- one target on one split -----------------------------------------------------------------------------------------
@@ -143,6 +206,7 @@ class _Group:
     suppressed: tuple[str, ...]  # by class: why, or ''
     any_suppressed: str  # the same for all images with any label
     hidden_positives: np.ndarray  # bool [classes]
+    few: tuple[str, ...]  # by class: which side, of hidden ones, has too few patients to rank, or ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,12 +214,21 @@ class _Figure:
     value: float
     replicates: np.ndarray | None
     reason: str = ""
+    decimals: int | None = None  # of value, already, and of the interval; None: unrounded
 
 
 class _Judgement:
-    """One target on one split. `predictions` holds that split's images alone."""
+    """One target on one split.
 
-    def __init__(self, predictions: Predictions, name: str, split: str, settings, bootstrap: Bootstrap):
+    predictions: that split's images alone. hidden: as `_hidden_groups` has it. crossed: (attribute, group, class) whose
+        number of positive images is to be hidden.
+    """
+
+    def __init__(
+        self, predictions: Predictions, name: str, split: str, settings, bootstrap: Bootstrap,
+        hidden: Mapping[str, set[str]], crossed: Collection[tuple[str, str, str]],
+    ):  # fmt: skip
+        self.targets, self.hidden, self.crossed = predictions.targets, hidden, crossed
         self.name, self.split, self.settings, self.bootstrap = name, split, settings, bootstrap
         self.target: Target = predictions.targets[name]
         self.patient = bootstrap.patient
@@ -165,29 +238,19 @@ class _Judgement:
         self.positive = self.labels == 1
         self.scores = predictions.scores(name)
         self.ceiling = predictions.scores(name, CEILING) if predictions.has_ceiling(name) else None
-        if self.ceiling is not None:
-            bad = ~((self.ceiling >= 0) & (self.ceiling <= 1))
-            if bad.any():
-                row, column = np.argwhere(bad)[0]
-                image = predictions.table["image_id"].iloc[row]
-                raise UserError(
-                    f"predictions: image {image!r}, column {CEILING + self.classes[column]!r}:"
-                    f" {self.ceiling[row, column]} found, a probability expected"
-                )
         self.method = f"patient bootstrap, percentile, {settings.replicates} replicates"
-        self.groups, self.absent = self._groups(predictions.table)
+        self.groups, self.absent = self._groups(predictions)
 
     # -- who
 
     def _patients(self, mask: np.ndarray) -> np.ndarray:
         return np.unique(self.patient[mask])
 
-    def _groups(self, table: pd.DataFrame) -> tuple[list[_Group], list[str]]:
-        (everyone,) = self._protected(ALL, {ALL: np.ones(len(table), bool)}, None)
+    def _groups(self, predictions: Predictions) -> tuple[list[_Group], list[str]]:
+        (everyone,) = self._protected(ALL, {ALL: np.ones(len(self.known), bool)}, None)
         found, absent = [everyone], []
         for attribute in self.settings.attributes:
-            first = self.classes if attribute == self.name else ()
-            masks = groups(table, attribute, tuple(self.settings.age_bands), first)
+            masks = _masks(predictions, attribute, self.settings)
             if masks:
                 found += self._protected(attribute, masks, everyone)
             else:
@@ -195,19 +258,18 @@ class _Judgement:
         return found, absent
 
     def _protected(self, attribute: str, masks: dict[str, np.ndarray], everyone: _Group | None) -> list[_Group]:
-        """The groups of one attribute with what must be hidden of them; `everyone` is their sum, where they have one."""
+        """The groups of one attribute with what must be hidden of them; `everyone` is their sum, or None for itself."""
         minimum, known = self.settings.min_patients, self.known
         few = f"fewer than {minimum} patients"
         members = list(masks.values())
 
         def reasons(labelled: np.ndarray) -> list[str]:
-            cells = [[self._patients(mask & labelled)] for mask in [*members, np.ones_like(labelled)]]
-            total_is_known = np.append(np.zeros(len(members), int), -1)[:, None]
-            hidden = withhold(cells, minimum, reluctance=total_is_known, rows_add_up=False)[:-1, 0]
-            return [
-                "" if not h else few if len(p) < minimum else f"hidden lest a group of {few} be found by subtraction"
-                for h, (p,) in zip(hidden, cells)
-            ]
+            parts = {name: mask & labelled for name, mask in masks.items()}
+            is_target, hidden = attribute in self.targets, self.hidden.get(attribute, ())
+            gone = _too_few(parts, self.patient, self.settings, is_target, hidden)
+            small = {name for name in gone if len(self._patients(parts[name])) < minimum}
+            subtraction = f"hidden lest a group of {few} be found by subtraction"
+            return ["" if name not in gone else few if name in small else subtraction for name in masks]
 
         any_label = reasons(known.any(axis=1))
         by_class = [reasons(known[:, c]) for c in range(len(self.classes))]
@@ -215,34 +277,66 @@ class _Judgement:
         by_class = [[one or whole for one, whole in zip(column, any_label)] for column in by_class]
         gone = np.array([[bool(reason) for reason in column] for column in by_class]).T  # [groups, classes]
 
-        def hidden_parts(parts: list[np.ndarray], gone: np.ndarray, of_everyone: bool | np.ndarray) -> np.ndarray:
+        def hidden_parts(
+            parts: list[np.ndarray], gone: np.ndarray, of_everyone, crossed=False, empty_may_go=False
+        ) -> np.ndarray:
             """bool [groups, parts]: which numbers of images to hide, where a group's parts add up to its n."""
             columns = [*parts, np.any(parts, axis=0)]
             rows = members if everyone is None else [*members, np.ones_like(columns[0])]
             hidden = np.zeros((len(rows), len(columns)), bool)
             hidden[: len(members)] = gone[:, None]
+            hidden[: len(members), :-1] |= crossed
+            hidden[-1, :-1] |= of_everyone
             reluctance = np.zeros(hidden.shape, int)
             reluctance[:, -1] = -1
             if everyone is not None:
-                hidden[-1, :-1], reluctance[-1] = of_everyone, -1
+                reluctance[-1] = -1
             cells = [[self._patients(row & column) for column in columns] for row in rows]
-            hidden = withhold(cells, minimum, hidden, reluctance, columns_add_up=everyone is not None)
+            add_up = everyone is not None
+            hidden = withhold(cells, minimum, hidden, reluctance, columns_add_up=add_up, empty_may_go=empty_may_go)
             return hidden[: len(members), :-1]
 
-        of_everyone = np.zeros(len(self.classes), bool) if everyone is None else everyone.hidden_positives
+        if everyone is None:
+            # The classes of an attribute that is the target are its groups, and hidden where these are.
+            as_groups = [name in self.hidden.get(self.name, ()) for name in self.classes]
+            of_everyone = np.array(as_groups) & self.positive.any(axis=0)
+        else:
+            of_everyone = everyone.hidden_positives
         if self.target.kind == "multiclass":
             # Classes exclude one another: the positives of all classes add up to the group.
             positives = [known[:, c] & self.positive[:, c] for c in range(len(self.classes))]
-            hidden = hidden_parts(positives, gone.all(axis=1), of_everyone)
+            crossed = np.array([[(attribute, name, c) in self.crossed for c in self.classes] for name in masks])
+            hidden = hidden_parts(positives, gone.all(axis=1), of_everyone, crossed)
         else:
             hidden = np.zeros_like(gone)
             for c in range(len(self.classes)):
                 both = [known[:, c] & self.positive[:, c], known[:, c] & ~self.positive[:, c]]
-                hidden[:, c] = hidden_parts(both, gone[:, c], of_everyone[c]).any(axis=1)
-        return [
-            _Group(attribute, name, (known & mask[:, None]).T, tuple(c[g] for c in by_class), any_label[g], hidden[g])
-            for g, (name, mask) in enumerate(masks.items())
-        ]
+                # That none lacks it would tell how many have it.
+                hidden[:, c] = hidden_parts(both, gone[:, c], of_everyone[c], empty_may_go=True).any(axis=1)
+
+        def too_few_to_rank(mask: np.ndarray, c: int) -> str:
+            if len(self._patients(mask & known[:, c] & self.positive[:, c])) < minimum:
+                return f"{few} have it"
+            without = self._patients(mask & known[:, c] & ~self.positive[:, c])
+            return f"{few} are without it" if len(without) < minimum else ""
+
+        found = []
+        for g, (name, mask) in enumerate(masks.items()):
+            # A small side is hidden in any case, an empty one where saying so would give another group's away.
+            sides = tuple(too_few_to_rank(mask, c) if hidden[g, c] else "" for c in range(len(self.classes)))
+            suppressed = tuple(column[g] for column in by_class)
+            known_here = (known & mask[:, None]).T
+            found.append(_Group(attribute, name, known_here, suppressed, any_label[g], hidden[g], sides))
+        return found
+
+    def hidden_cells(self) -> set[tuple[str, str, str]]:
+        """(attribute, group, class) whose number of positive images is hidden, and is not 0."""
+        return {
+            (group.attribute, group.name, name)
+            for group in self.groups
+            for c, name in enumerate(self.classes)
+            if group.hidden_positives[c] and (group.known[c] & self.positive[:, c]).any()
+        }
 
     # -- rows
 
@@ -274,7 +368,7 @@ class _Judgement:
     def _figures(self) -> dict[tuple[str, str, str], dict[str, _Figure]]:
         """By metric, attribute and group: the figure of each class, of 'macro' or of 'all'."""
         figures: dict[tuple[str, str, str], dict[str, _Figure]] = {}
-        asked: dict[str, list] = {"auc": [], "auc_ceiling": [], "mean": []}  # (key, class, cell)
+        ranked, averaged = [], []  # (metric, group, class, cell)
         for group in self.groups:
             wanted = self._metrics(group)
             for c, name in enumerate(self.classes):
@@ -282,73 +376,96 @@ class _Judgement:
                     continue
                 rows = np.flatnonzero(group.known[c])
                 positive, score = self.positive[rows, c], self.scores[rows, c]
-                where = (group.attribute, group.name)
-                if "auc" in wanted:
-                    asked["auc"].append((where, name, RankedCell(rows, positive, score)))
-                if "auc_ceiling" in wanted:
-                    asked["auc_ceiling"].append((where, name, RankedCell(rows, positive, self.ceiling[rows, c])))
-                asked["mean"].append((("brier", *where), name, MeanCell(rows, (score - positive) ** 2)))
+                if "auc" in wanted and not group.few[c]:
+                    ranked.append(("auc", group, name, RankedCell(rows, positive, score)))
+                    if self.ceiling is not None:
+                        ranked.append(("auc_ceiling", group, name, RankedCell(rows, positive, self.ceiling[rows, c])))
+                averaged.append(("brier", group, name, MeanCell(rows, (score - positive) ** 2)))
                 if self.target.kind == "multilabel":
-                    asked["mean"].append((("accuracy", *where), name, MeanCell(rows, (score >= CALLED) == positive)))
+                    averaged.append(("accuracy", group, name, MeanCell(rows, (score >= CALLED) == positive)))
             if self.target.kind == "multiclass" and not group.any_suppressed:
                 rows = np.flatnonzero(group.known[0])
                 right = self._called()[rows] == self.positive[rows].argmax(axis=1)
-                asked["mean"].append((("accuracy", group.attribute, group.name), ALL, MeanCell(rows, right)))
+                averaged.append(("accuracy", group, ALL, MeanCell(rows, right)))
 
-        def put(metric, where, name, value, replicates, reason=""):
-            figures.setdefault((metric, *where), {})[name] = _Figure(value, replicates, reason)
+        def put(metric, group, name, value, replicates, reason="", decimals=None):
+            # Rounded here and not when written: macros and differences, made of these, then tell no more than they do.
+            value = value if decimals is None else round(value, decimals)
+            of_class = figures.setdefault((metric, group.attribute, group.name), {})
+            of_class[name] = _Figure(value, replicates, reason, decimals)
+            return of_class[name]
 
-        ranked = asked["auc"] + asked["auc_ceiling"]
         auc, precision = self.bootstrap.ranking([cell for *_, cell in ranked])
-        for k, (where, name, cell) in enumerate(ranked):
-            reason = _one_class(cell.positive)
-            value = metrics.auc(cell.positive, cell.score)
-            if k >= len(asked["auc"]):
-                put("auc_ceiling", where, name, value, auc[k], reason)
-                own = figures["auc", *where][name]
-                put("auc_difference", where, name, own.value - value, own.replicates - auc[k], reason)
+        for k, (metric, group, name, cell) in enumerate(ranked):
+            reason, decimals = _one_class(cell.positive), self._decimals(group, self.classes.index(name))
+            found = put(metric, group, name, metrics.auc(cell.positive, cell.score), auc[k], reason, decimals)
+            if metric == "auc_ceiling":
+                own = figures["auc", group.attribute, group.name][name]
+                difference, replicates = own.value - found.value, own.replicates - found.replicates
+                put("auc_difference", group, name, difference, replicates, reason, decimals)
                 continue
-            put("auc", where, name, value, auc[k], reason)
             if cell.positive.all() and len(cell.rows):
                 reason = "every image is positive: 1 whatever the scores"
             value = metrics.average_precision(cell.positive, cell.score)
-            put("average_precision", where, name, value, precision[k], reason)
-        means = self.bootstrap.means([cell for *_, cell in asked["mean"]])
-        for k, ((metric, *where), name, cell) in enumerate(asked["mean"]):
+            put("average_precision", group, name, value, precision[k], reason, decimals)
+        means = self.bootstrap.means([cell for *_, cell in averaged])
+        for k, (metric, group, name, cell) in enumerate(averaged):
             reason = "" if len(cell.rows) else "no image with a known label"
-            put(metric, where, name, metrics.mean(cell.value), means[k], reason)
+            put(metric, group, name, metrics.mean(cell.value), means[k], reason)
 
         for group in self.groups:
             for metric in self._metrics(group):
                 of_class = figures.setdefault((metric, group.attribute, group.name), {})
                 whole = metric == "accuracy" and self.target.kind == "multiclass"
                 for c, name in enumerate(() if whole else self.classes):
-                    of_class.setdefault(name, _Figure(np.nan, None, group.suppressed[c]))
+                    of_class.setdefault(name, _Figure(np.nan, None, group.suppressed[c] or group.few[c]))
                 if whole:
                     of_class.setdefault(ALL, _Figure(np.nan, None, group.any_suppressed))
                 else:
                     in_order = {name: of_class[name] for name in self.classes}
-                    in_order[MACRO] = self._macro(list(in_order.values()), group)
+                    in_order[MACRO] = self._macro(in_order, figures[metric, ALL, ALL], group)
                     figures[metric, group.attribute, group.name] = in_order
         return figures
 
-    def _macro(self, of_class: list[_Figure], group: _Group) -> _Figure:
+    def _decimals(self, group: _Group, c: int) -> int | None:
+        """To how many decimals, 3 at most, a metric of ranks is rounded for a hidden number of positives; None: not.
+
+        Where it is shown, m patients or more of n images are positive, and as many negative. Rounding leaves the pairs
+        won open by 10**-decimals x positives x negatives. Pairs come in halves; so each number of positives will do if
+        that is 1/2 at least, as it is if 2 m (n - m) has more than `decimals` digits.
+        """
+        if not group.hidden_positives[c]:
+            return None
+        least, images = self.settings.min_patients, int(group.known[c].sum())
+        return min(3, len(str(2 * least * (images - least))) - 1)
+
+    def _macro(self, of_class: Mapping[str, _Figure], of_everyone: Mapping[str, _Figure], group: _Group) -> _Figure:
         """The plain mean over classes, replicate by replicate.
 
-        Classes that exclude one another belong together: one undefined, and the mean is. Findings do not: the mean is
-        over those that are defined, and says how many.
+        Classes that exclude one another belong together: one undefined, and the mean is. Findings do not: everyone's
+        mean is over those that are defined, and says which. A group's is over the same, or it could not be compared.
         """
         if group.any_suppressed:
             return _Figure(np.nan, None, group.any_suppressed)
-        left_out = [name for name, figure in zip(self.classes, of_class) if np.isnan(figure.value)]
-        used = [figure for figure in of_class if not np.isnan(figure.value)]
-        if not used or (left_out and self.target.kind == "multiclass"):
-            return _Figure(np.nan, None, f"undefined for {', '.join(left_out)}")
+        used = [name for name in self.classes if not np.isnan(of_everyone[name].value)]
+        if self.target.kind == "multiclass" or not used:
+            used = list(self.classes)
+        lacking = [name for name in used if np.isnan(of_class[name].value)]
+        if lacking:
+            hidden = {name for c, name in enumerate(self.classes) if group.suppressed[c] or group.few[c]}
+            why = {"undefined": [], "withheld": []}
+            for name in lacking:
+                why["withheld" if name in hidden else "undefined"].append(name)
+            reason = "; ".join(f"{word} for {', '.join(names)}" for word, names in why.items() if names)
+            return _Figure(np.nan, None, reason)
         reason = ""
-        if left_out:
-            reason = f"mean over {len(used)} of {len(of_class)} classes; left out: {', '.join(left_out)}"
-        replicates = np.mean([figure.replicates for figure in used], axis=0)
-        return _Figure(float(np.mean([figure.value for figure in used])), replicates, reason)
+        if len(used) < len(self.classes):
+            left_out = [name for name in self.classes if name not in used]
+            reason = f"mean over {len(used)} of {len(self.classes)} classes; left out: {', '.join(left_out)}"
+        figures = [of_class[name] for name in used]
+        value = float(np.mean([figure.value for figure in figures]))
+        replicates = np.mean([figure.replicates for figure in figures], axis=0)
+        return _Figure(value, replicates, reason)
 
     def _called(self) -> np.ndarray:
         """The class with the highest score, int [n]; of equal ones the first in the target's order."""
@@ -360,7 +477,7 @@ class _Judgement:
     ) -> Row:  # fmt: skip
         """One row. c: position of the class, None for 'macro' and 'all'. rows: the images, if not all the group's."""
         why = group.any_suppressed if c is None else group.suppressed[c]
-        reasons = [figure.reason]
+        reasons, method = [figure.reason], self.method
         counts = dict(_NO_COUNTS)
         low = high = None
         if not why:
@@ -368,20 +485,28 @@ class _Judgement:
             rows = np.flatnonzero(mask) if rows is None else rows
             counts |= {"n_images": len(rows), "n_patients": len(np.unique(self.patient[rows]))}
             if c is not None and metric not in ("calibration", "confusion"):
-                if group.hidden_positives[c]:
-                    few = f"fewer than {self.settings.min_patients} patients"
-                    reasons.append(f"n_positive hidden lest a count of {few} show")
-                else:
+                if not group.hidden_positives[c]:
                     counts["n_positive"] = int(self.positive[rows, c].sum())
+                elif not np.isnan(figure.value):
+                    rounded = "" if figure.decimals is None else f" and the rest rounded to {figure.decimals} decimals"
+                    few = f"fewer than {self.settings.min_patients} patients"
+                    reasons.append(f"n_positive hidden{rounded} lest a count of {few} show")
             if figure.replicates is not None and not np.isnan(figure.value):
-                interval = percentile_interval(figure.replicates, self.settings.level)
-                low, high = _or_null(interval.low), _or_null(interval.high)
-                reasons.append(interval.reason)
+                low, high, reason = percentile_interval(figure.replicates, self.settings.level)
+                if low == high and metric in SHARES and figure.value in (0, 1):
+                    low, high = wilson(figure.value, counts["n_patients"], self.settings.level)
+                    method = "Wilson, at the number of patients, as every replicate gives the same value"
+                elif low == high and metric in ("auc", "average_precision"):
+                    low, high, reason = np.nan, np.nan, "interval withheld: every replicate gives the same value"
+                elif figure.decimals is not None:
+                    low, high = round(low, figure.decimals), round(high, figure.decimals)
+                low, high = _or_null(low), _or_null(high)
+                reasons.append(reason)
         values = {
             "metric": metric, "target": self.name, "class": name, "attribute": group.attribute, "group": group.name,
             "split": self.split, "threshold": threshold, "reference": reference,
             "value": None if why else _or_null(figure.value), "low": low, "high": high,
-            "level": float(self.settings.level), "method": self.method, **counts,
+            "level": float(self.settings.level), "method": method, **counts,
             "suppressed": bool(why), "reason": "; ".join(r for r in reasons if r) or None,
         }  # fmt: skip
         return {key: values[key] for key in KEYS}
@@ -390,20 +515,14 @@ class _Judgement:
 
     def _withheld(self, metric: str, c: int, both_sides: bool) -> Row | None:
         """The one row that stands for a curve that cannot be shown or does not exist."""
-        everyone, minimum = self.groups[0], self.settings.min_patients
-        rows = np.flatnonzero(everyone.known[c])
-        positive = self.positive[rows, c]
-        sides = [len(self._patients(rows[side])) for side in (positive, ~positive)]
-        reason = everyone.suppressed[c]
-        if not reason and (both_sides or not len(rows)):
-            reason = _one_class(positive)
-        if reason:
-            return self._row(metric, self.classes[c], everyone, c, _Figure(np.nan, None, reason))
-        if any(0 < side < minimum for side in sides) or (not both_sides and everyone.hidden_positives[c]):
-            reason = f"the curve would show fewer than {minimum} patients"
+        everyone = self.groups[0]
+        positive = self.positive[everyone.known[c], c]
+        if not everyone.suppressed[c] and everyone.hidden_positives[c]:
+            reason = f"the curve would show fewer than {self.settings.min_patients} patients"
             row = self._row(metric, self.classes[c], everyone, c, _Figure(np.nan, None, reason))
-            return row | _NO_COUNTS | {"suppressed": True, "reason": reason}
-        return None
+            return row | _NO_COUNTS | {"suppressed": True}
+        reason = everyone.suppressed[c] or (_one_class(positive) if both_sides or not len(positive) else "")
+        return self._row(metric, self.classes[c], everyone, c, _Figure(np.nan, None, reason)) if reason else None
 
     def _roc(self) -> list[Row]:
         rows = []
@@ -458,7 +577,7 @@ class _Judgement:
                     few = f"fewer than {self.settings.min_patients} patients"
                     reason = everyone.suppressed[c] or f"hidden lest a class of {few} show"
                     row = self._row("confusion", name, everyone, c, _Figure(np.nan, None, reason), None, predicted)
-                    rows.append(row | _NO_COUNTS | {"suppressed": True, "reason": reason})
+                    rows.append(row | _NO_COUNTS | {"suppressed": True})
                 elif not len(images):
                     figure = _Figure(np.nan, None, "no image of this class")
                     rows.append(self._row("confusion", name, everyone, c, figure, None, predicted, images))

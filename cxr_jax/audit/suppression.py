@@ -21,13 +21,15 @@ def withhold(
     reluctance: np.ndarray | None = None,
     rows_add_up: bool = True,
     columns_add_up: bool = True,
+    empty_may_go: bool = False,
 ) -> np.ndarray:
     """The cells that must not be shown: bool [r, c].
 
     patients: [r][c], the distinct patients of each cell, integers. Where `rows_add_up`, the last column is the sum of
         those before it; where `columns_add_up`, the last row is. Sums are of images or of whatever else is shown of
         these patients; a patient may be in several cells.
-    least: patients that a cell must have to be shown. An empty cell is always shown: it is nobody's.
+    least: patients that a cell must have to be shown. An empty cell is nobody's, and always shown unless it may go.
+    empty_may_go: whether an empty cell may be withheld for the sake of others, where no other would do.
     hidden: bool [r, c], cells that are withheld already, which must not come out either.
     reluctance: int [r, c]. Of cells that would do, those of the lowest number go first, the smallest of them before the
         others; a negative number says that the cell is known anyway, so that withholding it would not help.
@@ -41,7 +43,7 @@ def withhold(
     if hidden is not None:
         secret |= hidden
     reluctance = np.zeros(sizes.shape, int) if reluctance is None else reluctance
-    free = (sizes > 0) & (reluctance >= 0)
+    free = ((sizes > 0) | empty_may_go) & (reluctance >= 0)
     flat = [cell for row in patients for cell in row]
     sums = _sums(*sizes.shape, rows_add_up, columns_add_up)
 
@@ -51,7 +53,8 @@ def withhold(
         choice = np.flatnonzero(beside & free & ~withheld)
         if not len(choice):
             break
-        withheld.flat[min(choice, key=lambda cell: (reluctance.flat[cell], sizes.flat[cell]))] = True
+        cost = [(sizes.flat[cell] == 0, reluctance.flat[cell], sizes.flat[cell], cell) for cell in choice]
+        withheld.flat[min(cost)[-1]] = True
     # One at a time, cells may have gone that others, gone later, made needless: show those again, largest first.
     hopeless, _ = _known(flat, sums, least, secret, withheld)
     for cell in sorted(np.flatnonzero(withheld & ~secret), key=lambda cell: -sizes.flat[cell]):
@@ -84,24 +87,27 @@ def _known(
     patients: list[np.ndarray], sums: list[_Sum], least: int, secret: np.ndarray, withheld: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """bool [r, c] twice: secret cells that can be worked out after all, and the cells of which another must go."""
-    known, beside = np.zeros_like(secret), np.zeros_like(secret)
-    for line in sums:
-        inside = np.flatnonzero(line.parts & withheld)
-        if len(inside) and not (line.total & withheld).any():
-            together = len(np.unique(np.concatenate([patients[cell] for cell in inside])))
-            if 0 < together < least:
-                known |= line.parts & withheld
-                beside |= line.parts | line.total
+    known, beside, single = np.zeros_like(secret), np.zeros_like(secret), np.zeros_like(secret)
     cells = np.flatnonzero(withheld)
     if len(cells) and sums:
         equations = np.stack([(line.parts.astype(float) - line.total).flat[cells] for line in sums])
         _, singular, right = np.linalg.svd(equations)
         null_space = right[int((singular > 1e-9).sum()) :]
-        single = np.zeros_like(secret)
         single.flat[cells[np.abs(null_space).sum(axis=0) < 1e-9]] = True
-        if (single & secret).any():
-            known |= single & secret
-            for line in sums:  # a cell may be known by way of others: another must go beside any of these
-                if (single & (line.total | line.parts)).any():
-                    beside |= line.total | line.parts
+    if (single & secret).any():
+        known |= single & secret
+        beside |= _lines_of(single, sums)  # a cell may be known by way of others: another must go beside any of these
+    for line in sums:
+        inside = line.parts & withheld & ~single
+        if inside.any() and not (line.total & withheld & ~single).any():
+            together = len(np.unique(np.concatenate([patients[cell] for cell in np.flatnonzero(inside)])))
+            if 0 < together < least:
+                known |= inside
+                beside |= line.parts | line.total | _lines_of(line.parts & single, sums)
     return known, beside
+
+
+def _lines_of(cells: np.ndarray, sums: list[_Sum]) -> np.ndarray:
+    """bool [r, c]: the cells that are in a sum with any of these."""
+    lines = [line.total | line.parts for line in sums]
+    return np.any([line for line in lines if (line & cells).any()], axis=0) | np.zeros_like(cells)

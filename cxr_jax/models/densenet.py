@@ -313,8 +313,12 @@ class Statistics(nnx.Module):
         return Moments(self.mean[...], self.variance[...])
 
     def update(self, batch: Moments, count) -> None:
-        """new = (1 - .1) old + .1 batch, with the batch's variance count / (count - 1) times the biased one."""
+        """new = (1 - .1) old + .1 batch, with the batch's variance count / (count - 1) times the biased one.
+
+        A count of 1 (one small image in an epoch's last batch) has no variance; the running one then stays.
+        """
         unbiased = batch.variance * (count / jnp.maximum(count - 1, 1))
+        unbiased = jnp.where(count > 1, unbiased, self.variance[...].astype(unbiased.dtype))
         for running, newest in ((self.mean, batch.mean), (self.variance, unbiased)):
             newest = lax.stop_gradient(newest).astype(running[...].dtype)
             running[...] = (1 - MOMENTUM) * running[...] + MOMENTUM * newest

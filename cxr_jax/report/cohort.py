@@ -11,10 +11,10 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from cxr_jax import tables
 from cxr_jax.audit import subgroups
+from cxr_jax.audit.intervals import wilson
 from cxr_jax.audit.suppression import withhold
 
 FINDING = "finding_"
@@ -85,8 +85,7 @@ def ages(
 
     Returns Counts over groups and bins (its `splits` are the bins, and a last one for unknown ages), and the bins'
     lower edges, years: bins of 10 years, or of 20 where these would leave more than a fifth of some group's patients
-    in bins that must not be shown. Totals over groups are shown nowhere, so that only those of a group can be
-    subtracted from.
+    in bins that must not be shown. Totals over groups are counted as known: the table of age bands tells of them.
     """
     patient = table.sort_values("age", kind="stable", na_position="last").drop_duplicates("patient_id")
     age = patient["age"].to_numpy(np.float64)
@@ -100,7 +99,8 @@ def ages(
         cells = [[np.flatnonzero(r & c) for c in columns] for r in rows]  # of patients, here one row each
         reluctance = np.zeros((len(rows), len(columns)), int)
         reluctance[:, -1] = 2
-        hidden = withhold(cells, least, reluctance=reluctance, columns_add_up=False)
+        reluctance[-1] = -1
+        hidden = withhold(cells, least, reluctance=reluctance)
         counted = np.array([[len(cell) for cell in r] for r in cells])
         if (np.where(hidden, counted, 0)[:-1, :-1].sum(axis=1) <= counted[:-1, -1] / 5).all():
             break
@@ -119,11 +119,10 @@ def prevalence(table: pd.DataFrame, names: Sequence[str], group: np.ndarray, lea
     The share is a ratio estimate p = Σy/Σm over patients with y positive of m images. Its variance is that of ratio
     estimates for clusters drawn with replacement (Cochran, Sampling Techniques, 1977, section 6.3 and 9A), v = k/(k-1)
     Σ(y - p·m)²/(Σm)² for k patients. The interval is Wilson's (1927) at the effective size p(1-p)/v, as Korn and
-    Graubard (1998) and Dean and Pagano (2015) have it for surveys, never above the number of images; where p is 0 or
-    1, at the number of patients.
+    Graubard (1998) and Dean and Pagano (2015) have it for surveys, never above the number of images; where v = 0, as
+    it is where p is 0 or 1, at the number of patients. One patient alone has no variance, and so no interval: NaN.
     """
     found = []
-    z = stats.norm.ppf(0.5 + level / 2)
     for column in (c for c in table.columns if c.startswith(FINDING)):
         if table[column].isna().all():
             continue
@@ -138,10 +137,9 @@ def prevalence(table: pd.DataFrame, names: Sequence[str], group: np.ndarray, lea
                 found.append({**row, "value": np.nan, "low": np.nan, "high": np.nan, "suppressed": True})
                 continue
             p = y["sum"].sum() / m
-            v = k / (k - 1) * ((y["sum"] - p * y["count"]) ** 2).sum() / m**2
-            n = min(p * (1 - p) / v, m) if v > 0 else k
-            centre, half = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-            low, high = np.clip((centre + np.array([-half, half])) / (1 + z**2 / n), 0, 1)
+            v = k / (k - 1) * ((y["sum"] - p * y["count"]) ** 2).sum() / m**2 if k > 1 else np.nan
+            n = k if v == 0 else np.minimum(p * (1 - p) / v, m)
+            low, high = wilson(p, n, level)
             found.append({**row, "value": p, "low": low, "high": high, "suppressed": False})
     columns = ["finding", "group", "value", "low", "high", "n_images", "n_patients", "suppressed"]
     return pd.DataFrame(found, columns=columns)

@@ -220,7 +220,8 @@ def ages(
         int(starts[1] - starts[0]) if len(starts) > 1 else 10,
     )
     known = table.patients[:-1, : len(starts)]
-    keep = [i for i, g in enumerate(table.groups) if known[i].any() and not table.hidden[i, -1] and g not in small][:8]
+    keep = [i for i, g in enumerate(table.groups) if known[i].any() and not table.hidden[i, -1] and g not in small]
+    keep = sorted(sorted(keep, key=lambda i: -table.patients[i, -1])[:8])
     if not keep or not len(starts):
         return None
     across = min(2, len(keep))
@@ -228,7 +229,7 @@ def ages(
     figure = _figure(0.5 + 1.25 * down)
     panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
     some_hidden = False
-    medians = []
+    said = []
     for panel, i in zip(panels.flat, keep, strict=False):
         total = table.patients[i, -1]
         hidden = table.hidden[i, : len(starts)]
@@ -249,20 +250,26 @@ def ages(
         panel.set_title(f"{_short(groups[i], 20)}, n = {total:,}")
         panel.grid(axis="x", visible=False)
         _share(panel.yaxis)
-        top = starts[int(np.argmax(share))]
-        medians.append(f"{groups[i]}: most often {int(top)} to {int(top) + years - 1} years, n = {total:,}")
+        if share.any():
+            top = int(starts[np.argmax(share)])
+            mode = f"largest share shown at {top} to {top + years - 1} years"
+        else:
+            mode = "every share is withheld"
+        said.append(f"{groups[i]}: {mode}, n = {total:,}")
     for panel in list(panels.flat)[len(keep) :]:
         panel.set_visible(False)
     panels[0, 0].xaxis.set_major_locator(ticker.MultipleLocator(20))
     panels[0, 0].set_xlim(0, starts[-1] + years)
     figure.supxlabel("age at the first image, years", fontsize=9)
     figure.supylabel("share of the group's patients", fontsize=9)
-    alt = f"Histograms of age, one for each {called}. " + "; ".join(medians) + "."
+    alt = f"Histograms of age, one for each {called}. " + "; ".join(said) + "."
     caption = f"Age of patients at their first image, in bins of {years} years, by {called}; n counts patients."
     if some_hidden:
         caption += (
             f" A cross marks a bin withheld: fewer than {least} patients, or one that would give such a bin away."
         )
+    if len(keep) < len(table.groups):
+        caption += f" Shown are the {len(keep)} largest groups whose size is not withheld and where an age is known."
     return "cohort_ages", figure, alt, caption
 
 
@@ -278,13 +285,14 @@ def prevalence(table: pd.DataFrame, called: str, least: int, level: float) -> Dr
     step = 0.72 / len(groups)
     figure = _figure(0.85 + 0.18 * -(-len(groups) // 3) + len(findings) * max(0.3, 0.085 * len(groups)))
     panel = figure.subplots()
-    withheld = 0
+    withheld, alone = 0, False
     for i, group in enumerate(groups):
         here = table[table["group"] == group].set_index("finding").loc[findings]
         y = np.arange(len(findings)) + (i - (len(groups) - 1) / 2) * step
         shown = ~here["suppressed"].to_numpy(bool)
         withheld += int((~shown).sum())
         low, high, value = (here[c].to_numpy(float) for c in ("low", "high", "value"))
+        alone |= bool(np.isnan(low[shown]).any())
         panel.hlines(y[shown], low[shown], high[shown], color=COLOURS[i], linewidth=1.3)
         panel.plot(value[shown], y[shown], MARKERS[i], color=COLOURS[i], ms=3.6, clip_on=False)
         panel.plot(
@@ -333,6 +341,8 @@ def prevalence(table: pd.DataFrame, called: str, least: int, level: float) -> Dr
     )
     if withheld:
         caption += f" A cross left of the axis: withheld, since 1 to {least - 1} patients have the finding, or lack it."
+    if alone:
+        caption += " A group of one patient has no interval."
     if len(groups) < len(sizes):
         caption += f" Shown are the {len(groups)} largest groups of at least {least} patients."
     return "cohort_prevalence", figure, alt, caption
@@ -342,8 +352,11 @@ def prevalence(table: pd.DataFrame, called: str, least: int, level: float) -> Dr
 
 
 @_styled
-def learning_curves(records: Sequence[Mapping]) -> Drawing | None:
-    """Loss in training and validation, and macro AUC in validation, by epoch."""
+def learning_curves(records: Sequence[Mapping], checkpoint: str) -> Drawing | None:
+    """Loss in training and validation, and macro AUC in validation, by epoch.
+
+    checkpoint: which one was judged: best, last, or the name of another run.
+    """
     train = pd.DataFrame([(r["epoch"], r["loss"]) for r in records if r["split"] == "train"], columns=["epoch", "loss"])
     held = pd.DataFrame(
         [
@@ -394,9 +407,15 @@ def learning_curves(records: Sequence[Mapping]) -> Drawing | None:
         pad = max(0.01, 0.12 * (high - low))
         below.set_ylim(low - pad, high + 2 * pad)
         says += f" Validation macro AUC is best, {best['auc']:.3f}, at epoch {best['epoch']:.3g}."
+        chosen = {
+            "best": "The checkpoint judged is that of the best",
+            "last": "The checkpoint judged is the last, not that of the best",
+        }
         caption += (
-            f"; and macro AUC in validation ({int(best['images']):,} images of {int(best['patients']):,} patients), the"
-            " best of which chose the checkpoint. Dotted: 0.5, what guessing reaches"
+            f"; and macro AUC in validation ({int(best['images']):,} images of {int(best['patients']):,} patients), for"
+            " choosing only; without interval. "
+            + (chosen[checkpoint] if checkpoint in chosen else f"The checkpoint judged is that of the run {checkpoint}")
+            + ". Dotted: 0.5, what guessing reaches"
         )
     else:
         below.text(0.5, 0.5, "no macro AUC in validation", transform=below.transAxes, ha="center", color=FAINT)
@@ -428,10 +447,9 @@ def _panels_for(rows: pd.DataFrame, target: str, split: str) -> tuple[list[str],
     return names, False
 
 
-def _auc(rows: pd.DataFrame, target: str, name: str, split: str) -> pd.Series | None:
-    return audit_rows.first(
-        rows, metric="auc", target=target, class_=name, attribute=subgroups.ALL, group=subgroups.ALL, split=split
-    )
+def _auc(rows: pd.DataFrame, target: str, name: str, split: str) -> pd.Series:
+    here = audit_rows.select(rows, metric="auc", target=target, class_=name, attribute=subgroups.ALL, split=split)
+    return here.iloc[0]
 
 
 def _multiples(panels: int, each: float = 2.15):
@@ -446,11 +464,9 @@ def _multiples(panels: int, each: float = 2.15):
     return figure, list(grid.flat)[:panels]
 
 
-def _panel_title(name: str, auc: pd.Series | None) -> str:
-    positive = audit_rows.count(auc["n_positive"]) if auc is not None else "\N{EN DASH}"
-    return (
-        f"{_short(name, 26)}\nn = {audit_rows.count(auc['n_images'])}, {positive} positive" if auc is not None else name
-    )
+def _panel_title(name: str, auc: pd.Series) -> str:
+    n, positive = (audit_rows.count(auc[key]) for key in ("n_images", "n_positive"))
+    return f"{_short(name, 26)}\nn = {n}, {positive} positive"
 
 
 @_styled
@@ -460,7 +476,6 @@ def roc(rows: pd.DataFrame, target: str, split: str) -> Drawing | None:
     if not names:
         return None
     figure, panels = _multiples(len(names))
-    level = None
     for panel, name in zip(panels, names, strict=True):
         curve = audit_rows.select(rows, metric="roc_tpr", target=target, class_=name, split=split)
         curve = curve[curve["attribute"] == subgroups.ALL].sort_values("threshold", kind="stable")
@@ -469,9 +484,8 @@ def roc(rows: pd.DataFrame, target: str, split: str) -> Drawing | None:
         panel.fill_between(band["threshold"], band["low"], band["high"], color=MODEL, alpha=0.22, linewidth=0)
         panel.plot(curve["threshold"], curve["value"], color=MODEL)
         auc = _auc(rows, target, name, split)
-        level = curve["level"].iloc[0]
         panel.set_title(_panel_title(name, auc))
-        label = f"AUC {audit_rows.number(auc['value'])}\n{audit_rows.interval(auc)}" if auc is not None else ""
+        label = f"AUC {audit_rows.value(auc)}\n{audit_rows.interval(auc)}"
         panel.text(
             0.98,
             0.04,
@@ -492,13 +506,14 @@ def roc(rows: pd.DataFrame, target: str, split: str) -> Drawing | None:
     alt = f"ROC curves on {audit_rows.images_of(split)}. " + "; ".join(
         f"{name}: AUC {audit_rows.estimate(_auc(rows, target, name, split))}" for name in names
     )
+    level = audit_rows.percent(auc["level"])
     caption = (
-        f"ROC curves, each class against the rest, on {audit_rows.images_of(split)}. Band: {audit_rows.percent(level)}"
+        f"ROC curves, each class against the rest, on {audit_rows.images_of(split)}. Band: {level}"
         " interval at each false-positive rate, over patients, not for the curve as a whole. Dotted: guessing."
     )
     if cut:
         caption += f" Shown are the {MOST_PANELS} classes with the most positive images; all are in the table of AUCs."
-    elif len(names) == 1 and len(audit_rows.classes(rows, target)) == 2:
+    elif len(audit_rows.classes(rows, target)) == 2 and audit_rows.multiclass(rows, target):
         other = [c for c in audit_rows.classes(rows, target) if c not in names][0]
         caption += f" With two classes the curve for {other} is this one mirrored."
     return f"roc_{target}", figure, alt + ".", caption
@@ -512,7 +527,7 @@ def calibration(rows: pd.DataFrame, target: str, split: str) -> Drawing | None:
     if not names:
         return None
     figure, panels = _multiples(len(names))
-    level, farthest = 0.95, []
+    level, farthest = all_bins["level"].iloc[0], []
     for panel, name in zip(panels, names, strict=True):
         bins = audit_rows.select(rows, metric="calibration", target=target, class_=name, split=split)
         bins = (
@@ -523,7 +538,6 @@ def calibration(rows: pd.DataFrame, target: str, split: str) -> Drawing | None:
         panel.plot([0, 1], [0, 1], color=FAINT, lw=0.9, ls=":")
         panel.vlines(bins["threshold"], bins["low"], bins["high"], color=MODEL, lw=1.1)
         panel.plot(bins["threshold"], bins["value"], "o-", color=MODEL, lw=0.9, ms=3.5)
-        level = bins["level"].iloc[0]
         gap = bins.loc[(bins["value"] - bins["threshold"]).abs().idxmax()]
         farthest.append(
             f"{name}: farthest from the diagonal at score {gap['threshold']:.2f}, where {gap['value']:.2f} are positive"
@@ -583,16 +597,15 @@ def confusion(rows: pd.DataFrame, target: str, split: str) -> Drawing | None:
         spine.set_visible(False)
     panel.set_xlabel("class with the highest score")
     panel.set_ylabel("recorded class")
-    own = [share[i, predicted.index(name)] for i, name in enumerate(names)]
-    right = [
-        f"{name} {f'{p:.0%}' if np.isfinite(p) else 'withheld or undefined'}"
-        for name, p in zip(names, own, strict=True)
-    ]
+    own = [cell for _, cell in cells[cells["class"] == cells["reference"]].iterrows()]
+    right = [f"{c['class']} " + (f"{c['value']:.0%}" if np.isfinite(c["value"]) else audit_rows.value(c)) for c in own]
     alt = "Confusion matrix. Share of images given their recorded class: " + ", ".join(right) + "."
     caption = (
         f"Of the {audit_rows.images_of(split)} of each recorded class, the share whose highest score is each class; n"
-        " counts images. Rows add up to 100 %."
+        " counts images. Rows add up to 100 %. Intervals, for which the cells have no room, are in audit.json."
     )
+    if np.isnan(share).any():
+        caption += " A dash: withheld, or a class without images."
     return f"confusion_{target}", figure, alt, caption
 
 
@@ -619,15 +632,7 @@ def forest(
     panel = figure.subplots()
     ceilings = {}
     for _, row in entries:
-        found = audit_rows.first(
-            rows,
-            metric="auc_ceiling",
-            target=target,
-            class_=row["class"],
-            attribute=row["attribute"],
-            group=row["group"],
-            split=row["split"],
-        )
+        found, _ = audit_rows.beside(rows, row)
         if found is not None and np.isfinite(found["value"]):
             ceilings[id(row)] = found
     smallest = np.nanmin([0.5, *(r["low"] for _, r in entries), *(r["value"] for _, r in entries)])
@@ -666,17 +671,13 @@ def forest(
                     else f"{row['value']:.2f}"
                 )
             else:
-                beside = "withheld" if row["suppressed"] else "undefined"
+                beside = audit_rows.value(row)
             if ceiling is not None:
                 panel.hlines(y + 0.2, ceiling["low"], ceiling["high"], color=CEILING, lw=1)
                 panel.plot(ceiling["value"], y + 0.2, "D", color=CEILING, mfc="white", ms=4, clip_on=False)
             at_right(y, 8, beside, color=INK if np.isfinite(row["value"]) else FAINT)
-            at_right(
-                y,
-                130,
-                "" if row["class"] == subgroups.MACRO and n == "n_positive" else audit_rows.count(row[n]),
-                ha="right",
-            )
+            no_count = n == "n_positive" and row["class"] == subgroups.MACRO
+            at_right(y, 130, "" if no_count else audit_rows.count(row[n]), ha="right")
             said.append(
                 f"{label}: {audit_rows.estimate(row)}"
                 + (f", ceiling {audit_rows.number(ceiling['value'])}" if ceiling is not None else "")
@@ -693,7 +694,7 @@ def forest(
     panel.set_xlabel("AUC")
     level = entries[0][1]["level"]
     at_right(-1, 8, "AUC (interval)", color=FAINT)
-    at_right(-1, 130, {"n_patients": "patients", "n_positive": "positive"}[n], color=FAINT, ha="right")
+    at_right(-1, 130, n.removeprefix("n_"), color=FAINT, ha="right")
     handles = [Line2D([], [], color=MODEL, marker="o", ms=5, lw=1.7, label="model")]
     if ceilings:
         handles.append(
@@ -705,7 +706,7 @@ def forest(
                 mfc="white",
                 ms=4,
                 lw=1,
-                label="ceiling: the best any model could reach",
+                label="ceiling: the best to expect of any model",
             )
         )
     figure.legend(handles=handles, loc="outside upper left", ncols=2, handlelength=1.8, columnspacing=1.2)

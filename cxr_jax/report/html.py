@@ -1,18 +1,19 @@
 """The report: one page, read from a workdir's files, that says what was run, on whom, and how far its figures go.
 
     write(workdir) -> path of report.html, with figures/NAME.svg beside it
-    auc_table(rows) -> the same AUCs as plain text, for a terminal
+    auc_table(workdir) -> the same AUCs as plain text, for a terminal
 
 Words on the first screen are made from audit.json by rules that look at intervals, not at values: a difference is
 called one only where its interval leaves out 0, and an AUC better than guessing only where its interval lies above
-0.5. Nothing here counts or scores anything that the audit has not; cohort counts come from cohort.parquet, small cells
-withheld.
+0.5. Nothing here counts or scores anything that the audit has not; cohort counts come from cohort.parquet, or from
+judged_cohort.parquet where the model was judged on other data than it was trained on, small cells withheld.
 """
 
 from __future__ import annotations
 
 import base64
 import csv
+import dataclasses
 import importlib.resources
 import io
 import json
@@ -39,8 +40,9 @@ MOST_EXAMPLES = 24
 def write(workdir: os.PathLike | str, examples: Sequence[tuple[np.ndarray, str]] = ()) -> pathlib.Path:
     """Writes `report.html` and `figures/*.svg` in `workdir`, each whole or not at all; returns the path of the page.
 
-    Reads config.json, config_diff.json, run.json and audit.json, which must be there, and cohort.parquet, metrics.jsonl
-    and quarantine.csv where they are: a run that only audits predictions has none of these.
+    Reads config.json, config_diff.json, run.json and audit.json, which must be there, and judged_cohort.parquet where
+    run.json has `judged`, data other than those of training; and cohort.parquet, metrics.jsonl and quarantine.csv where
+    they are: a run that only audits predictions has none of these.
 
     examples: (uint8 image [h, w], caption). Shown only where run.json says that the data are open, whatever is passed.
 
@@ -48,34 +50,19 @@ def write(workdir: os.PathLike | str, examples: Sequence[tuple[np.ndarray, str]]
     UserError for a file that is missing or is not what its stage writes.
     """
     workdir = pathlib.Path(workdir)
-    config = tables.read_json(workdir / "config.json")
+    read = _read(workdir)
+    config, run, rows, table, counted = read.config, read.run, read.rows, read.table, read.counted
+    name_of = read.name_of
+    least, edges, level = (config["audit"][name] for name in ("min_patients", "age_bands", "level"))
+    checkpoint = pathlib.Path(_field(config, "predict.checkpoint", workdir / "config.json")).name
     diff = tables.read_json(workdir / "config_diff.json")
-    run = tables.read_json(workdir / "run.json")
-    rows = audit_rows.read(workdir / "audit.json")
-    if not len(rows):
-        raise tables.UserError(f"{workdir / 'audit.json'}: no rows; run the audit stage again")
-    least = _field(config, "audit.min_patients", workdir / "config.json")
-    edges = _field(config, "audit.age_bands", workdir / "config.json")
-    level = _field(config, "audit.level", workdir / "config.json")
-    # Predictions that come from outside have a record without a data set: nobody has said that they may be shown.
-    dataset = run["dataset"] if "dataset" in run else {"open_data": False, "invented_groups": False}
-    invented = bool(_field({"dataset": dataset}, "dataset.invented_groups", workdir / "run.json"))
-    open_data = bool(_field({"dataset": dataset}, "dataset.open_data", workdir / "run.json"))
-
-    def name_of(attribute: str) -> str:
-        return audit_rows.attribute_name(attribute, invented)
-
-    records, quarantine = _records(workdir / "metrics.jsonl"), _quarantine(workdir / "quarantine.csv")
-    table, meta = _cohort(workdir / "cohort.parquet")
-    attributes = _attributes(table, _field(config, "audit.attributes", workdir / "config.json"), edges)
-    first = meta["races"] if "races" in meta else ()
-    counted = [cohort.counts(table, a, edges, least, first, _suppressed(rows, a)) for a in attributes]
-    rows = _withhold_counts(rows, counted, least)
+    records = _records(workdir / "metrics.jsonl")
+    quarantine = _quarantine(workdir / "quarantine.csv", read)
     split = audit_rows.main_split(rows)
     drawn: dict[str, Any] = {"cohort": [], "training": [], "roc": [], "forest": [], "confusion": [], "calibration": []}
     if counted:
-        by = attributes[0]
-        names, group = cohort.groups_of(table, by, edges, first)
+        by = counted[0].attribute
+        names, group = cohort.groups_of(table, by, edges, read.first)
         small = {g for g, hidden in zip(counted[0].groups, counted[0].hidden[:-1, -1], strict=True) if hidden}
         shares = cohort.prevalence(table, names, group, least, level)
         drawn["cohort"] = [
@@ -83,9 +70,9 @@ def write(workdir: os.PathLike | str, examples: Sequence[tuple[np.ndarray, str]]
             figures.prevalence(shares[~shares["group"].isin(small)], name_of(by), least, level),
         ]
         if "age" in table:
-            ages = figures.ages(*cohort.ages(table, by, edges, least, first), name_of(by), least, small)
+            ages = figures.ages(*cohort.ages(table, by, edges, least, read.first), name_of(by), least, small)
             drawn["cohort"].insert(1, ages)
-    drawn["training"] = [figures.learning_curves(records)]
+    drawn["training"] = [figures.learning_curves(records, checkpoint)]
     for target in audit_rows.targets(rows):
         drawn["roc"].append(figures.roc(rows, target, split))
         drawn["forest"] += _forests(rows, target, split, name_of)
@@ -99,16 +86,16 @@ def write(workdir: os.PathLike | str, examples: Sequence[tuple[np.ndarray, str]]
         headline=run["headline"]
         if "headline" in run
         else f"{config['name'] or 'Predictions'}: an audit of predictions from outside",
-        run=_run_facts(run, config, dataset),
-        status=_field(run, "status", workdir / "run.json"),
-        dataset=dataset,
-        invented=invented,
-        open_data=open_data,
-        words=[_in_words(rows, target, split, name_of, invented) for target in audit_rows.targets(rows)],
+        run=_run_facts(run, checkpoint),
+        unfinished=_unfinished(run),
+        judged_on=_called(read.judged) if read.elsewhere else "",
+        trained_on=_called(run["dataset"]) if "dataset" in run else "",
+        invented=read.invented,
+        words=[_in_words(rows, target, split, name_of, read.invented) for target in audit_rows.targets(rows)],
         diff=[(f, _shown(v["base"]), _shown(v["run"])) for f, v in sorted(diff.items())],
         config=json.dumps(config, indent=1),
         packages=sorted(run["packages"].items()) if "packages" in run and run["packages"] else [],
-        cohort=None if table is None else _cohort_tables(table, meta, counted, name_of),
+        cohort=None if table is None else _cohort_tables(table, read.meta, counted, name_of),
         least=least,
         quarantine=quarantine,
         drawn=drawn,
@@ -116,7 +103,7 @@ def write(workdir: os.PathLike | str, examples: Sequence[tuple[np.ndarray, str]]
         other=_other_measures(rows, split),
         methods=audit_rows.in_order(m for m in rows.loc[rows["low"].notna(), "method"] if m),
         level=level,
-        examples=_examples(examples) if open_data else [],
+        examples=_examples(examples) if read.judged["open_data"] else [],
         judged=audit_rows.images_of(split),
         targets=audit_rows.targets(rows),
     )
@@ -124,12 +111,14 @@ def write(workdir: os.PathLike | str, examples: Sequence[tuple[np.ndarray, str]]
     return workdir / "report.html"
 
 
-def auc_table(rows: Sequence[Mapping], invented_groups: bool = False) -> str:
+def auc_table(workdir: os.PathLike | str) -> str:
     """A plain-text table of AUCs with intervals, ceilings and counts: classes first, then macro AUC by group.
 
-    rows: as in audit.json. Footnotes say why one is undefined. About 100 columns wide.
+    Reads what `write` reads and withholds the same counts. Footnotes say why an AUC is undefined or withheld. About 100
+    columns wide.
     """
-    table = audit_rows.frame(list(rows))
+    read = _read(pathlib.Path(workdir))
+    table = read.rows
     split = audit_rows.main_split(table)
     lines = []
     for target in audit_rows.targets(table):
@@ -138,22 +127,23 @@ def auc_table(rows: Sequence[Mapping], invented_groups: bool = False) -> str:
         by_group = here[(here["attribute"] != subgroups.ALL) & (here["class"] == subgroups.MACRO)]
         level = f"{here['level'].iloc[0] * 100:g} %"
         ceiling = len(audit_rows.select(table, metric="auc_ceiling", target=target)) > 0
-        beside = ["ceiling", "minus ceiling"] if ceiling else []
-        body = [["", "AUC", f"{level} interval", *beside, "images", "patients"]]
+        columns = ["ceiling", "minus ceiling"] if ceiling else []
+        body = [["", "AUC", f"{level} interval", *columns, "images", "patients"]]
         notes: list[str] = []
         for _, row in pd.concat([overall, by_group]).iterrows():
             if row["attribute"] == subgroups.ALL:
                 name = audit_rows.class_name(row["class"])
             else:
-                attribute = audit_rows.attribute_name(row["attribute"], invented_groups).removesuffix(" (years)")
+                attribute = read.name_of(row["attribute"]).removesuffix(" (years)")
                 # Of an attribute that nobody recorded, the audit has one row, for all.
                 name = f"  {attribute}: {audit_rows.group_name(row['group'])}".removesuffix(f": {subgroups.ALL}")
             note = audit_rows.note(row, positives=False)
             if note:
                 notes += [note] if note not in notes else []
                 name += f" [{notes.index(note) + 1}]"
-            top, difference = (r if r is not None and np.isfinite(r["value"]) else None for r in _beside(table, row))
-            cells = [name, audit_rows.number(row["value"]), audit_rows.interval(row)]
+            beside = audit_rows.beside(table, row)
+            top, difference = (r if r is not None and np.isfinite(r["value"]) else None for r in beside)
+            cells = [name, audit_rows.value(row), audit_rows.interval(row)]
             if ceiling:
                 cells += ["" if top is None else audit_rows.number(top["value"]), audit_rows.estimate(difference)]
             body.append([*cells, audit_rows.count(row["n_images"]), audit_rows.count(row["n_patients"])])
@@ -171,6 +161,59 @@ def auc_table(rows: Sequence[Mapping], invented_groups: bool = False) -> str:
 # ------------------------------------------------------------------------------------------------- reading
 
 
+@dataclasses.dataclass(frozen=True)
+class _Read:
+    """What a workdir says.
+
+    rows: of audit.json, less the counts that would undo what the cohort's tables withhold.
+    judged: what run.json says of the data set that the model was judged on; elsewhere: whether it is another than that
+        of training. table, meta, counted: the cohort of these data, what was written beside it, and its counts by
+        attribute. first: groups to list first.
+    """
+
+    config: dict
+    run: dict
+    rows: pd.DataFrame
+    judged: dict
+    elsewhere: bool
+    table: pd.DataFrame | None
+    meta: dict
+    first: Sequence[str]
+    counted: list[cohort.Counts]
+
+    @property
+    def invented(self) -> bool:
+        return bool(self.judged["invented_groups"])
+
+    def name_of(self, attribute: str) -> str:
+        return audit_rows.attribute_name(attribute, self.invented)
+
+
+def _read(workdir: pathlib.Path) -> _Read:
+    config, run = tables.read_json(workdir / "config.json"), tables.read_json(workdir / "run.json")
+    rows = audit_rows.read(workdir / "audit.json")
+    if not len(rows):
+        raise tables.UserError(f"{workdir / 'audit.json'}: no rows; run the audit stage again")
+    for name in ("audit.min_patients", "audit.age_bands", "audit.level", "audit.attributes", "predict.dataset"):
+        _field(config, name, workdir / "config.json")
+    if config["predict"]["dataset"] and "dataset" in run:
+        _field(run, "judged", workdir / "run.json")  # or the data of training would pass for those judged
+    elsewhere = "judged" in run
+    which = "judged" if elsewhere else "dataset"
+    # Predictions that come from outside have a record without a data set: nobody has said that they may be shown.
+    about = {which: run[which] if which in run else {"open_data": False, "invented_groups": False}}
+    for name in ("invented_groups", "open_data"):
+        _field(about, f"{which}.{name}", workdir / "run.json")
+    path = workdir / ("judged_cohort.parquet" if elsewhere else "cohort.parquet")
+    table, meta = _cohort(path) if elsewhere or path.exists() else (None, {})
+    first = meta["races"] if "races" in meta else ()
+    least, edges, wanted = (config["audit"][name] for name in ("min_patients", "age_bands", "attributes"))
+    attributes = _attributes(table, wanted, edges)
+    counted = [cohort.counts(table, a, edges, least, first, _suppressed(rows, a)) for a in attributes]
+    rows = _withhold_counts(_with_reasons(rows), counted)
+    return _Read(config, run, rows, about[which], elsewhere, table, meta, first, counted)
+
+
 def _field(record: Mapping, dotted: str, source: pathlib.Path):
     """The value of a dotted field, or a UserError that names it."""
     for part in dotted.split("."):
@@ -180,10 +223,8 @@ def _field(record: Mapping, dotted: str, source: pathlib.Path):
     return record
 
 
-def _cohort(path: pathlib.Path) -> tuple[pd.DataFrame | None, dict]:
+def _cohort(path: pathlib.Path) -> tuple[pd.DataFrame, dict]:
     """The cohort, and what was written beside it: the order of races, the steps by which it came about."""
-    if not path.exists():
-        return None, {}
     table, meta = tables.read_parquet(path)
     tables.check_keys(table, str(path))
     if "split" not in table:
@@ -224,10 +265,14 @@ def _records(path: pathlib.Path) -> list[dict]:
     return sorted(records.values(), key=lambda r: r["step"])
 
 
-def _quarantine(path: pathlib.Path) -> dict | None:
-    """Unreadable images by reason, most first; None where nothing says."""
-    if not path.exists():
-        return None
+def _quarantine(path: pathlib.Path, read: _Read) -> dict | None:
+    """Unreadable images of the data that were judged, by reason, most first; None where nothing says.
+
+    quarantine.csv is about the data of training: of others only the number is known.
+    """
+    if read.elsewhere or not path.exists():
+        known = "quarantined" in read.judged
+        return {"total": read.judged["quarantined"], "reasons": [], "others": 0} if known else None
     with open(path, newline="", encoding="utf-8") as handle:
         listed = list(csv.DictReader(handle))
     if listed and "reason" not in listed[0]:
@@ -236,7 +281,19 @@ def _quarantine(path: pathlib.Path) -> dict | None:
     return {"total": len(listed), "reasons": reasons[:12], "others": sum(n for _, n in reasons[12:])}
 
 
-def _withhold_counts(rows: pd.DataFrame, counted: Sequence[cohort.Counts], least: int) -> pd.DataFrame:
+def _with_reasons(rows: pd.DataFrame) -> pd.DataFrame:
+    """Where one class alone keeps a macro figure undefined, that class's own reason goes with the macro's."""
+    rows = rows.copy()
+    undefined = rows[rows["value"].isna()]
+    for _, cell in undefined.groupby(["metric", "target", "attribute", "group", "split"], sort=False):
+        macro, classes = (cell[keep] for keep in (cell["class"] == subgroups.MACRO, cell["class"] != subgroups.MACRO))
+        if len(macro) == len(classes) == 1 and not macro["suppressed"].any():
+            own = audit_rows.note(classes.iloc[0], positives=False)
+            rows.loc[macro.index, "reason"] = f"{audit_rows.note(macro.iloc[0])}: {own}"
+    return rows
+
+
+def _withhold_counts(rows: pd.DataFrame, counted: Sequence[cohort.Counts]) -> pd.DataFrame:
     """Blanks counts that would give away, by subtraction, a cell that the cohort's tables withhold; values stay."""
     rows = rows.copy()
     for table in counted:
@@ -246,21 +303,12 @@ def _withhold_counts(rows: pd.DataFrame, counted: Sequence[cohort.Counts], least
             rows.loc[here, ["n_images", "n_patients", "n_positive"]] = np.nan
             named = (rows["split"] == split) & (rows["target"] == table.attribute) & (rows["class"] == group)
             rows.loc[named, "n_positive"] = np.nan
-    few = (rows["n_positive"] > 0) & (rows["n_positive"] < least)
-    rows.loc[few, "n_positive"] = np.nan
+            # A confusion row is about the images of its class alone, so its n are the group's.
+            rows.loc[named & (rows["metric"] == "confusion"), ["n_images", "n_patients"]] = np.nan
     return rows
 
 
 # ------------------------------------------------------------------------------------------------- in words
-
-
-def _beside(rows: pd.DataFrame, row: pd.Series) -> tuple[pd.Series | None, pd.Series | None]:
-    """The ceiling of an AUC, and the model's distance from it; None where the data's truth is unknown."""
-    where = {"target": row["target"], "class_": row["class"], "attribute": row["attribute"], "group": row["group"]}
-    return (
-        audit_rows.first(rows, metric="auc_ceiling", split=row["split"], **where),
-        audit_rows.first(rows, metric="auc_difference", reference="ceiling", split=row["split"], **where),
-    )
 
 
 def _in_words(rows: pd.DataFrame, target: str, split: str, name_of, invented: bool) -> dict:
@@ -273,7 +321,9 @@ def _in_words(rows: pd.DataFrame, target: str, split: str, name_of, invented: bo
     said, points = [], []
     if macro is None or not np.isfinite(macro["value"]):
         reason = "it is not in audit.json" if macro is None else audit_rows.note(macro)
-        said.append(f"The macro AUC for {what} is undefined: {reason}.")
+        word = "undefined" if macro is None else audit_rows.value(macro)
+        reason = reason if reason.startswith(word) else f"{word}: {reason}"
+        said.append(f"The macro AUC for {what} is {reason}.")
     else:
         n = _how_many(macro)
         interval = (
@@ -281,12 +331,14 @@ def _in_words(rows: pd.DataFrame, target: str, split: str, name_of, invented: bo
             if audit_rows.interval(macro)
             else "no interval"
         )
-        mean = "an AUC" if two else "a macro AUC"
-        of = f"{len(classes)} " if target in ("race", "findings") or len(classes) > 2 else ""
-        verb = f"tells {of}classes of {what} apart" if audit_rows.multiclass(rows, target) else f"recognises {of}{what}"
-        if target == "race" and invented:
-            verb = f"tells the {of}invented groups apart"
-        said.append(f"On {n}, the model {verb} with {mean} of {audit_rows.number(macro['value'])} ({interval}).")
+        task = f"telling the {len(classes)} classes of {what} apart"
+        if not audit_rows.multiclass(rows, target):
+            several = f"{len(classes)} " + ("findings" if target == "findings" else f"classes of {what}")
+            task = f"recognising {several if len(classes) > 1 else classes[0]['class']}"
+        elif target == "race" and invented:
+            task = f"telling the {len(classes)} invented groups apart"
+        mean = "AUC" if two or len(classes) == 1 else "macro AUC"
+        said.append(f"On {n}, the model's {mean} for {task} is {audit_rows.number(macro['value'])} ({interval}).")
         said.append(_against_guessing(macro))
         if audit_rows.note(macro, positives=False):
             points.append(f"On the macro AUC: {audit_rows.note(macro, positives=False)}.")
@@ -299,7 +351,7 @@ def _in_words(rows: pd.DataFrame, target: str, split: str, name_of, invented: bo
         points.append(by_class + (f" For {_listed(unsure)} the interval covers 0.5." if unsure else ""))
     missing = [row["class"] for row in classes if not np.isfinite(row["value"])]
     if missing:
-        points.append(f"No AUC could be computed for {_listed(missing)}; the table of AUCs says why.")
+        points.append(f"There is no AUC for {_listed(missing)}; the table of AUCs says why.")
     if macro is not None and np.isfinite(macro["value"]):
         points += _against_ceiling(rows, macro)
         points += _across_groups(rows, target, split, name_of)
@@ -329,19 +381,20 @@ def _against_guessing(row: pd.Series) -> str:
 
 
 def _against_ceiling(rows: pd.DataFrame, row: pd.Series) -> list[str]:
-    top, difference = _beside(rows, row)
+    top, difference = audit_rows.beside(rows, row)
     if top is None or not np.isfinite(top["value"]):
         return []
-    said = "The ceiling, the best that any model could reach on these same images, follows from how the data are made: "
-    said += f"{audit_rows.estimate(top)}."
+    said = "The ceiling, the best that can be expected of any model on these images, follows from how the data are"
+    said += f" made: {audit_rows.estimate(top)}."
     if difference is None or not audit_rows.interval(difference):
         return [said]
     said += f" Model minus ceiling, paired over the same resampled patients: {audit_rows.estimate(difference)}. "
     if difference["high"] < 0:
-        return [said + "The model stays below what the images allow."]
+        return [said + "The model stays below the ceiling."]
     if difference["low"] > 0:
-        said += "That is above what is possible: something gives the answer away or is computed wrongly."
-        return [said + " Do not use this run."]
+        # On a finite sample even a perfect model comes out above: as often as an interval misses on one side.
+        said += f"The model is above the ceiling, which one run in {2 / (1 - row['level']):.0f} would be by chance;"
+        return [said + " otherwise something gives the answer away: check before using this run."]
     return [said + "The interval covers 0, so this run does not tell the model from the ceiling."]
 
 
@@ -379,12 +432,12 @@ def _auc_rows(rows: pd.DataFrame, chosen: Sequence[pd.Series], first: str) -> di
     """Cells of a table of AUCs. first: `class`, or `group` to have both."""
     lines = []
     for row in chosen:
-        top, difference = _beside(rows, row)
+        top, difference = audit_rows.beside(rows, row)
         lines.append(
             {
                 "class": audit_rows.class_name(row["class"]),
                 "group": audit_rows.group_name(row["group"]),
-                "value": audit_rows.number(row["value"]),
+                "value": audit_rows.value(row),
                 "interval": audit_rows.interval(row),
                 "ceiling": "" if top is None or not np.isfinite(top["value"]) else audit_rows.estimate(top),
                 "difference": ""
@@ -430,9 +483,20 @@ def _other_measures(rows: pd.DataFrame, split: str) -> dict:
     measures = [metric for metric in names if metric in set(here["metric"])]
     lines = []
     for (target, name), cells in here.groupby(["target", "class"], sort=False):
-        title = "all classes" if name == subgroups.ALL else audit_rows.class_name(name)
-        lines.append((target, title, [audit_rows.estimate(audit_rows.first(cells, metric=m)) for m in measures]))
-    return {"measures": [names[m] for m in measures], "lines": lines}
+        notes: dict[str, list[str]] = {}
+        for _, row in cells.iterrows():
+            notes.setdefault(audit_rows.note(row, positives=False), []).append(names[row["metric"]])
+        lines.append(
+            {
+                "target": target,
+                "class": "all classes" if name == subgroups.ALL else audit_rows.class_name(name),
+                "cells": [audit_rows.estimate(audit_rows.first(cells, metric=m)) for m in measures],
+                "images": audit_rows.count(cells["n_images"].iloc[0]),
+                "patients": audit_rows.count(cells["n_patients"].iloc[0]),
+                "note": "; ".join(f"{', '.join(which)}: {note}" for note, which in notes.items() if note),
+            }
+        )
+    return {"measures": [names[m] for m in measures], "lines": lines, "notes": any(line["note"] for line in lines)}
 
 
 def _cohort_tables(table: pd.DataFrame, meta: Mapping, counted: Sequence[cohort.Counts], name_of) -> dict:
@@ -480,7 +544,11 @@ def _forests(rows: pd.DataFrame, target: str, split: str, name_of) -> list[figur
             left_out.append(f"by {name_of(attribute)} ({why[0] if len(why) == 1 else 'the table of AUCs says why'})")
             continue
         by_group.append((name_of(attribute), [(audit_rows.group_name(r["group"]), r) for r in here]))
-    n = _how_many(overall[0]) if overall else ""
+    if not overall:
+        return []
+    n = f"on {_how_many((macro or overall)[0])}"
+    if not audit_rows.multiclass(rows, target):
+        n = f"on {audit_rows.images_of(split)}, whose number differs by class: see the table of AUCs"
     what = f"Macro AUC for {name_of(target)} by group, on {audit_rows.images_of(split)}."
     if left_out:
         what += f" There is none {_listed(left_out)}."
@@ -490,7 +558,7 @@ def _forests(rows: pd.DataFrame, target: str, split: str, name_of) -> list[figur
             target,
             by_class,
             "classes",
-            f"AUC for {name_of(target)}, each class against the rest, on {n}; beside it, how many images are positive.",
+            f"AUC for {name_of(target)}, each class against the rest, {n}; beside it, how many are positive.",
             "n_positive",
         ),
         figures.forest(rows, target, by_group, "groups", what, "n_patients") if len(by_group) > 1 else None,
@@ -500,7 +568,17 @@ def _forests(rows: pd.DataFrame, target: str, split: str, name_of) -> list[figur
 # ------------------------------------------------------------------------------------------------- the rest
 
 
-def _run_facts(run: Mapping, config: Mapping, dataset: Mapping) -> list[tuple[str, str]]:
+def _unfinished(run: Mapping) -> list[str]:
+    """Stages that were begun and not ended, so that files may be those of half a stage. This report is one, as ever."""
+    stages = run["stages"] if "stages" in run else {}
+    return [name for name, stage in stages.items() if name != "report" and stage["status"] != "done"]
+
+
+def _called(dataset: Mapping) -> str:
+    return " ".join(str(dataset[k]) for k in ("name", "variant", "version") if k in dataset and dataset[k])
+
+
+def _run_facts(run: Mapping, checkpoint: str) -> list[tuple[str, str]]:
     """What was run, as (name, words); what the record does not say is left out."""
     commit = run["git_commit"] if "git_commit" in run else None
     seconds = run["wall_seconds"] if "wall_seconds" in run else None
@@ -510,17 +588,13 @@ def _run_facts(run: Mapping, config: Mapping, dataset: Mapping) -> list[tuple[st
         for name, s in stages.items()
         if isinstance(s, Mapping) and s.get("seconds") is not None
     ]
-    judged = config["predict"]["dataset"] if "predict" in config else ""
-    told = [
-        ("data set", " ".join(str(dataset[k]) for k in ("name", "variant", "version") if k in dataset and dataset[k]))
-    ]
-    told.append(
-        (
-            "what it is",
-            textwrap.shorten(dataset["description"], 400, placeholder=" …") if "description" in dataset else None,
-        )
-    )
-    told.append(("judged on", judged))
+    told = []
+    for name, key in (("data set", "dataset"), ("judged on", "judged")):
+        dataset = run[key] if key in run else {}
+        told.append((name, _called(dataset)))
+        description = dataset["description"] if "description" in dataset else ""
+        told.append(("what it is", textwrap.shorten(description, 400, placeholder=" …")))
+    told.append(("checkpoint", checkpoint if "predict" in stages else None))
     told.append(("command", run["command"] if "command" in run else None))
     told.append(
         ("commit", f"{commit}{', with uncommitted changes' if run.get('git_dirty') else ''}" if commit else None)

@@ -46,7 +46,7 @@ def select(rows: pd.DataFrame, **wanted) -> pd.DataFrame:
     """Rows whose columns equal what is wanted; `class_` stands for the column `class`."""
     keep = np.ones(len(rows), bool)
     for column, value in wanted.items():
-        keep &= (rows[column.rstrip("_")] == value).to_numpy(bool)
+        keep &= (rows[column.removesuffix("_")] == value).to_numpy(bool)
     return rows[keep]
 
 
@@ -59,6 +59,15 @@ def first(rows: pd.DataFrame, **wanted) -> pd.Series | None:
 def in_order(values: Iterable) -> list:
     """Distinct values in order of first appearance."""
     return list(dict.fromkeys(values))
+
+
+def beside(rows: pd.DataFrame, row: pd.Series) -> tuple[pd.Series | None, pd.Series | None]:
+    """The ceiling of an AUC, and the model's distance from it; None where the data's truth is unknown."""
+    where = {"target": row["target"], "class_": row["class"], "attribute": row["attribute"], "group": row["group"]}
+    return (
+        first(rows, metric="auc_ceiling", split=row["split"], **where),
+        first(rows, metric="auc_difference", reference="ceiling", split=row["split"], **where),
+    )
 
 
 def main_split(rows: pd.DataFrame) -> str:
@@ -111,6 +120,13 @@ def number(value: float, digits: int = 3) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
+def value(row: pd.Series, digits: int = 3) -> str:
+    """The row's number; `withheld` where it would tell of too few patients, which is not the same as `undefined`."""
+    # Where the audit withholds the value and shows how many images there are, only its reason says so.
+    few = not np.isfinite(row["value"]) and any(word in (row["reason"] or "") for word in ("fewer than", "withheld"))
+    return "withheld" if row["suppressed"] or few else number(row["value"], digits)
+
+
 def count(value: float) -> str:
     """1,234; a dash where the count is withheld or unknown."""
     return f"{int(value):,}" if np.isfinite(value) else "\N{EN DASH}"
@@ -129,10 +145,10 @@ def interval(row: pd.Series | None, digits: int = 3) -> str:
 
 
 def estimate(row: pd.Series | None, digits: int = 3) -> str:
-    """`0.842 (0.815 to 0.868)`, `undefined`, or nothing where there is no such row."""
+    """`0.842 (0.815 to 0.868)`, `undefined`, `withheld`, or nothing where there is no such row."""
     if row is None:
         return ""
-    text = number(row["value"], digits)
+    text = value(row, digits)
     return f"{text} ({interval(row, digits)})" if interval(row, digits) else text
 
 

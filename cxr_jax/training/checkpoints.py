@@ -16,6 +16,7 @@ import logging
 import os
 import pathlib
 import shutil
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 
@@ -101,23 +102,39 @@ class Checkpoints:
             manager.save(step, args=ocp.args.StandardSave(state), force=True)
 
     def restore_last(self, like):
-        """The newest whole state, shaped and sharded as `like` (arrays or ShapeDtypeStructs); None where there is none.
+        """The newest whole state, shaped and sharded as `like` (arrays or ShapeDtypeStructs); None where none was saved.
 
-        A state that cannot be read (a disk that lost part of it) is set aside with a warning, and the one before it
-        is taken.
+        Where the newest cannot be read (a disk that lost part of it), it is set aside as `unreadable/STEP` with a
+        warning, and the one before it is taken. Raises UserError, and changes nothing, where none can be read.
         """
         manager = self._managers["last"]
         like = _abstract(like)
+        unreadable: dict[int, Exception] = {}
         for step in sorted(manager.all_steps(), reverse=True):
             try:
-                return manager.restore(step, args=ocp.args.StandardRestore(like))
+                state = manager.restore(step, args=ocp.args.StandardRestore(like))
+                break
             except Exception as error:  # Orbax and TensorStore raise many kinds, none of them their own
-                logging.getLogger(__name__).warning(
-                    "%s: cannot be read (%s); going back to the one before", self.folder / "last" / str(step), _first_line(error)
-                )
-                shutil.rmtree(self.folder / "last" / str(step), ignore_errors=True)
-                manager.reload()
-        return None
+                unreadable[step] = error
+        else:
+            if not unreadable:
+                return None
+            step, error = next(iter(unreadable.items()))
+            raise UserError(
+                f"{self.folder / 'last'}: none of {len(unreadable)} checkpoints can be read (step {step}: {_first_line(error)});"
+                f" to train anew, remove {self.folder}"
+            )
+        for step, error in unreadable.items():
+            logging.getLogger(__name__).warning(
+                "%s: cannot be read (%s) and is set aside; going back to the one before", self.folder / "last" / str(step), _first_line(error)
+            )
+            aside = self.folder / "unreadable"
+            aside.mkdir(exist_ok=True)
+            shutil.rmtree(aside / str(step), ignore_errors=True)
+            (self.folder / "last" / str(step)).rename(aside / str(step))
+        if unreadable:
+            manager.reload()
+        return state
 
     def wait(self) -> None:
         """Returns when all that was queued is on disk. Raises UserError where the disk is full."""
@@ -127,9 +144,9 @@ class Checkpoints:
 
 
 def restore(folder: os.PathLike | str, which: str, like):
-    """The `best` or `last` state below `folder`, shaped and sharded as `like`.
+    """The parts that `like` has of the `best` or `last` state below `folder`, shaped and sharded as they are there.
 
-    Raises UserError where there is none, or where it does not fit `like`.
+    like: a dict by the state's fields. Raises UserError where there is no state, or where it does not fit.
     """
     place = pathlib.Path(folder).resolve() / which
     if not place.is_dir():
@@ -140,11 +157,30 @@ def restore(folder: os.PathLike | str, which: str, like):
         if step is None:
             raise UserError(f"{folder}: holds no {which!r} checkpoint; train first, or name a run's folder")
         try:
-            return manager.restore(step, args=ocp.args.StandardRestore(_abstract(like)))
+            like = _abstract(like)
+            how = ocp.checkpoint_utils.construct_restore_args(like)
+            return manager.restore(step, args=ocp.args.PyTreeRestore(like, restore_args=how, partial_restore=True))
         except Exception as error:
             raise UserError(f"{place / str(step)}: cannot be read, or is of another model ({_first_line(error)})") from error
     finally:
         manager.close()
+
+
+def leave_errors_to_us() -> None:
+    """Keeps from the terminal what Orbax and TensorStore say of a failure beside raising it; for a program, not a library.
+
+    With the first part of a checkpoint that fails, Orbax closes its event loop. The other parts, hundreds, then each have
+    a traceback of their own: of a callback that finds the loop closed, a future or a coroutine that nobody waited for.
+    """
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    before = sys.unraisablehook
+
+    def hook(unraisable) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _manager(folder: pathlib.Path, keep: int, read_only: bool = False) -> ocp.CheckpointManager:

@@ -9,8 +9,10 @@ import sys
 import time
 
 import jax
-import tensorboardX
 import tqdm
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from cxr_jax import tables
 
@@ -30,7 +32,12 @@ class MetricsLog:
         rows = [row for row in read_rows(path) if row["step"] <= resume_after] if resume_after else []
         tables.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
         self._file = open(path, "a", encoding="utf-8")
-        self._events = tensorboardX.SummaryWriter(str(path.parent / "tensorboard"), purge_step=resume_after + 1)
+        # Written here and not in tensorboardX's thread, which a full disk would end in silence, leaving us to wait for it.
+        folder = path.parent / "tensorboard"
+        folder.mkdir(exist_ok=True)
+        self._events = EventsWriter(str(folder / "events"))
+        # TensorBoard then forgets what an earlier start wrote of later steps.
+        self._events.write_event(Event(step=resume_after + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def __enter__(self):
         return self
@@ -49,7 +56,9 @@ class MetricsLog:
         for name, value in row.items():
             for label, number in value.items() if isinstance(value, dict) else [("", value)]:
                 if name != "step" and isinstance(number, (int, float)):
-                    self._events.add_scalar(f"{split}/{name}{'/' + label if label else ''}", number, step)
+                    scalar = summary.scalar(f"{split}/{name}{'/' + label if label else ''}", number)
+                    self._events.write_event(Event(wall_time=time.time(), step=step, summary=scalar))
+        self._events.flush()
 
 
 def read_rows(path: os.PathLike | str) -> list[dict]:
@@ -67,7 +76,7 @@ def read_rows(path: os.PathLike | str) -> list[dict]:
 class Progress:
     """A bar with images done, images/s and the time left; on a terminal it moves, in a log it is a line now and then.
 
-    The rate leaves out what was done before this start and the first batch, whose time is compilation.
+    The rate leaves out what was done before this start, the first batch, whose time is compilation, and pauses.
     """
 
     def __init__(self, name: str, total: int, done: int = 0):
@@ -79,11 +88,13 @@ class Progress:
             unit="images",
             mininterval=0.5 if interactive else 10,
             maxinterval=1 if interactive else 20,
+            smoothing=0,  # the mean rate, from which the first batch is left out below
             disable=jax.process_index() != 0,
             dynamic_ncols=interactive,
             file=sys.stderr,
         )
-        self._started: float | None = None
+        self._last: float | None = None  # when the last batch was done
+        self._seconds = 0.0
         self._images = 0
 
     def __enter__(self):
@@ -93,15 +104,23 @@ class Progress:
         self._bar.close()
 
     def advance(self, images: int) -> None:
-        self._bar.update(images)
-        if self._started is None:
-            self._started = time.monotonic()
+        now = time.monotonic()
+        if self._last is None:
+            self._bar.unpause()
+            self._bar.initial += images
         else:
+            self._seconds += now - self._last
             self._images += images
+        self._last = now
+        self._bar.update(images)
+
+    def pause(self) -> None:
+        """What happens until the next batch is done is no part of the rate."""
+        self._last = None
 
     def rate(self) -> float:
-        """Images/s since the first batch; 0 before the second."""
-        return self._images / max(time.monotonic() - self._started, 1e-9) if self._images else 0.0
+        """Images/s; 0 before the second batch."""
+        return self._images / self._seconds if self._images else 0.0
 
     def say(self, text: str) -> None:
         self._bar.set_postfix_str(text, refresh=False)

@@ -7,15 +7,16 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from cxr_jax.tables import Target
 
-Labels = Mapping[str, Array]
+Labels = Mapping[str, ArrayLike]
 
 
 def categorical_cross_entropy(
-    logits: Float[Array, "b classes"], labels: Int[Array, " b"], mask: Bool[Array, " b"]
+    logits: Float[ArrayLike, "b classes"], labels: Int[ArrayLike, " b"], mask: Bool[ArrayLike, " b"]
 ) -> Float[Array, ""]:
     """Mean over the images whose label is known (>= 0) and that are not padding; nats. 0 where there is none."""
     known = mask & (labels >= 0)
@@ -24,7 +25,7 @@ def categorical_cross_entropy(
 
 
 def binary_cross_entropy(
-    logits: Float[Array, "b findings"], labels: Float[Array, "b findings"], mask: Bool[Array, " b"]
+    logits: Float[ArrayLike, "b findings"], labels: Float[ArrayLike, "b findings"], mask: Bool[ArrayLike, " b"]
 ) -> Float[Array, ""]:
     """Mean over all known labels (1 or 0; NaN is unknown) of all findings; nats. 0 where there is none."""
     known = mask[:, None] & ~jnp.isnan(labels)
@@ -33,12 +34,12 @@ def binary_cross_entropy(
     return _mean(each, known)
 
 
-def _mean(each: Array, known: Array) -> Array:
+def _mean(each: Array, known: ArrayLike) -> Array:
     count = jnp.maximum(known.sum(), 1).astype(each.dtype)
     return jnp.where(known, each, jnp.zeros_like(each)).sum() / count
 
 
-def total_loss(targets: Mapping[str, Target], logits: Mapping[str, Array], labels: Labels, mask: Array) -> Float[Array, ""]:
+def total_loss(targets: Mapping[str, Target], logits: Mapping[str, Array], labels: Labels, mask: ArrayLike) -> Float[Array, ""]:
     """The sum over heads, each a mean of its own, so that a head with fewer known labels is not drowned."""
     losses = {"multiclass": categorical_cross_entropy, "multilabel": binary_cross_entropy}
     return sum(losses[target.kind](logits[name], labels[name], mask) for name, target in targets.items())

@@ -8,14 +8,18 @@ import optax
 
 
 def learning_rate(train: ml_collections.ConfigDict, steps_per_epoch: int) -> optax.Schedule:
-    """Step to rate. `constant`, or `cosine`: a linear rise over train.warmup_epochs, then half a cosine down to 0."""
+    """Step to rate. `constant`, or `cosine`: a linear rise over train.warmup_epochs, then half a cosine down to 0.
+
+    Of a run of few steps at least one is left to the cosine, which optax asks for.
+    """
     if train.schedule == "constant":
         return optax.constant_schedule(train.learning_rate)
+    steps = train.epochs * steps_per_epoch
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=train.learning_rate,
-        warmup_steps=round(train.warmup_epochs * steps_per_epoch),
-        decay_steps=round(train.epochs * steps_per_epoch),
+        warmup_steps=min(round(train.warmup_epochs * steps_per_epoch), steps - 1),
+        decay_steps=steps,
     )
 
 

@@ -79,7 +79,8 @@ def make_step(
     """The jitted update: (state, batch) to (state, loss).
 
     batch: image uint8 [b, 256, 256, 1], mask bool [b], index int32 [b], labels {target: [b] or [b, findings]}; split over
-    the mesh. loss: float32, of the whole global batch.
+    the mesh. loss: float32, of the whole global batch; NaN also where the update leaves parameters that are no numbers, so
+    that a state whose loss is finite is sound itself, and may be kept.
     """
     a = config.train.augment
     image_size = config.dataset.image_size
@@ -100,9 +101,11 @@ def make_step(
 
         (loss, stats), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        loss = jnp.where(jnp.isfinite(optax.tree.norm(params)), loss, jnp.nan)
         return (
             state._replace(
-                params=optax.apply_updates(state.params, updates),
+                params=params,
                 stats=stats,
                 opt_state=opt_state,
                 step=state.step + 1,
@@ -159,9 +162,10 @@ def fit(
     processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
     total_images = t.epochs * len(train_source)
+    done = int(state.epoch) * len(train_source) + min(int(state.step_in_epoch) * t.batch_size, len(train_source))
     with contextlib.ExitStack() as stack:
         stack.enter_context(log)
-        progress = stack.enter_context(Progress("train", total_images, done=min(step * t.batch_size, total_images)))
+        progress = stack.enter_context(Progress("train", total_images, done=done))
         for epoch in range(int(state.epoch), t.epochs):
             losses: list[tuple[int, Array]] = []
             start = int(state.step_in_epoch)
@@ -201,8 +205,11 @@ def fit(
                     checkpoints.save("last", step, state)
 
             index, scores, _ = inference.predict(forward, state.params, state.stats, validation_source, t.evaluate_batch_size)
+            if not all(np.isfinite(s).all() for s in scores.values()):
+                raise FloatingPointError(f"scores of validation are no numbers after step {step}; {_REMEDY}")
             measured = measure(index, scores)
             log.write(step=step, epoch=float(epoch + 1), split="validation", **measured)
+            progress.pause()
             score = measured["macro_auc"]
             progress.say(f"validation macro AUC {score:.3f}")
             state = state._replace(epoch=_like(state.epoch, epoch + 1), step_in_epoch=_like(state.step_in_epoch, 0))
@@ -225,7 +232,8 @@ def _sound(losses: list[tuple[int, Array]]) -> list[float]:
     values = [float(v) for v in jax.device_get([loss for _, loss in losses])]
     for (step, _), value in zip(losses, values):
         if not math.isfinite(value):
-            raise FloatingPointError(
-                f"the loss is {value} at step {step}; try a smaller config.train.learning_rate, or model.dtype=float32"
-            )
+            raise FloatingPointError(f"the loss is {value} at step {step}; {_REMEDY}")
     return values
+
+
+_REMEDY = "try a smaller config.train.learning_rate, or model.dtype=float32"

@@ -104,14 +104,14 @@ def test_undefined_replicates_are_nan_and_counted():
     np.testing.assert_array_equal(np.isnan(precision[0]), undrawn)
     assert np.isnan(bootstrap.roc(cell(positive, score), np.array([0.5]))[0]).sum() == (undrawn | alone).sum()
     interval = percentile_interval(auc[0], 0.95)
-    assert np.isnan(interval.low) and np.isnan(interval.high) and interval.undefined == (undrawn | alone).sum()
-    assert interval.reason == f"interval withheld: undefined in {interval.undefined} of 400 replicates"
+    assert np.isnan(interval.low) and np.isnan(interval.high)
+    assert interval.reason == f"interval withheld: undefined in {(undrawn | alone).sum()} of 400 replicates"
 
 
 def test_five_percent_undefined_is_the_limit():
     values = np.linspace(0, 1, 100)
     values[:5] = np.nan
-    assert percentile_interval(values, 0.9).reason == "" and percentile_interval(values, 0.9).undefined == 5
+    assert percentile_interval(values, 0.9).reason == "" and percentile_interval(values, 0.9).low > 0
     values[5] = np.nan
     assert np.isnan(percentile_interval(values, 0.9).low)
     assert np.isnan(percentile_interval(np.full(10, np.nan), 0.9).low)
@@ -120,6 +120,18 @@ def test_five_percent_undefined_is_the_limit():
 def test_percentiles():
     interval = percentile_interval(np.arange(101.0)[::-1], 0.9)
     np.testing.assert_allclose((interval.low, interval.high), (5, 95))
+
+
+@pytest.mark.parametrize("positive, n", [(0, 20), (20, 20), (1, 11), (300, 1000)])
+@pytest.mark.parametrize("level", [0.9, 0.95])
+def test_wilsons_interval_is_scipys(positive, n, level):
+    expected = scipy.stats.binomtest(positive, n).proportion_ci(level, method="wilson")
+    np.testing.assert_allclose(intervals.wilson(positive / n, n, level), expected, atol=1e-12)
+
+
+def test_no_replicates_are_refused():
+    with pytest.raises(ValueError, match="0 replicates"):
+        Bootstrap(np.array(["a"]), 0, 0)
 
 
 def test_empty_cells_and_empty_requests():

@@ -3,10 +3,12 @@
 import collections
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 import sklearn.metrics
 
 from configs import base
@@ -65,15 +67,21 @@ def drop(predictions, *columns):
     return dataclasses.replace(predictions, table=predictions.table.drop(columns=list(columns)))
 
 
+def rounding(row):
+    """How far a value may lie from the exact one: half of its last decimal, where the row says that it is rounded."""
+    told = re.search(r"rounded to (\d) decimals", row["reason"] or "")
+    return (0.5 * 10 ** -int(told[1]) if told else 0) + 1e-12
+
+
 @pytest.fixture(scope="module")
 def race():
-    predictions = people()
+    predictions = people(patients=480)
     return predictions, audit(predictions, settings(splits=("validation", "test")))
 
 
 @pytest.fixture(scope="module")
 def findings():
-    predictions = people(1, kind="findings")
+    predictions = people(1, patients=480, kind="findings")
     return predictions, audit(predictions, settings())
 
 
@@ -129,10 +137,14 @@ def test_multiclass_values_are_scikit_learns(race):
                 found[name] = sklearn.metrics.average_precision_score(truth, score)
             elif row["metric"] == "brier":
                 found[name] = sklearn.metrics.brier_score_loss(truth, score)
-        found["macro"] = np.mean(list(found.values())) if found else None
+        if row["class"] == "macro":  # of the classes as they are shown, so that it tells no more than they do
+            where = {key: row[key] for key in ("metric", "attribute", "group", "split")}
+            shown = {r["class"]: r for r in select(rows, **where)}
+            assert all(shown[name]["value"] == pytest.approx(found[name], abs=rounding(shown[name])) for name in found)
+            found["macro"] = np.mean([shown[name]["value"] for name in found])
         called = np.array(CLASSES)[part[["score_" + c for c in CLASSES]].to_numpy().argmax(1)]
         found["all"] = (called == part["label_race"]).mean()
-        assert row["value"] == pytest.approx(found[row["class"]], abs=1e-12), row
+        assert row["value"] == pytest.approx(found[row["class"]], abs=rounding(row)), row
         assert (row["n_images"], row["n_patients"]) == (len(part), part["patient_id"].nunique())
         if row["n_positive"] is not None:
             assert row["n_positive"] == (part["label_race"] == row["class"]).sum()
@@ -155,7 +167,7 @@ def test_multilabel_values_are_scikit_learns(findings):
             "brier": lambda: sklearn.metrics.brier_score_loss(truth, score),
             "accuracy": lambda: sklearn.metrics.accuracy_score(truth, score >= 0.5),
         }[row["metric"]]()
-        assert row["value"] == pytest.approx(expected, abs=1e-12), row
+        assert row["value"] == pytest.approx(expected, abs=rounding(row)), row
         assert row["n_images"] == len(part) and row["n_positive"] in (None, truth.sum())
         assert row["threshold"] == (0.5 if row["metric"] == "accuracy" else None)
         checked[row["metric"]] += 1
@@ -182,7 +194,9 @@ def test_intervals_are_quantiles_of_a_plain_loop(race):
 
 def test_difference_is_paired(race):
     predictions, rows = race
-    for row in select(rows, metric="auc_difference", suppressed=False):
+    for row in select(rows, metric="auc_difference"):
+        if row["value"] is None:
+            continue
         where = {k if k != "class" else "class_": row[k] for k in ("class", "attribute", "group", "split")}
         (own,), (best,) = select(rows, metric="auc", **where), select(rows, metric="auc_ceiling", **where)
         assert row["value"] == pytest.approx(own["value"] - best["value"], abs=1e-15) and row["reference"] == "ceiling"
@@ -195,7 +209,8 @@ def test_difference_is_paired(race):
 def test_identical_scores_differ_by_exactly_nothing():
     predictions = people()
     same = edited(predictions, **{f"ceiling_{c}": predictions.table[f"score_{c}"] for c in CLASSES})
-    found = [row for row in audit(same, settings()) if row["metric"] == "auc_difference" and not row["suppressed"]]
+    rows = select(audit(same, settings()), metric="auc_difference")
+    found = [row for row in rows if row["value"] is not None]
     assert len(found) > 20
     assert all(row["value"] == 0 for row in found)
     held = [row for row in found if "withheld" not in (row["reason"] or "")]
@@ -261,20 +276,60 @@ def test_macro_of_findings_says_which_it_used():
     assert fracture["value"] is not None
 
 
+def test_a_groups_macro_is_over_everyones_findings_or_none():
+    predictions = people(1, patients=480, kind="findings")
+    table = predictions.table
+    men = (table["sex"] == "M").to_numpy()
+    no_fracture = {"label_Fracture": np.where(men, 0.0, table["label_Fracture"]), "label_Edema": np.zeros(len(men))}
+    rows = audit(edited(predictions, **no_fracture), settings(attributes=("sex",)))
+
+    def macro(metric, group):
+        (row,) = select(rows, metric=metric, class_="macro", group=group)
+        return row["value"], row["reason"]
+
+    left_out = "mean over 2 of 3 classes; left out: Edema"
+    for metric in ("auc", "average_precision"):
+        assert macro(metric, "all")[1] == macro(metric, "F")[1] == left_out and macro(metric, "F")[0] is not None
+        assert macro(metric, "M") == (None, "undefined for Fracture")
+    value, reason = macro("brier", "M")
+    assert value is not None and reason is None
+    few = np.zeros(len(men))
+    few[np.flatnonzero(men & (table["split"] == "test"))[:3]] = 1
+    rows = audit(edited(predictions, label_Fracture=np.where(men, few, table["label_Fracture"])), settings())
+    assert macro("auc", "M") == (None, "withheld for Fracture")
+
+
 def test_rare_positives_have_no_interval_but_a_reason():
     predictions = people(1, kind="findings")
-    label = np.zeros(len(predictions.table))
-    label[predictions.table["split"] == "test"] = 0
-    label[np.flatnonzero(predictions.table["split"] == "test")[0]] = 1
-    rows = audit(edited(predictions, label_Edema=label), settings(attributes=()))
+    patient = predictions.table["patient_id"]
+    label = patient.isin(patient[predictions.table["split"] == "test"].unique()[:2]).astype(float)
+    rows = audit(edited(predictions, label_Edema=label), settings(attributes=(), min_patients=2))
     (row,) = select(rows, metric="auc", class_="Edema")
     assert row["value"] is not None and row["low"] is None and row["high"] is None
-    assert "interval withheld: undefined in" in row["reason"] and "n_positive hidden" in row["reason"]
-    assert row["n_positive"] is None
-    (curve,) = select(rows, metric="roc_tpr", class_="Edema")
-    assert curve["suppressed"] and curve["n_images"] is None
-    (curve,) = select(rows, metric="calibration", class_="Edema")
-    assert curve["suppressed"]
+    assert "interval withheld: undefined in" in row["reason"]
+
+
+def test_alike_replicates_are_no_certainty():
+    """Who never errs here may yet err elsewhere: shares get Wilson's interval, ranks none, and a ceiling is certain."""
+    predictions = people(patients=240)
+    truth = {c: (predictions.table["race"] == c).astype(float) for c in CLASSES}
+    perfect = {f"score_{c}": truth[c] for c in CLASSES} | {f"ceiling_{c}": truth[c] * 0 + 0.5 for c in CLASSES}
+    rows = audit(edited(predictions, **perfect), settings(attributes=("sex",)))
+    kinds = collections.Counter()
+    for row in rows:
+        if row["value"] is None:
+            continue
+        kinds[row["metric"]] += 1
+        if row["metric"] in ("accuracy", "confusion", "calibration"):
+            n = row["n_patients"]
+            expected = scipy.stats.binomtest(round(row["value"]) * n, n).proportion_ci(0.95, method="wilson")
+            np.testing.assert_allclose((row["low"], row["high"]), expected, atol=1e-12)
+            assert row["value"] in (0, 1) and row["method"].startswith("Wilson")
+        elif row["metric"] in ("auc", "average_precision"):
+            assert row["value"] == 1 and row["low"] is None and "every replicate gives the same value" in row["reason"]
+        elif row["metric"] == "auc_ceiling":
+            assert (row["value"], row["low"], row["high"]) == (0.5, 0.5, 0.5)
+    assert {"accuracy", "confusion", "calibration", "auc", "average_precision", "auc_ceiling"} <= set(kinds)
 
 
 def test_all_positive_average_precision_says_what_it_is_worth():
@@ -294,6 +349,22 @@ def test_missing_is_a_group_and_a_missing_column_is_said(race):
     for attribute in ("view", "sex"):
         (row,) = select(found, attribute=attribute)
         assert row["value"] is None and row["reason"] == f"no {attribute} is recorded" and not row["suppressed"]
+
+
+@pytest.mark.parametrize(
+    "cells, names",
+    [
+        (pd.array([1, None, 2], "Int64"), ["1", "2"]),
+        (pd.array(["b", None, "a"], "string"), ["a", "b"]),
+        (pd.array([True, None, False], "boolean"), ["False", "True"]),
+        (pd.Categorical(["b", None, "a"]), ["a", "b"]),
+        (np.array(["b", pd.NA, "a"], object), ["a", "b"]),
+    ],
+)
+def test_groups_of_every_type_of_column(cells, names):
+    found = subgroups.groups(pd.DataFrame({"site": cells}), "site", ())
+    assert list(found) == [*names, "missing"] and found["missing"].tolist() == [False, True, False]
+    assert all(found[name].sum() == 1 for name in names)
 
 
 def test_groups():
@@ -361,10 +432,30 @@ def test_counts_of_positives_cannot_be_subtracted():
     label[110:] = 0
     label[110:114] = 1  # 4 patients of c
     rows = audit(edited(predictions, label_Edema=label), settings(attributes=("site",)))
-    positives = {row["group"]: row["n_positive"] for row in select(rows, metric="auc", class_="Edema")}
-    assert positives == {"all": 59, "a": 30, "b": None, "c": None}
-    (row,) = select(rows, metric="auc", class_="Edema", group="c")
-    assert row["value"] is not None and row["n_images"] == 40 and "n_positive hidden" in row["reason"]
+    for metric in ("auc", "average_precision"):
+        found = {row["group"]: row for row in select(rows, metric=metric, class_="Edema")}
+        assert {group: row["n_positive"] for group, row in found.items()} == {"all": 59, "a": 30, "b": None, "c": None}
+        assert not any(row["suppressed"] for row in found.values()) and found["c"]["n_images"] == 40
+        few, told = found["c"], found["b"]["reason"]
+        assert few["value"] is few["low"] is few["high"] is None and few["reason"] == "fewer than 11 patients have it"
+        assert told.startswith("n_positive hidden and the rest rounded to 2 decimals")
+        for key in ("value", "low", "high"):
+            assert found["b"][key] == round(found["b"][key], 2) and found["a"][key] != round(found["a"][key], 3)
+    (brier,) = select(rows, metric="brier", class_="Edema", group="c")
+    assert brier["value"] is not None and brier["n_positive"] is None
+    rows = audit(edited(predictions, label_Edema=1 - label), settings(attributes=("site",)))
+    (few,) = select(rows, metric="auc", class_="Edema", group="c")
+    assert few["value"] is None and few["reason"] == "fewer than 11 patients are without it"
+
+
+def test_that_a_group_has_one_class_only_is_not_told_where_it_would_tell_of_another():
+    """Nobody of a lacks it; so a's n would be its number of positives, and the total less that b's few."""
+    predictions = with_groups({"a": 50, "b": 60})
+    label = (np.arange(110) < 54).astype(float)
+    rows = audit(edited(predictions, label_Edema=label), settings(attributes=("site",)))
+    for metric in ("auc", "average_precision"):
+        (row,) = select(rows, metric=metric, class_="Edema", group="a")
+        assert (row["value"], row["n_positive"], row["reason"]) == (None, None, "fewer than 11 patients are without it")
 
 
 def test_a_small_class_is_hidden_in_counts_curves_and_confusion():
@@ -377,16 +468,153 @@ def test_a_small_class_is_hidden_in_counts_curves_and_confusion():
     overall = {row["class"]: row["n_positive"] for row in select(rows, metric="auc", attribute="all")}
     others = [c for c in ("Ada", "Bel", "Cyr") if overall[c] is None]
     assert overall["Dov"] is None and len(others) == 1, "one more, else 'Dov' follows from the total"
+    for metric in ("auc", "average_precision", "auc_ceiling", "auc_difference"):
+        found = {row["class"]: row for row in select(rows, metric=metric, attribute="all")}
+        assert found["Dov"]["value"] is None and found["Dov"]["reason"] == "fewer than 11 patients have it"
+        assert found["macro"]["value"] is None and found["macro"]["reason"] == "withheld for Dov"
+        assert found["Dov"]["n_images"] == found["macro"]["n_images"] and not found["Dov"]["suppressed"]
+        assert "rounded to 3 decimals" in found[others[0]]["reason"]
     for row in rows:
-        if row["class"] == "Dov" and row["metric"] in ("roc_tpr", "calibration", "confusion"):
+        if row["class"] in ("Dov", *others) and row["metric"] in ("roc_tpr", "calibration", "confusion"):
             assert row["suppressed"] and row["value"] is None and row["n_images"] is None
         if row["attribute"] == "race" and row["group"] in ("Dov", *others):
             assert row["suppressed"]
-        if row["metric"] == "confusion" and row["class"] in others:
-            assert row["suppressed"] and row["value"] is None
     # A hidden total must not follow from its parts either.
     for name in ("Dov", *others):
         assert any(row["n_positive"] is None for row in select(rows, metric="auc", class_=name, attribute="sex"))
+
+
+# What was shown is what an attacker has: every count, whether small or not, and the rounded AUCs.
+
+
+def rare(seed, kind):
+    """People of whom few have some class, so that much must be hidden."""
+    predictions = people(seed, patients=300, kind=kind)
+    rng, who = np.random.default_rng(seed), pd.factorize(predictions.table["patient_id"])[0]
+    if kind == "race":
+        race = np.array(CLASSES, object)[rng.choice(4, 300, p=rng.permutation([0.5, 0.3, 0.14, 0.06]))[who]]
+        return edited(predictions, label_race=np.where(rng.random(len(who)) < 0.05, None, race))
+    labels = {f"label_{name}": (rng.random(300) < share)[who] for name, share in zip(FINDINGS, (0.4, 0.1, 0.04))}
+    return edited(predictions, **{name: label.astype(float) for name, label in labels.items()})
+
+
+def could_be(row, ceiling, images):
+    """Numbers of positive images that the rows of a cell allow by themselves, bool [images + 1]."""
+    if row["n_positive"] is not None:
+        return np.arange(images + 1) == row["n_positive"]
+    if row["n_images"] is None:
+        return np.ones(images + 1, bool)
+    p, n = np.arange(images + 1), row["n_images"]
+    possible = p <= n
+    for figure in (row, ceiling):
+        if figure and figure["value"] is not None:  # then there are 11 patients or more on both sides
+            pairs = p * (n - p)
+            lowest, highest = ((figure["value"] + s * rounding(figure)) * pairs * 2 for s in (-1, 1))
+            possible &= (p >= 11) & (n - p >= 11) & (np.floor(highest + 1e-9) >= np.ceil(lowest - 1e-9))
+    return possible
+
+
+def narrowed(cells, total):
+    """The same cells less what cannot be if they add up to `total`, each bool [images + 1]."""
+    found = []
+    for k in range(len(cells)):
+        others = np.array([True])
+        for cell in cells[:k] + cells[k + 1 :]:
+            others = np.convolve(others, cell)[: total + 1] > 0.5
+        left = total - np.arange(len(cells[k]))
+        found.append(cells[k] & (left >= 0) & others[np.clip(left, 0, len(others) - 1)] & (left < len(others)))
+    return found
+
+
+@pytest.mark.parametrize("kind, attribute", [(k, a) for k in ("race", "findings") for a in ("sex", "age_band")])
+@pytest.mark.parametrize("seed", range(4))
+def test_no_hidden_number_of_positives_can_be_solved_for(seed, kind, attribute):
+    rows = audit(rare(seed, kind), settings(attributes=(attribute,), replicates=2))
+    names = CLASSES if kind == "race" else FINDINGS
+    auc = {(r["group"], r["class"]): r for r in select(rows, metric="auc")}
+    ceiling = {(r["group"], r["class"]): r for r in select(rows, metric="auc_ceiling")}
+    of_groups = list(dict.fromkeys(group for group, _ in auc))
+    images = auc["all", "macro"]["n_images"]
+    cells = {k: could_be(auc[k], ceiling.get(k), images) for k in auc if k[1] != "macro"}
+    hidden = [k for k in cells if auc[k]["n_positive"] is None]
+    assert hidden
+    for _ in range(5):
+        for group in of_groups if kind == "race" else ():
+            if auc[group, "macro"]["n_images"] is not None:  # classes exclude one another
+                line = [(group, name) for name in names]
+                cells.update(zip(line, narrowed([cells[k] for k in line], auc[group, "macro"]["n_images"])))
+        for name in names:
+            if auc["all", name]["n_positive"] is not None:
+                line = [(group, name) for group in of_groups if group != "all"]
+                cells.update(zip(line, narrowed([cells[k] for k in line], auc["all", name]["n_positive"])))
+    for k in cells:
+        assert cells[k].any() and (k not in hidden or cells[k].sum() > 1), (k, np.flatnonzero(cells[k]))
+
+
+def two_targets(missing, **sizes):
+    """A race target and a finding that all have a label for, one image a patient; `missing` have no race."""
+    race = np.repeat(np.array([*sizes, None], object), [*sizes.values(), missing])
+    n = len(race)
+    rng = np.random.default_rng(0)
+    share = rng.dirichlet(np.ones(len(sizes)), n)
+    table = pd.DataFrame({
+        "image_id": [f"i{i}" for i in range(n)], "patient_id": [f"p{i}" for i in range(n)], "split": "test",
+        "race": race, "label_race": race, "label_Edema": rng.integers(0, 2, n).astype(float),
+        "score_Edema": rng.random(n), **{f"score_{name}": share[:, k] for k, name in enumerate(sizes)},
+    })  # fmt: skip
+    targets = {"race": Target("multiclass", tuple(sizes)), "findings": Target("multilabel", ("Edema",))}
+    return Predictions(table, targets).check()
+
+
+def shown_of_race(rows):
+    """Numbers of images by race that can be read anywhere."""
+    counts = {row["group"]: row["n_images"] for row in select(rows, attribute="race") if row["n_images"]}
+    overall = select(rows, target="race", attribute="all", metric="auc")
+    return counts | {row["class"]: row["n_positive"] for row in overall if row["n_positive"]}
+
+
+def test_one_target_does_not_undo_what_another_hides():
+    rows = audit(two_targets(12, Ada=100, Bel=50, Cyr=30, Dov=5), settings(replicates=5))
+    assert shown_of_race(rows) == {"Ada": 100, "Bel": 50, "missing": 12}
+
+
+@pytest.mark.parametrize("label", ["label_race", "label_Edema"])
+def test_what_is_hidden_does_not_hang_on_whose_labels_are_known(label):
+    """30 of Bel have no label, so that by itself this target would hide Bel for Dov's sake, and show Cyr."""
+    predictions = two_targets(12, Ada=100, Bel=50, Cyr=30, Dov=5)
+    unknown = (np.arange(197) >= 100) & (np.arange(197) < 130)
+    rows = audit(edited(predictions, **{label: predictions.table[label].mask(unknown)}), settings(replicates=5))
+    assert set(shown_of_race(rows)) == {"Ada", "Bel", "missing"}
+
+
+def test_two_targets_that_are_attributes_hide_the_same_cells():
+    """Alone, race by sex would hide Bel beside the 5 of Dov and M, and sex by race those without a race."""
+    sizes = {
+        ("Ada", "F"): 60, ("Ada", "M"): 70, ("Bel", "F"): 50, ("Bel", "M"): 40, ("Dov", "F"): 30, ("Dov", "M"): 5,
+        (None, "F"): 20, (None, "M"): 15, ("Ada", None): 13, ("Bel", None): 14,
+    }  # fmt: skip
+    race, sex = (np.repeat(np.array([cell[k] for cell in sizes], object), list(sizes.values())) for k in range(2))
+    ids = [f"{k}" for k in range(len(race))]
+    table = pd.DataFrame({"image_id": ids, "patient_id": ids, "race": race, "sex": sex})
+    targets = {"race": Target("multiclass", ("Ada", "Bel", "Dov")), "sex": Target("multiclass", ("F", "M"))}
+    scores = {f"score_{name}": np.linspace(0, 1, len(ids)) for target in targets.values() for name in target.classes}
+    predictions = Predictions(table.assign(label_race=race, label_sex=sex, **scores), targets).check()
+    rows = audit(predictions, settings(replicates=2))
+    by_sex = {(r["class"], r["group"]): r for r in select(rows, target="race", attribute="sex", metric="auc")}
+    by_race = {(r["group"], r["class"]): r for r in select(rows, target="sex", attribute="race", metric="auc")}
+    both = [cell for cell in sizes if cell in by_sex and cell in by_race]
+    hidden = {cell for cell in both if by_sex[cell]["n_positive"] is None}
+    assert hidden == {cell for cell in both if by_race[cell]["n_positive"] is None}
+    assert ("Dov", "M") in hidden and len(both) == 6
+    assert all(sum(cell[k] == mine for cell in hidden) > 1 for k, mine in enumerate(("Dov", "M")))
+
+
+def test_those_not_recorded_are_no_cover_where_a_target_tells_them():
+    """All less the labelled are 4, which nothing can hide; hence Dov is not hidden for them, and Cyr is for Bel."""
+    rows = audit(two_targets(4, Ada=100, Bel=50, Cyr=30, Dov=20), settings(replicates=5))
+    assert shown_of_race(rows) == {"Ada": 100, "Bel": 50, "Cyr": 30, "Dov": 20}
+    rows = audit(two_targets(8, Ada=100, Bel=6, Cyr=30, Dov=50), settings(replicates=5))
+    assert shown_of_race(rows) == {"Ada": 100, "Dov": 50}
 
 
 # --- curves ----------------------------------------------------------------------------------------------------------
@@ -434,15 +662,6 @@ def test_confusion_rows(race):
 def test_a_split_without_images_is_told():
     with pytest.raises(UserError, match="no image of split 'train'"):
         audit(people(), settings(splits=("train",)))
-
-
-def test_a_ceiling_must_be_a_probability():
-    predictions = people()
-    ceiling = predictions.table["ceiling_Bel"].to_numpy().copy()
-    ceiling[-1] = np.nan
-    image = predictions.table["image_id"].iloc[-1]
-    with pytest.raises(UserError, match=f"image '{image}', column 'ceiling_Bel': nan found"):
-        audit(edited(predictions, ceiling_Bel=ceiling), settings())
 
 
 def test_a_table_without_splits_is_one():

@@ -133,7 +133,7 @@ def make_workdir(path: pathlib.Path, target: str = "race", patients: int = 700, 
         "stages": ["prepare", "train", "predict", "audit", "report"],
         "dataset": {"name": "phantom", "variant": "planted", "image_size": 64},
         "train": {"targets": [target], "epochs": 3},
-        "predict": {"dataset": ""},
+        "predict": {"dataset": "", "checkpoint": "best"},
         "audit": {
             "attributes": ["race", "sex", "age_band", "view"],
             "age_bands": [0, 20, 40, 60, 80],

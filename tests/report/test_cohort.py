@@ -38,6 +38,18 @@ def test_ages_count_each_patient_once_at_the_first_image():
     np.testing.assert_array_equal(counts.patients[1], [0, 0, 0, 0, 0, 0, 1, 1])
 
 
+def test_ages_withhold_what_the_totals_of_bins_would_give_away():
+    sizes = {("F", 15): 5, ("F", 35): 100, ("F", 55): 100, ("M", 15): 100, ("M", 35): 100, ("M", 55): 100}
+    sizes |= {("X", 15): 100, ("X", 35): 100, ("X", 55): 100}
+    people = [key for key, n in sizes.items() for _ in range(n)]
+    table = pd.DataFrame(people, columns=["sex", "age"]).assign(patient_id=range(len(people)))
+    counts, starts = cohort.ages(table, "sex", [0], LEAST)
+    hidden = counts.hidden[:-1, : len(starts)]
+    assert hidden[0, list(counts.patients[0]).index(5)]
+    # In a row or a column of which all but one is shown, that one is the total less the others.
+    assert set(hidden.sum(axis=0)) | set(hidden.sum(axis=1)) == {0, 2}
+
+
 def one_group(y, m, least=1):
     """Prevalence in one group of patients with y positive of m images each."""
     patient = np.repeat(np.arange(len(m)), m)
@@ -84,6 +96,11 @@ def test_prevalence_of_few_patients_is_withheld(ill, shown):
 def test_a_group_too_small_shows_no_prevalence():
     row = one_group([0] * 10, [1] * 10, least=LEAST)
     assert row["suppressed"] and np.isnan(row["value"])
+
+
+def test_one_patient_has_a_prevalence_and_no_interval():
+    row = one_group([1], [2])
+    assert row["value"] == 0.5 and not row["suppressed"] and np.isnan(row["low"]) and np.isnan(row["high"])
 
 
 def test_uncertain_and_unmentioned_findings_are_not_positive():

@@ -35,10 +35,12 @@ def test_forest_tells_undefined_and_withheld_apart_from_values():
         auc_row("A", 0.7, 0.6, 0.8),
         auc_row("B", None, None, None, reason="one class only"),
         auc_row("C", None, None, None, suppressed=True, reason="fewer than 11 patients", n_positive=None),
+        auc_row("D", None, None, None, reason="fewer than 11 patients have it", n_positive=None),
         auc_row("A", 0.9, 0.85, 0.95, metric="auc_ceiling"),
     ]
     drawing = forest(rows)
-    assert "A: 0.700 (0.600 to 0.800), ceiling 0.900" in drawing.alt and "B: undefined" in drawing.alt
+    assert "A: 0.700 (0.600 to 0.800), ceiling 0.900" in drawing.alt
+    assert "B: undefined" in drawing.alt and "C: withheld; D: withheld" in drawing.alt
     assert drawing.caption.startswith("What. Lines: 95\N{NO-BREAK SPACE}% intervals")
 
 
@@ -48,7 +50,7 @@ def test_nothing_to_draw_is_no_figure():
     assert figures.roc(table, "race", "test") is None
     assert figures.calibration(table, "race", "test") is None
     assert figures.confusion(table, "race", "test") is None
-    assert figures.learning_curves([]) is None
+    assert figures.learning_curves([], "best") is None
 
 
 def test_style_does_not_leak():
@@ -57,29 +59,32 @@ def test_style_does_not_leak():
     assert dict(matplotlib.rcParams) == before
 
 
+VALIDATION = {"split": "validation", "loss": 1.0, "n_images": 20, "n_patients": 9}
+
+
 def test_learning_curves_mark_the_best_epoch_and_survive_an_undefined_one():
     train = [{"step": s, "epoch": s / 10, "split": "train", "loss": 2 - s / 20} for s in range(1, 31)]
-    held = [
-        {
-            "step": 10 * e,
-            "epoch": float(e),
-            "split": "validation",
-            "loss": 1.0,
-            "macro_auc": a,
-            "n_images": 20,
-            "n_patients": 9,
-        }
-        for e, a in ((1, None), (2, 0.83), (3, 0.81))
-    ]
-    drawing = figures.learning_curves(train + held)
+    aucs = ((1, None), (2, 0.83), (3, 0.81))
+    held = [VALIDATION | {"step": 10 * e, "epoch": float(e), "macro_auc": a} for e, a in aucs]
+    drawing = figures.learning_curves(train + held, "best")
     assert "best, 0.830, at epoch 2" in drawing.alt and "20 images of 9 patients" in drawing.caption
+    assert "for choosing only; without interval" in drawing.caption
+
+
+@pytest.mark.parametrize(
+    "checkpoint, said", [("best", "is that of the best"), ("last", "not that of the best"), ("D_race", "run D_race")]
+)
+def test_learning_curves_say_which_checkpoint_was_judged(checkpoint, said):
+    records = [VALIDATION | {"step": 1, "epoch": 1.0, "macro_auc": 0.7}]
+    assert f"{said}. Dotted" in figures.learning_curves(records, checkpoint).caption
 
 
 def test_a_long_run_draws_no_more_than_a_short_one():
     def records(n):
-        return [{"step": s, "epoch": s / n, "split": "train", "loss": 1 + 1 / (1 + s)} for s in range(n)]
+        train = [{"step": s, "epoch": s / n, "split": "train", "loss": 1 + 1 / (1 + s)} for s in range(n)]
+        return figures.learning_curves(train, "best").svg
 
-    assert len(figures.learning_curves(records(30_000)).svg) < 1.2 * len(figures.learning_curves(records(300)).svg)
+    assert len(records(30_000)) < 1.2 * len(records(300))
 
 
 def test_withheld_bars_and_bins_are_marked_not_drawn():
@@ -87,8 +92,25 @@ def test_withheld_bars_and_bins_are_marked_not_drawn():
     table = cohort.Counts("sex", ["F", "missing"], ["train", "test"], counts, counts, counts == 5)
     drawing = figures.counts([table], lambda a: a)
     assert "not recorded 25" in drawing.alt and "Hatched" in drawing.caption
-    ages = figures.ages(table, np.array([0.0, 10.0]), "sex", 11)
-    assert "A cross marks a bin withheld" in ages.caption and "F, n = 500" not in ages.caption
+    starts, cross = np.array([0.0, 10.0]), figures.VERMILION.lower()
+    ages = figures.ages(table, starts, "sex", 11)
+    assert "A cross marks a bin withheld" in ages.caption and cross in ages.svg
+    assert "F: largest share shown at 0 to 9 years, n = 500; not recorded: largest share" in ages.alt
+    table.hidden[1] = [True, True, False]
+    assert "not recorded: every share is withheld, n = 25" in figures.ages(table, starts, "sex", 11).alt
+    table.hidden[:] = False
+    shown = figures.ages(table, starts, "sex", 11)
+    assert "withheld" not in shown.caption and cross not in shown.svg
+
+
+def test_ages_say_which_groups_are_not_shown():
+    patients = np.array([[20 + i, 20, 40 + i] for i in range(10)] + [[245, 200, 445]])
+    names = [f"group {i}" for i in range(10)]
+    table = cohort.Counts("race", names, ["0", "unknown"], patients, patients, np.zeros((11, 3), bool))
+    drawing = figures.ages(table, np.array([0.0]), "race", 11)
+    assert "Shown are the 8 largest groups" in drawing.caption
+    assert [name for name in names if name in drawing.alt] == names[2:]
+    assert "Shown are the 7 largest groups" in figures.ages(table, np.array([0.0]), "race", 11, names[1:4]).caption
 
 
 def test_groups_beyond_the_palette_are_left_to_the_tables():
@@ -110,6 +132,14 @@ def test_groups_beyond_the_palette_are_left_to_the_tables():
     )
     drawing = figures.prevalence(table, "race", 11, 0.95)
     assert f"Shown are the {len(figures.COLOURS)} largest groups" in drawing.caption
+
+
+def test_only_classes_that_exclude_each_other_mirror_each_other():
+    point = auc_row("A", 0.5, 0.4, 0.6, metric="roc_tpr", threshold=0.5)
+    rows = [auc_row("A", 0.7, 0.6, 0.8), auc_row("B", None, None, None, suppressed=True), point]
+    assert "mirrored" not in figures.roc(audit_rows.frame(rows), "race", "test").caption
+    rows.append(auc_row("A", 0.5, 0.4, 0.6, metric="confusion", reference="A"))
+    assert "the curve for B is this one mirrored" in figures.roc(audit_rows.frame(rows), "race", "test").caption
 
 
 @pytest.mark.parametrize("a, b", [(a, b) for i, a in enumerate(figures.COLOURS) for b in figures.COLOURS[i + 1 :]])

@@ -9,6 +9,7 @@ import pytest
 from sklearn import metrics
 
 from cxr_jax import tables
+from cxr_jax.report import cohort as cohorts
 from cxr_jax.report import html as report
 from cxr_jax.report import rows as audit_rows
 from tests.report.conftest import FINDINGS, GROUPS, MIN_PATIENTS
@@ -98,16 +99,8 @@ def test_page_is_whole_and_asks_for_nothing(written, target):
 
 def test_sections_come_in_order(written):
     source = (written["race"][0] / "report.html").read_text()
-    wanted = ["<h1>D_race: DenseNet-121", "macro AUC of", 'id="run"', 'id="cohort"', 'id="quarantine"', 'id="training"']
-    wanted += [
-        'id="roc"',
-        'id="forest"',
-        'id="confusion"',
-        'id="calibration"',
-        'id="aucs"',
-        'id="examples"',
-        'id="use"',
-    ]
+    sections = "run cohort quarantine training roc forest confusion calibration aucs examples use".split()
+    wanted = ["<h1>D_race: DenseNet-121", "macro AUC for", *(f'id="{name}"' for name in sections)]
     at = [source.index(piece) for piece in wanted]
     assert at == sorted(at)
 
@@ -116,7 +109,7 @@ def test_figures_are_the_files_and_say_what_they_show(written):
     for path, found in written.values():
         drawn = [i for i in found.images() if i["src"].startswith("data:image/svg")]
         files = {f.read_bytes() for f in (path / "figures").glob("*.svg")}
-        assert {base64.b64decode(i["src"].split(",")[1]) for i in drawn} == files and len(files) >= 8
+        assert {base64.b64decode(i["src"].split(",")[1]) for i in drawn} == files and len(files) >= 7
         for image in found.images():
             assert len(image["alt"]) > 20 or image["alt"] == "Example image: a picture"
 
@@ -140,26 +133,58 @@ def test_aucs_are_those_of_scikit_learn(written):
         assert rows[name][5] == f"{len(judged.table):,}"
     assert rows["all classes (macro)"][1] == f"{np.mean(told):.3f}"
     n = f"On {len(judged.table)} test images of {judged.table['patient_id'].nunique()} patients"
-    assert (
-        n in found.text
-        and f"a macro AUC of {np.mean(told):.3f} (95\N{NO-BREAK SPACE}% interval" in (path / "report.html").read_text()
-    )
+    said = f"{n}, the model's macro AUC for telling the 4 invented groups apart is {np.mean(told):.3f} (95 % interval"
+    assert said in found.text
 
 
 def test_small_cells_are_withheld_and_others_are_the_cohorts(written):
     path, found = written["race"]
     cohort, _ = tables.read_parquet(path / "cohort.parquet")
     cohort["band"] = np.array(["0-19", "20-39", "40-59", "60-79", "80+"])[(cohort["age"] // 20).astype(int).clip(0, 4)]
+    rows = audit_rows.read(path / "audit.json")
     small = 0
-    for head, column in (("group (invented)", "race"), ("sex", "sex"), ("view", "view"), ("age band (years)", "band")):
-        for line in found.table(head, "train", "validation", "test"):
-            for split, shown in zip(("train", "validation", "test"), line[1:], strict=False):
+    for attribute in ("race", "sex", "view", "age_band"):
+        head = audit_rows.attribute_name(attribute, invented=True)
+        hide = report._suppressed(rows, attribute)
+        hidden = cohorts.counts(cohort, attribute, [0, 20, 40, 60, 80], MIN_PATIENTS, GROUPS, hide).hidden
+        column = "band" if attribute == "age_band" else attribute
+        for i, line in enumerate(found.table(head, "train", "validation", "test")):
+            for j, split in enumerate(("train", "validation", "test")):
                 cell = cohort[(cohort[column] == line[0]) & (cohort["split"] == split)]
                 patients = cell["patient_id"].nunique()
                 small += 0 < patients < MIN_PATIENTS
-                assert shown == "withheld" or shown == f"{patients:,} / {len(cell):,}"
-                assert shown == "withheld" or not 0 < patients < MIN_PATIENTS
+                assert line[1 + j] == ("withheld" if hidden[i, j] else f"{patients:,} / {len(cell):,}")
+                assert hidden[i, j] or not 0 < patients < MIN_PATIENTS
     assert small  # or this test shows nothing
+
+
+def test_counts_that_would_undo_the_cohort_are_in_no_table(workdir):
+    """F has 5 patients in training: those of F and M in the test split then follow from nothing that is shown."""
+    path = workdir("race")
+    table, meta = tables.read_parquet(path / "cohort.parquet")
+    few = table.loc[(table["sex"] == "F") & (table["split"] == "train"), "patient_id"].unique()[5:]
+    table = table[~table["patient_id"].isin(few) & (table["split"] != "validation")]
+    tables.write_parquet(table, path / "cohort.parquet", meta)
+    read = report._read(path)
+    by_sex = read.rows[read.rows["attribute"] == "sex"]
+    assert by_sex["value"].notna().any() and by_sex[["n_images", "n_patients"]].isna().all(axis=None)
+    assert read.rows.loc[read.rows["attribute"] == "view", "n_images"].notna().all()
+    lines = [line for line in report.auc_table(path).splitlines() if line.strip().startswith("sex:")]
+    assert len(lines) == 2 and all(line.split()[-2:] == ["\N{EN DASH}"] * 2 for line in lines)
+
+
+def test_confusion_tells_no_count_that_the_cohort_withholds(made):
+    rows = audit_rows.read(made["race"] / "audit.json")
+    hidden = np.zeros((5, 2), bool)
+    hidden[3, 0] = True
+    counted = cohorts.Counts("race", list(GROUPS), ["test"], np.ones((5, 2)), np.ones((5, 2)), hidden)
+    found = report._withhold_counts(rows, [counted])
+    counts = ["n_images", "n_patients", "n_positive"]
+    own = audit_rows.select(found, metric="confusion", class_="Dogwood")
+    assert len(own) and own[counts].isna().all(axis=None) and own["value"].notna().all()
+    assert audit_rows.select(found, metric="confusion", class_="Alder")["n_images"].notna().all()
+    auc = audit_rows.first(found, metric="auc", class_="Dogwood")
+    assert np.isnan(auc["n_positive"]) and auc["n_images"] > 0  # the latter is everybody's
 
 
 def test_groups_that_the_audit_suppresses_have_no_counts_in_the_cohort_either(written):
@@ -174,9 +199,48 @@ def test_groups_that_the_audit_suppresses_have_no_counts_in_the_cohort_either(wr
 def test_undefined_and_withheld_figures_say_why(written):
     _, found = written["findings"]
     tables_with_notes = [t for t in found.tables if t and t[0][-1:] == ["note"]]
-    lines = [line for t in tables_with_notes for line in t[1:] if "undefined" in line]
+    lines = [line for t in tables_with_notes for line in t[1:] if {"undefined", "withheld"} & set(line)]
     assert lines and all(line[-1] for line in lines)
-    assert any("fewer than 11 patients" in line[-1] for line in lines)
+    few = [line for line in lines if line[-1] == "fewer than 11 patients"]
+    assert few and all("withheld" in line and "undefined" not in line for line in few)
+
+
+def test_other_measures_have_n_and_say_why_one_is_missing(audit_only, made):
+    path = audit_only("sex")
+    few = {"value": None, "low": None, "high": None, "n_images": None, "n_patients": None, "suppressed": True}
+
+    def withhold(rows):
+        here = (r for r in rows if r["metric"] == "brier" and r["class"] == "F" and r["attribute"] == "all")
+        next(here).update(few, reason="fewer than 11 patients")
+
+    change(path / "audit.json", withhold)
+    judged = tables.Predictions.read(path / "predictions.parquet").table
+    lines = {line[0]: line for line in page(path).table("class", "average precision", "note")}
+    assert lines["M"][-3:] == [f"{len(judged):,}", f"{judged['patient_id'].nunique():,}", ""]
+    assert "withheld" in lines["F"] and lines["F"][-1] == "Brier score: fewer than 11 patients"
+
+
+def test_a_page_on_other_data_than_those_of_training_is_about_them(workdir, made):
+    path = workdir("race")
+    table, meta = tables.read_parquet(path / "cohort.parquet")
+    tables.write_parquet(table.assign(sex="U"), path / "cohort.parquet", {"attrition": [], "races": []})  # of training
+    tables.write_parquet(table, path / "judged_cohort.parquet", meta)
+    change(path / "config.json", lambda c: c["predict"].update(dataset="nih"))
+    with pytest.raises(tables.UserError, match="run.json: no field 'judged'"):
+        report.write(path)
+    judged = {"name": "nih", "variant": "", "version": "2.0.0", "open_data": False, "invented_groups": False}
+    judged |= {"quarantined": 7, "description": "X-rays of people."}
+    change(path / "run.json", lambda run: run.update(judged=judged))
+    found = page(path, [(np.zeros((4, 4), np.uint8), "not to be shown")])
+    assert [line[0] for line in found.table("sex", "train", "test")] == ["F", "M"]
+    assert "the model was judged on, nih 2.0.0; it was trained on the other, phantom planted 1.0.0." in found.text
+    assert "race as recorded" in found.text and "invented" not in found.text and "not to be shown" not in found.text
+    assert "7 files of the release" in found.text and "truncated" not in found.text
+    for piece in ("data set phantom planted 1.0.0", "judged on nih 2.0.0", "drawn by a program", "X-rays of people."):
+        assert piece in found.text
+    (path / "judged_cohort.parquet").unlink()
+    with pytest.raises(tables.UserError, match="judged_cohort.parquet: no such file"):
+        report.write(path)
 
 
 def test_what_was_run_is_told(written):
@@ -187,6 +251,7 @@ def test_what_was_run_is_told(written):
         "0f3c9d2e7a1b",
         "phantom planted 1.0.0",
         "train 3 min 21 s",
+        "checkpoint best",
     ):
         assert piece in found.text
     assert ["truncated", "2"] in found.table("reason", "files")
@@ -196,8 +261,9 @@ def test_invented_groups_are_never_called_race(written, audit_only):
     assert "group (invented)" in written["race"][1].text and "groups here are invented" in written["race"][1].text
     assert "race as recorded" not in written["race"][1].text
     path = audit_only("sex")
+    assert "  group (invented): Alder" in report.auc_table(path)
     change(path / "run.json", lambda run: run["dataset"].update(invented_groups=False))
-    assert "race as recorded" in page(path).text
+    assert "race as recorded" in page(path).text and "  race as recorded: Alder" in report.auc_table(path)
 
 
 def test_what_is_shown_is_escaped(audit_only):
@@ -238,7 +304,7 @@ def test_two_classes_show_one_curve(audit_only):
     path = audit_only("sex")
     found = page(path)
     assert "the curve for M is this one mirrored" in found.text
-    assert "an AUC of" in found.text and "macro AUC of" not in found.text
+    assert "the model's AUC for telling the 2 classes of sex apart is" in found.text
 
 
 def test_images_are_shown_of_open_data_alone(audit_only):
@@ -330,7 +396,37 @@ def test_words_on_the_ceiling_follow_the_paired_difference():
     assert "stays below" in words(0.7, 0.6, 0.8, 0.9, (-0.2, -0.3, -0.1))
     near = words(0.7, 0.6, 0.8, 0.72, (-0.02, -0.05, 0.01))
     assert "does not tell the model from the ceiling" in near and "stays below" not in near
-    assert "Do not use this run" in words(0.9, 0.85, 0.95, 0.8, (0.1, 0.05, 0.15))
+    above = words(0.9, 0.85, 0.95, 0.8, (0.1, 0.05, 0.15))
+    assert "above the ceiling, which one run in 40 would be by chance; otherwise something gives" in above
+    assert "the best that can be expected of any model" in above and "stays below" not in above
+
+
+def test_words_give_the_reason_of_the_one_class_that_is_missing():
+    row = dict.fromkeys(audit_rows.KEYS) | {"metric": "auc", "target": "sex", "attribute": "all", "group": "all"}
+    row |= {"split": "test", "suppressed": False, "level": 0.95}
+    rows = [
+        row | {"class": "F", "value": 0.7},
+        row | {"class": "M", "reason": "one class only: no positive; n_positive hidden lest a count show"},
+        row | {"class": "macro", "reason": "undefined for M"},
+    ]
+
+    def said(rows):
+        table = report._with_reasons(audit_rows.frame(rows))
+        return report._in_words(table, "sex", "test", lambda a: a, False)["sentences"]
+
+    assert said(rows) == ["The macro AUC for sex is undefined for M: one class only: no positive."]
+    rows[0]["value"], rows[2]["reason"] = None, "undefined for F, M"
+    assert said(rows) == ["The macro AUC for sex is undefined for F, M."]
+    rows[2].update(suppressed=True, reason="fewer than 11 patients")
+    assert said(rows) == ["The macro AUC for sex is withheld: fewer than 11 patients."]
+
+
+def test_one_finding_is_called_by_its_name():
+    row = dict.fromkeys(audit_rows.KEYS) | {"metric": "auc", "target": "findings", "attribute": "all", "group": "all"}
+    row |= {"split": "test", "suppressed": False, "level": 0.95, "value": 0.7, "n_images": 100, "n_patients": 50}
+    rows = audit_rows.frame([row | {"class": name} for name in ("Edema", "macro")])
+    first = report._in_words(rows, "findings", "test", lambda a: a, False)["sentences"][0]
+    assert first == "On 100 test images of 50 patients, the model's AUC for recognising Edema is 0.700 (no interval)."
 
 
 def test_groups_are_compared_by_overlap_alone():
@@ -351,31 +447,31 @@ def test_groups_are_compared_by_overlap_alone():
 
 def test_a_run_that_is_not_done_says_so(audit_only):
     path = audit_only()
-    change(path / "run.json", lambda run: run.update(status="diverged"))
-    assert "This run is not done: its status is “diverged”" in page(path).text
+    change(path / "run.json", lambda run: run["stages"].update(report={"status": "running"}))
+    assert "This run is not done" not in page(path).text
+    change(path / "run.json", lambda run: run["stages"].update(train={"status": "running"}))
+    assert "This run is not done: train did not end." in page(path).text
 
 
 @pytest.mark.parametrize("target", ["race", "findings", "sex"])
 def test_terminal_table_holds_every_class_with_interval_ceiling_and_n(made, target):
     rows = tables.read_json(made[target] / "audit.json")
-    text = report.auc_table(rows, invented_groups=True)
+    text = report.auc_table(made[target])
     lines = text.splitlines()
     assert lines[0] == f"AUC of {target}, test images" and "95 % interval" in lines[1]
     classes = {"race": GROUPS, "findings": FINDINGS, "sex": ("F", "M")}[target]
     for name in classes:
         row = next(r for r in rows if (r["metric"], r["class"], r["group"]) == ("auc", name, "all"))
         line = next(line for line in lines if line.startswith(name + " "))
-        for piece in (
-            f"{row['value']:.3f}",
-            f"{row['low']:.3f} to {row['high']:.3f}",
-            str(row["n_images"]),
-            str(row["n_patients"]),
-        ):
+        pieces = ["withheld"]
+        if row["value"] is not None:
+            pieces = [f"{row['value']:.3f}", f"{row['low']:.3f} to {row['high']:.3f}"]
+        for piece in (*pieces, str(row["n_images"]), str(row["n_patients"])):
             assert piece in line
         if target == "race":
             best = next(r for r in rows if (r["metric"], r["class"], r["group"]) == ("auc_ceiling", name, "all"))
             assert f"{best['value']:.3f}" in line
     assert ("ceiling" in text) == (target == "race")
     why = next(line for line in lines if line.endswith("] fewer than 11 patients"))
-    assert any("undefined" in line and why.split()[0] in line for line in lines)
+    assert any("withheld" in line and why.split()[0] in line for line in lines)
     assert max(len(line) for line in lines if not line.startswith("[")) <= 105

@@ -1,5 +1,4 @@
 import json
-import shutil
 import time
 
 import jax
@@ -63,9 +62,44 @@ def test_a_state_that_is_torn_gives_way_to_the_one_before(tmp_path, caplog):
             path.write_bytes(b"")
     with Checkpoints(tmp_path, DESCRIPTION, keep=3) as kept:
         restored = kept.restore_last(like(meshes.data_mesh()))
+        kept.save("last", 2, state(20))  # the step is done again, and its state must be kept
     assert int(restored["step"]) == 1
     assert "cannot be read" in caplog.text
+    assert int(checkpoints.restore(tmp_path, "last", like(meshes.data_mesh()))["step"]) == 20
+    assert (tmp_path / "unreadable" / "2").is_dir()
     time.sleep(0.5)
+
+
+def test_where_no_state_can_be_read_nothing_is_thrown_away(tmp_path):
+    with Checkpoints(tmp_path, DESCRIPTION, keep=3) as kept:
+        for step in (1, 2):
+            kept.save("last", step, state(step))
+    more = {**like(meshes.data_mesh()), "new": like(meshes.data_mesh())["step"]}  # as a newer version might ask for
+    with Checkpoints(tmp_path, DESCRIPTION, keep=3) as kept:
+        with pytest.raises(UserError, match="none of 2 checkpoints can be read .step 2: .*remove"):
+            kept.restore_last(more)
+        assert int(kept.restore_last(like(meshes.data_mesh()))["step"]) == 2
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), ValueError("UNKNOWN: Error writing: [OS error 28: ENOSPC No space left on device]")]
+)
+def test_a_full_disk_is_told_in_one_line(tmp_path, monkeypatch, error):
+    def full(*_, **__):
+        raise error
+
+    with Checkpoints(tmp_path, DESCRIPTION, keep=1) as kept:
+        monkeypatch.setattr(kept._managers["last"], "save", full)
+        with pytest.raises(UserError, match="no space left on the disk; free some"):
+            kept.save("last", 1, state(1))
+
+
+def test_parts_of_a_state_can_be_had_alone(tmp_path):
+    with Checkpoints(tmp_path, DESCRIPTION, keep=1) as kept:
+        kept.save("best", 3, state(3))
+    found = checkpoints.restore(tmp_path, "best", {"w": like(meshes.data_mesh())["w"]})
+    assert found.keys() == {"w"}
+    np.testing.assert_array_equal(found["w"], state(3)["w"])
 
 
 def test_another_model_is_refused(tmp_path):
@@ -90,4 +124,3 @@ def test_no_checkpoint_and_one_that_does_not_fit_are_told(tmp_path):
     (tmp_path / "model.json").write_text('{"model": {}}')
     with pytest.raises(UserError, match="model.json: lacks 'targets'"):
         ModelDescription.read(tmp_path)
-    shutil.rmtree(tmp_path / "best")

@@ -1,5 +1,6 @@
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from scipy import special
@@ -79,3 +80,8 @@ def test_adam_takes_the_published_step():
         m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
         wanted = wanted - 1e-4 * (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.999**step)) + 1e-8)
     np.testing.assert_allclose(x, wanted, rtol=1e-6)
+
+
+def test_shapes_in_signatures_are_checked_while_tests_run():
+    with pytest.raises(jaxtyping.TypeCheckError):
+        objectives.categorical_cross_entropy(jnp.ones((3, 4)), np.zeros(5, np.int32), np.ones(3, bool))
