@@ -88,7 +88,7 @@ SIZES = {
     "reduced": {
         "dataset.image_size": 64,
         "train.epochs": 3,
-        "train.batch_size": 16,
+        "train.batch_size": 8,
         "train.learning_rate": 2e-3,
         "train.schedule": "cosine",
         "train.warmup_epochs": 0.3,

@@ -130,3 +130,12 @@ def test_the_status_is_written_however_a_run_ends(tmp_path, error, status):
     record = tables.read_json(tmp_path / "run.json")
     assert record["status"] == status and record["stages"]["prepare"]["status"] == "running"
     assert not experiment.Run(tmp_path, race.get_config(), base.get_config(), "").complete
+
+
+def test_the_grammar_knows_the_data_sets_and_variants_that_there_are():
+    """Written out in experiment.py, which must not import TensorFlow to read a command line."""
+    from cxr_jax.data import datasets
+    from tfds_builders.cxr_phantom import phantom
+
+    assert set(experiment.DATASETS) == {*datasets.BUILDERS, *datasets._LATER}
+    assert experiment.PHANTOM_VARIANTS == tuple(phantom.VARIANTS)

@@ -142,7 +142,7 @@ SHAPES = (*_PATIENT_SHAPES, *_IMAGE_SHAPES)  # columns of an image's `shapes`
 # Standard deviations are kept from adding up to a broken picture: a normal variable is cut at this many.
 _CUT = 2.5
 
-TEXTURE_AMPLITUDE = 8.0  # gray levels, of both orientations together, at signal 1
+TEXTURE_AMPLITUDE = 7.0  # gray levels, of both orientations together, at signal 1
 TEXTURE_CYCLES = (12.0, 14.0)  # cycles across the picture's side
 TEXTURE_SCALE = 3.0  # of the latent: the balance of orientations is tanh(latent / scale)
 
@@ -358,8 +358,7 @@ def sample_population(parameters: Parameters) -> Population:
     kept = np.arange(slots) < images[:, None]
     patient, image = np.nonzero(kept)
     study = np.cumsum(~same_study, axis=1)[kept]
-    width = max(5, len(str(n - 1)))
-    patient_id = np.array([f"P{p:0{width}d}" for p in range(n)])[patient]
+    patient_id = np.array([f"P{p:05d}" for p in range(n)])[patient]  # the same in a population of any size
     columns = {
         "image_id": np.array([f"{p}_I{i + 1}" for p, i in zip(patient_id, image)]),
         "patient_id": patient_id,
