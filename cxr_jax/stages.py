@@ -137,7 +137,7 @@ def predict(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
         dataset = datasets.prepare(judged)
         cohort = cohorts.select(dataset.keys, dataset.findings, dataset.races, judged)
         cohort.write(run.path(JUDGED_COHORT))
-        run.record["judged"] = {**dataset.summary(), "attrition": cohort.attrition}
+        run.record["judged"] = {"asked": config.predict.dataset, **dataset.summary(), "attrition": cohort.attrition}
     else:
         run.path(JUDGED_COHORT).unlink(missing_ok=True)
         dataset = datasets.open(judged)
@@ -202,7 +202,7 @@ def report(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
 
 def examples(config: ml_collections.ConfigDict, run: experiment.Run, count: int = 8) -> list[tuple[np.ndarray, str]]:
     """Judged test images of `count` patients, (uint8 [256, 256], caption) each; [] unless the data are open to all."""
-    record, path = ("judged", JUDGED_COHORT) if "judged" in run.record else ("dataset", COHORT)
+    record, path = ("judged", JUDGED_COHORT) if config.predict.dataset else ("dataset", COHORT)
     if not run.path(path).exists() or not run.record.get(record, {}).get("open_data"):
         return []
     from cxr_jax.data import cohorts, datasets, pipeline

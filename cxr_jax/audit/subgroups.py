@@ -27,10 +27,11 @@ attribute as it takes for it not to follow by subtraction (see `suppression`). T
 first and holds for every target, since what one target shows another would hide in vain; a target hides more where
 labels are unknown. Numbers of positive images are held to the same rule, in the table of groups by classes with its
 totals. Metrics of ranks tell them too: AUC x positives x negatives counts the pairs won, in halves, and one positive's
-AUC is its rank. So AUC and average precision, of model and ceiling, are withheld where fewer than `min_patients`
-patients are positive, or negative; and where n_positive is hidden for another's sake they are rounded, until every
-number of positives would do (see `_decimals`). Curves, whose every step is a patient, go wherever n_positive does.
-Accuracy and Brier score stay: they tell of errors (of a model that never calls a finding, errors are its positives).
+AUC is its rank. So AUC, average precision, of model and ceiling, and Brier score are withheld where fewer than
+`min_patients` patients are positive, or negative; and where n_positive is hidden for another's sake they are rounded,
+the AUC until every number of positives would do (see `_decimals`), the others alike. Curves, whose every step is a
+patient, go wherever n_positive does, and so does the accuracy of a finding: where it is never called, errors are its
+positives.
 What a model says of people is not a recorded attribute, so cells of scores and of called classes are not cells in this
 sense; bins of scores are nevertheless made so wide that each has `min_patients` patients. Nothing here guards against
 subtracting two audits of almost the same people.
@@ -238,6 +239,7 @@ class _Judgement:
         self.positive = self.labels == 1
         self.scores = predictions.scores(name)
         self.ceiling = predictions.scores(name, CEILING) if predictions.has_ceiling(name) else None
+        self._lest_few_show = f"lest a count of fewer than {settings.min_patients} patients show"
         self.method = f"patient bootstrap, percentile, {settings.replicates} replicates"
         self.groups, self.absent = self._groups(predictions)
 
@@ -380,8 +382,9 @@ class _Judgement:
                     ranked.append(("auc", group, name, RankedCell(rows, positive, score)))
                     if self.ceiling is not None:
                         ranked.append(("auc_ceiling", group, name, RankedCell(rows, positive, self.ceiling[rows, c])))
-                averaged.append(("brier", group, name, MeanCell(rows, (score - positive) ** 2)))
-                if self.target.kind == "multilabel":
+                if not group.few[c]:
+                    averaged.append(("brier", group, name, MeanCell(rows, (score - positive) ** 2)))
+                if self.target.kind == "multilabel" and not group.hidden_positives[c]:
                     averaged.append(("accuracy", group, name, MeanCell(rows, (score >= CALLED) == positive)))
             if self.target.kind == "multiclass" and not group.any_suppressed:
                 rows = np.flatnonzero(group.known[0])
@@ -411,14 +414,16 @@ class _Judgement:
         means = self.bootstrap.means([cell for *_, cell in averaged])
         for k, (metric, group, name, cell) in enumerate(averaged):
             reason = "" if len(cell.rows) else "no image with a known label"
-            put(metric, group, name, metrics.mean(cell.value), means[k], reason)
+            decimals = self._decimals(group, self.classes.index(name)) if metric == "brier" else None
+            put(metric, group, name, metrics.mean(cell.value), means[k], reason, decimals)
 
         for group in self.groups:
             for metric in self._metrics(group):
                 of_class = figures.setdefault((metric, group.attribute, group.name), {})
                 whole = metric == "accuracy" and self.target.kind == "multiclass"
                 for c, name in enumerate(() if whole else self.classes):
-                    of_class.setdefault(name, _Figure(np.nan, None, group.suppressed[c] or group.few[c]))
+                    why = group.suppressed[c] or group.few[c] or f"hidden {self._lest_few_show}"
+                    of_class.setdefault(name, _Figure(np.nan, None, why))
                 if whole:
                     of_class.setdefault(ALL, _Figure(np.nan, None, group.any_suppressed))
                 else:
@@ -452,7 +457,7 @@ class _Judgement:
             used = list(self.classes)
         lacking = [name for name in used if np.isnan(of_class[name].value)]
         if lacking:
-            hidden = {name for c, name in enumerate(self.classes) if group.suppressed[c] or group.few[c]}
+            hidden = {n for c, n in enumerate(self.classes) if group.suppressed[c] or group.hidden_positives[c]}
             why = {"undefined": [], "withheld": []}
             for name in lacking:
                 why["withheld" if name in hidden else "undefined"].append(name)
@@ -465,7 +470,9 @@ class _Judgement:
         figures = [of_class[name] for name in used]
         value = float(np.mean([figure.value for figure in figures]))
         replicates = np.mean([figure.replicates for figure in figures], axis=0)
-        return _Figure(value, replicates, reason)
+        # The interval of a mean over one class is that class's.
+        decimals = min((figure.decimals for figure in figures if figure.decimals is not None), default=None)
+        return _Figure(value, replicates, reason, decimals)
 
     def _called(self) -> np.ndarray:
         """The class with the highest score, int [n]; of equal ones the first in the target's order."""
@@ -489,8 +496,7 @@ class _Judgement:
                     counts["n_positive"] = int(self.positive[rows, c].sum())
                 elif not np.isnan(figure.value):
                     rounded = "" if figure.decimals is None else f" and the rest rounded to {figure.decimals} decimals"
-                    few = f"fewer than {self.settings.min_patients} patients"
-                    reasons.append(f"n_positive hidden{rounded} lest a count of {few} show")
+                    reasons.append(f"n_positive hidden{rounded} {self._lest_few_show}")
             if figure.replicates is not None and not np.isnan(figure.value):
                 low, high, reason = percentile_interval(figure.replicates, self.settings.level)
                 if low == high and metric in SHARES and figure.value in (0, 1):

@@ -245,14 +245,9 @@ def targets(cohort: Cohort, names: Sequence[str], uncertain: str) -> tuple[dict[
     first), race where none is recorded, a class that training lacks, a class name that two targets share, and findings
     of which none is left.
     """
-    _policy(uncertain)
-    if not names:
-        raise UserError("config.train.targets: empty; name at least one, such as race or findings")
     chosen: dict[str, Target] = {}
     dropped: tuple[str, ...] = ()
     for name in names:
-        if name in chosen:
-            raise UserError(f"config.train.targets: {name!r} is there twice")
         if name == "findings":
             chosen[name], dropped = _findings_target(cohort, uncertain)
         else:
@@ -276,7 +271,6 @@ def labels(cohort: Cohort, targets: Mapping[str, Target], uncertain: str) -> dic
     multilabel: float32 [n, classes], 1 or 0, NaN where unknown, and all NaN for a finding that this data set lacks. A
         finding released as -1 (uncertain) is NaN, 0 or 1 under `uncertain` = ignore, zeros or ones.
     """
-    _policy(uncertain)
     arrays = {}
     for name, target in targets.items():
         if target.kind == "multilabel":
@@ -288,18 +282,12 @@ def labels(cohort: Cohort, targets: Mapping[str, Target], uncertain: str) -> dic
     return arrays
 
 
-def _policy(uncertain: str) -> float:
-    if uncertain not in UNCERTAIN:
-        raise UserError(f"config.dataset.uncertain: no policy {uncertain!r}; there are {', '.join(UNCERTAIN)}")
-    return UNCERTAIN[uncertain]
-
-
 def _finding(cohort: Cohort, name: str, uncertain: str) -> np.ndarray:
     """float64 [n]: 1, 0, NaN."""
     if FINDING + name not in cohort.table:
         return np.full(len(cohort.table), np.nan)
     released = cohort.table[FINDING + name].to_numpy(np.float64)
-    return np.where(released == -1, _policy(uncertain), released)
+    return np.where(released == -1, UNCERTAIN[uncertain], released)
 
 
 def _findings_target(cohort: Cohort, uncertain: str) -> tuple[Target, tuple[str, ...]]:

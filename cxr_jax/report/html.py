@@ -196,8 +196,13 @@ def _read(workdir: pathlib.Path) -> _Read:
         raise tables.UserError(f"{workdir / 'audit.json'}: no rows; run the audit stage again")
     for name in ("audit.min_patients", "audit.age_bands", "audit.level", "audit.attributes", "predict.dataset"):
         _field(config, name, workdir / "config.json")
-    if config["predict"]["dataset"] and "dataset" in run:
-        _field(run, "judged", workdir / "run.json")  # or the data of training would pass for those judged
+    judged = run["judged"]["asked"] if "judged" in run else ""
+    if "dataset" in run and judged != config["predict"]["dataset"]:
+        # Or the data of training would pass for those judged, or the other way round.
+        raise tables.UserError(
+            f"{workdir / 'run.json'}: the predictions are of {judged or 'the data of training'}, the config asks for"
+            f" {config['predict']['dataset'] or 'the data of training'}; run the predict and audit stages again"
+        )
     elsewhere = "judged" in run
     which = "judged" if elsewhere else "dataset"
     # Predictions that come from outside have a record without a data set: nobody has said that they may be shown.

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import functools
 import logging
 import os
 import pathlib
@@ -124,7 +125,7 @@ class Checkpoints:
                 f"{self.folder / 'last'}: none of {len(unreadable)} checkpoints can be read (step {step}: {_first_line(error)});"
                 f" to train anew, remove {self.folder}"
             )
-        for step, error in unreadable.items():
+        for step, error in unreadable.items() if jax.process_index() == 0 else ():
             logging.getLogger(__name__).warning(
                 "%s: cannot be read (%s) and is set aside; going back to the one before", self.folder / "last" / str(step), _first_line(error)
             )
@@ -166,6 +167,7 @@ def restore(folder: os.PathLike | str, which: str, like):
         manager.close()
 
 
+@functools.cache  # once a process, however many runs it makes
 def leave_errors_to_us() -> None:
     """Keeps from the terminal what Orbax and TensorStore say of a failure beside raising it; for a program, not a library.
 

@@ -37,7 +37,7 @@ class MetricsLog:
         folder.mkdir(exist_ok=True)
         self._events = EventsWriter(str(folder / "events"))
         # TensorBoard then forgets what an earlier start wrote of later steps.
-        self._events.write_event(Event(step=resume_after + 1, session_log=SessionLog(status=SessionLog.START)))
+        self._events.write_event(Event(wall_time=time.time(), step=resume_after + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def __enter__(self):
         return self
@@ -85,14 +85,16 @@ class Progress:
             desc=name,
             total=total,
             initial=done,
-            unit="images",
+            # The rate and the time left are ours, since tqdm's count compilation and pauses too.
+            bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} images [{elapsed}{postfix}]",
             mininterval=0.5 if interactive else 10,
             maxinterval=1 if interactive else 20,
-            smoothing=0,  # the mean rate, from which the first batch is left out below
             disable=jax.process_index() != 0,
             dynamic_ncols=interactive,
             file=sys.stderr,
         )
+        self._left = total - done
+        self._said = ""
         self._last: float | None = None  # when the last batch was done
         self._seconds = 0.0
         self._images = 0
@@ -105,13 +107,12 @@ class Progress:
 
     def advance(self, images: int) -> None:
         now = time.monotonic()
-        if self._last is None:
-            self._bar.unpause()
-            self._bar.initial += images
-        else:
+        if self._last is not None:
             self._seconds += now - self._last
             self._images += images
         self._last = now
+        self._left -= images
+        self._show()
         self._bar.update(images)
 
     def pause(self) -> None:
@@ -119,8 +120,14 @@ class Progress:
         self._last = None
 
     def rate(self) -> float:
-        """Images/s; 0 before the second batch."""
+        """Images/s; 0 as long as no two batches have followed each other."""
         return self._images / self._seconds if self._images else 0.0
 
     def say(self, text: str) -> None:
-        self._bar.set_postfix_str(text, refresh=False)
+        self._said = text
+        self._show()
+
+    def _show(self) -> None:
+        rate = self.rate()
+        told = f"{rate:.1f} images/s, {tqdm.tqdm.format_interval(self._left / rate)} left" if rate else ""
+        self._bar.set_postfix_str(", ".join(filter(None, [told, self._said])), refresh=False)

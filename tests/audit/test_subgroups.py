@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 import json
 import re
 
@@ -432,17 +433,20 @@ def test_counts_of_positives_cannot_be_subtracted():
     label[110:] = 0
     label[110:114] = 1  # 4 patients of c
     rows = audit(edited(predictions, label_Edema=label), settings(attributes=("site",)))
-    for metric in ("auc", "average_precision"):
-        found = {row["group"]: row for row in select(rows, metric=metric, class_="Edema")}
-        assert {group: row["n_positive"] for group, row in found.items()} == {"all": 59, "a": 30, "b": None, "c": None}
-        assert not any(row["suppressed"] for row in found.values()) and found["c"]["n_images"] == 40
-        few, told = found["c"], found["b"]["reason"]
-        assert few["value"] is few["low"] is few["high"] is None and few["reason"] == "fewer than 11 patients have it"
-        assert told.startswith("n_positive hidden and the rest rounded to 2 decimals")
+    for metric, class_name in itertools.product(("auc", "average_precision", "brier"), ("Edema", "macro")):
+        found = {row["group"]: row for row in select(rows, metric=metric, class_=class_name)}
         for key in ("value", "low", "high"):
             assert found["b"][key] == round(found["b"][key], 2) and found["a"][key] != round(found["a"][key], 3)
-    (brier,) = select(rows, metric="brier", class_="Edema", group="c")
-    assert brier["value"] is not None and brier["n_positive"] is None
+            assert found["c"][key] is None
+        if class_name == "macro":
+            continue
+        assert {group: row["n_positive"] for group, row in found.items()} == {"all": 59, "a": 30, "b": None, "c": None}
+        assert not any(row["suppressed"] for row in found.values()) and found["c"]["n_images"] == 40
+        assert found["c"]["reason"] == "fewer than 11 patients have it"
+        assert found["b"]["reason"].startswith("n_positive hidden and the rest rounded to 2 decimals")
+    # Of a model that never calls it, the share of errors would be that of the positives.
+    accuracy = {row["group"]: row["value"] for row in select(rows, metric="accuracy", class_="Edema")}
+    assert accuracy["b"] is accuracy["c"] is None and accuracy["a"] is not None
     rows = audit(edited(predictions, label_Edema=1 - label), settings(attributes=("site",)))
     (few,) = select(rows, metric="auc", class_="Edema", group="c")
     assert few["value"] is None and few["reason"] == "fewer than 11 patients are without it"

@@ -277,18 +277,9 @@ def test_race_where_none_is_recorded():
         (("age",), "no target 'age'; it is no class label"),
         (("patient_id",), "no target 'patient_id'; it is no class label"),
         (("Edema",), "give findings"),
-        (("sex", "sex"), "'sex' is there twice"),
         (("race", "race_recorded"), "race and race_recorded share the class 'Ani'; drop one"),
-        ((), "targets: empty"),
     ],
 )
 def test_targets_that_cannot_be(names, message):
     with pytest.raises(UserError, match=message):
         cohorts.targets(select(), names, "ignore")
-
-
-def test_unknown_policy():
-    with pytest.raises(UserError, match="uncertain: no policy 'one'; there are ignore, zeros, ones"):
-        cohorts.targets(select(), ("findings",), "one")
-    with pytest.raises(UserError, match="no policy"):
-        cohorts.labels(select(), {}, "one")

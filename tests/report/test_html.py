@@ -226,9 +226,9 @@ def test_a_page_on_other_data_than_those_of_training_is_about_them(workdir, made
     tables.write_parquet(table.assign(sex="U"), path / "cohort.parquet", {"attrition": [], "races": []})  # of training
     tables.write_parquet(table, path / "judged_cohort.parquet", meta)
     change(path / "config.json", lambda c: c["predict"].update(dataset="nih"))
-    with pytest.raises(tables.UserError, match="run.json: no field 'judged'"):
+    with pytest.raises(tables.UserError, match="predictions are of the data of training, the config asks for nih"):
         report.write(path)
-    judged = {"name": "nih", "variant": "", "version": "2.0.0", "open_data": False, "invented_groups": False}
+    judged = {"asked": "nih", "name": "nih", "variant": "", "version": "2.0.0", "open_data": False, "invented_groups": False}
     judged |= {"quarantined": 7, "description": "X-rays of people."}
     change(path / "run.json", lambda run: run.update(judged=judged))
     found = page(path, [(np.zeros((4, 4), np.uint8), "not to be shown")])
@@ -238,6 +238,10 @@ def test_a_page_on_other_data_than_those_of_training_is_about_them(workdir, made
     assert "7 files of the release" in found.text and "truncated" not in found.text
     for piece in ("data set phantom planted 1.0.0", "judged on nih 2.0.0", "drawn by a program", "X-rays of people."):
         assert piece in found.text
+    change(path / "config.json", lambda c: c["predict"].update(dataset=""))
+    with pytest.raises(tables.UserError, match="predictions are of nih, the config asks for the data of training"):
+        report.write(path)
+    change(path / "config.json", lambda c: c["predict"].update(dataset="nih"))
     (path / "judged_cohort.parquet").unlink()
     with pytest.raises(tables.UserError, match="judged_cohort.parquet: no such file"):
         report.write(path)

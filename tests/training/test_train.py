@@ -195,3 +195,28 @@ def test_thirteen_images_in_batches_of_eight_are_thirteen_rows(phantom, phantom_
     # One by one, so that no neighbour and no padding can have had a part in it.
     alone = inference.predict(inference.Forward.of(graphdef, targets, 32, meshes.data_mesh(jax.devices()[:1])), *jax.device_get((params, stats)), source, 1)
     np.testing.assert_allclose(scores["race"], alone[1]["race"], rtol=1e-4, atol=1e-6)
+
+
+def test_progress_counts_neither_the_first_batch_nor_pauses(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(metrics_log.time, "monotonic", lambda: clock[0])
+
+    def batch(seconds):
+        clock[0] += seconds
+        progress.advance(8)
+
+    with metrics_log.Progress("train", 80) as progress:
+        batch(50.0)  # compilation
+        assert progress.rate() == 0
+        batch(2.0), batch(2.0)
+        progress.pause()
+        batch(30.0)  # validation
+        batch(2.0)
+        assert progress.rate() == 4
+
+
+def test_other_processes_show_no_bar(monkeypatch, capsys):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    with metrics_log.Progress("train", 16) as progress:
+        progress.advance(8), progress.advance(8), progress.say("loss 1")
+    assert not capsys.readouterr().err
