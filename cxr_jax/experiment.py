@@ -81,6 +81,22 @@ def nearest_first(word: str, known: Iterable[str]) -> list[str]:
     return difflib.get_close_matches(word, known, n=len(known), cutoff=0.0)
 
 
+def choose_dataset(dataset: ml_collections.ConfigDict, token: str, source: str) -> None:
+    """Sets name and variant of a `config.dataset` from NAME[.VARIANT]; the phantom without one is `planted`.
+
+    Raises UserError, which begins with `source`, for a data set or a variant that there is not.
+    """
+    name, _, variant = token.partition(".")
+    if name not in DATASETS:
+        raise UserError(f"{source}: no data set {name!r}{nearest(name, DATASETS)}")
+    if variant and name != "phantom":
+        raise UserError(f"{source}: {name} has no variants; only phantom has")
+    if variant and variant not in PHANTOM_VARIANTS:
+        raise UserError(f"{source}: no such phantom{nearest(variant, PHANTOM_VARIANTS)}")
+    dataset.name = name
+    dataset.variant = (variant or "planted") if name == "phantom" else ""
+
+
 def apply_argument(
     config: ml_collections.ConfigDict, argument: str | None, sizes: Mapping[str, Mapping], methods: Mapping[str, Mapping] = {}
 ) -> ml_collections.ConfigDict:
@@ -94,17 +110,11 @@ def apply_argument(
     """
     dataset, size, method = None, None, None
     for token in filter(None, (argument or "").split(",")):
-        name, _, variant = token.partition(".")
-        if name in DATASETS:
+        if token.partition(".")[0] in DATASETS:
             if dataset:
                 raise UserError(f"config argument {argument!r} names two data sets: {dataset!r} and {token!r}")
-            if variant and name != "phantom":
-                raise UserError(f"config argument {token!r}: {name} has no variants; only phantom has")
-            if variant and variant not in PHANTOM_VARIANTS:
-                raise UserError(f"config argument {token!r}: no such phantom{nearest(variant, PHANTOM_VARIANTS)}")
             dataset = token
-            config.dataset.name = name
-            config.dataset.variant = (variant or "planted") if name == "phantom" else ""
+            choose_dataset(config.dataset, token, f"config argument {token!r}")
         elif token in SIZES:
             if size:
                 raise UserError(f"config argument {argument!r} names two sizes: {size!r} and {token!r}")
@@ -163,6 +173,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
     require("train.augment.shift", 0 <= t.augment.shift < 1, "0 to below 1")
     require("checkpoint.every_steps", config.checkpoint.every_steps >= 1, "at least 1")
     require("checkpoint.keep", config.checkpoint.keep >= 1, "at least 1")
+    if config.predict.dataset:  # told now, not after training
+        choose_dataset(ml_collections.ConfigDict(d), config.predict.dataset, f"config.predict.dataset={config.predict.dataset!r}")
     require("predict.splits", len(config.predict.splits) > 0 and set(config.predict.splits) <= set(tables.SPLITS), f"some of {', '.join(tables.SPLITS)}")
     require("audit.splits", len(a.splits) > 0 and set(a.splits) <= set(config.predict.splits), "some of predict.splits")
     require("audit.level", 0 < a.level < 1, "between 0 and 1")

@@ -161,8 +161,8 @@ def judged_dataset(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
     if not config.predict.dataset:
         return config.dataset
     judged = ml_collections.ConfigDict(config.dataset)
-    name, _, variant = config.predict.dataset.partition(".")
-    judged.update(name=name, variant=variant or ("planted" if name == "phantom" else ""), raw_dir=config.predict.raw_dir)
+    experiment.choose_dataset(judged, config.predict.dataset, "config.predict.dataset")
+    judged.raw_dir = config.predict.raw_dir
     return judged
 
 

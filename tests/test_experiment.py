@@ -49,6 +49,7 @@ def test_a_bad_argument_is_told(argument, told):
         ("model.dtype", "float16"), ("train.targets", ()), ("train.batch_size", 1), ("train.schedule", "linear"),
         ("dataset.split_fractions", (0.5, 0.5)), ("dataset.split_fractions", (0.6, 0.1, 0.2)), ("dataset.split_fractions", (1.0, 0.0, 0.0)),
         ("dataset.split_fractions", (1.2, -0.1, -0.1)), ("dataset.block_images", 0),
+        ("predict.dataset", "phantm"), ("predict.dataset", "phantom.nul"), ("predict.dataset", "nih.null"),
         ("train.targets", ("sex", "sex")), ("dataset.uncertain", "one"),
         ("train.augment.zoom", 1.0), ("train.augment.zoom", -0.1), ("train.augment.shift", -0.1), ("train.augment.rotate_degrees", -5.0),
         ("train.warmup_epochs", 99.0), ("audit.splits", ("train",)), ("audit.splits", ()), ("audit.level", 95.0), ("audit.replicates", 10),
