@@ -6,18 +6,15 @@ Reads the config, opens the workdir, runs the stages in order. A user's mistake 
 from __future__ import annotations
 
 import errno
-import os
 import pathlib
 import shlex
 import sys
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before anything imports TensorFlow, whose greeting fills a screen
 
 from absl import flags, logging
 from ml_collections import config_flags
 
 from cxr_jax import experiment
-from cxr_jax.tables import UserError
+from cxr_jax.tables import UserError, causes
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="The experiment: a file of configs/, with an argument after a colon.")
 WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run. Default: runs/NAME[-ARGUMENT].")
@@ -93,11 +90,9 @@ def run(config, workdir: pathlib.Path, command: str, distributed: bool = False) 
 
 def _mistake(error: BaseException) -> UserError:
     """The one line in an error of the flag parser, which wraps whatever a config file raised."""
-    cause = error
-    while cause is not None:
+    for cause in causes(error):
         if isinstance(cause, UserError):
             return cause
-        cause = cause.__cause__ or cause.__context__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = next((line for line in reversed(lines) if line.startswith("cxr_jax.tables.UserError:")), None)
     if told:

@@ -40,6 +40,14 @@ class UserError(Exception):
     """A mistake that the user can mend. `main` prints its one line and exits with status 1, without a traceback."""
 
 
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, what it came from, and so on: libraries wrap what they meet, and what they call."""
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__ or link.__context__
+
+
 @dataclasses.dataclass(frozen=True)
 class Target:
     """What is predicted.
@@ -57,6 +65,15 @@ class Target:
             raise ValueError(f"a target is multiclass or multilabel, not {self.kind!r}")
         if len(set(self.classes)) != len(self.classes) or not self.classes:
             raise ValueError(f"the classes of a target must be distinct and at least one: {self.classes}")
+
+
+def targets_as_json(targets: Mapping[str, Target]) -> dict:
+    return {name: {"kind": target.kind, "classes": list(target.classes)} for name, target in targets.items()}
+
+
+def targets_from_json(stored: Mapping[str, Mapping]) -> dict[str, Target]:
+    """What `targets_as_json` gave. Raises KeyError, TypeError or AttributeError for anything else."""
+    return {name: Target(target["kind"], tuple(target["classes"])) for name, target in stored.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,8 +136,7 @@ class Predictions:
     def write(self, path: os.PathLike | str) -> None:
         """Writes Parquet at `path`, whole or not at all; targets travel in the file's own metadata."""
         self.check(str(path))
-        meta = {name: dataclasses.asdict(target) for name, target in self.targets.items()}
-        write_parquet(self.table, path, {"targets": meta, "open_data": self.open_data})
+        write_parquet(self.table, path, {"targets": targets_as_json(self.targets), "open_data": self.open_data})
 
     @classmethod
     def read(cls, path: os.PathLike | str) -> "Predictions":
@@ -128,8 +144,7 @@ class Predictions:
         table, meta = read_parquet(path)
         if "targets" not in meta:
             raise UserError(f"{path}: not written by `predict` (the file does not say which targets it holds)")
-        targets = {name: Target(t["kind"], tuple(t["classes"])) for name, t in meta["targets"].items()}
-        return cls(table, targets, bool(meta["open_data"])).check(str(path))
+        return cls(table, targets_from_json(meta["targets"]), bool(meta["open_data"])).check(str(path))
 
 
 def check_keys(table: pd.DataFrame, source: str) -> None:

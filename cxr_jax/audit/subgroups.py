@@ -239,7 +239,8 @@ class _Judgement:
         self.positive = self.labels == 1
         self.scores = predictions.scores(name)
         self.ceiling = predictions.scores(name, CEILING) if predictions.has_ceiling(name) else None
-        self._lest_few_show = f"lest a count of fewer than {settings.min_patients} patients show"
+        self._few = f"fewer than {settings.min_patients} patients"
+        self._lest_few_show = f"lest a count of {self._few} show"
         self.method = f"patient bootstrap, percentile, {settings.replicates} replicates"
         self.groups, self.absent = self._groups(predictions)
 
@@ -261,8 +262,7 @@ class _Judgement:
 
     def _protected(self, attribute: str, masks: dict[str, np.ndarray], everyone: _Group | None) -> list[_Group]:
         """The groups of one attribute with what must be hidden of them; `everyone` is their sum, or None for itself."""
-        minimum, known = self.settings.min_patients, self.known
-        few = f"fewer than {minimum} patients"
+        minimum, known, few = self.settings.min_patients, self.known, self._few
         members = list(masks.values())
 
         def reasons(labelled: np.ndarray) -> list[str]:
@@ -524,7 +524,7 @@ class _Judgement:
         everyone = self.groups[0]
         positive = self.positive[everyone.known[c], c]
         if not everyone.suppressed[c] and everyone.hidden_positives[c]:
-            reason = f"the curve would show fewer than {self.settings.min_patients} patients"
+            reason = f"the curve would show {self._few}"
             row = self._row(metric, self.classes[c], everyone, c, _Figure(np.nan, None, reason))
             return row | _NO_COUNTS | {"suppressed": True}
         reason = everyone.suppressed[c] or (_one_class(positive) if both_sides or not len(positive) else "")
@@ -580,8 +580,7 @@ class _Judgement:
             images = at[true == c]
             for p, predicted in enumerate(self.classes):
                 if everyone.suppressed[c] or everyone.hidden_positives[c]:
-                    few = f"fewer than {self.settings.min_patients} patients"
-                    reason = everyone.suppressed[c] or f"hidden lest a class of {few} show"
+                    reason = everyone.suppressed[c] or f"hidden lest a class of {self._few} show"
                     row = self._row("confusion", name, everyone, c, _Figure(np.nan, None, reason), None, predicted)
                     rows.append(row | _NO_COUNTS | {"suppressed": True})
                 elif not len(images):

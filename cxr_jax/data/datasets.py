@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 # TensorFlow reads these once, when it is imported: without them lines on CPU features and oneDNN precede our own. It
 # only decodes pictures here, so oneDNN has nothing to speed up.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import numpy as np
@@ -345,8 +345,7 @@ def _explained(folder: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        link: BaseException | None = error
-        while link is not None:  # TFDS wraps what a builder raises
+        for link in tables.causes(error):  # TFDS wraps what a builder raises
             if isinstance(link, UserError):
                 raise link from None
             full = isinstance(link, OSError) and (link.errno == errno.ENOSPC or "Not enough disk space" in str(link))
@@ -360,7 +359,6 @@ def _explained(folder: pathlib.Path) -> Iterator[None]:
                 raise UserError(
                     f"{where}: permission denied; config.dataset.raw_dir must be readable, config.dataset.data_dir writable"
                 ) from error
-            link = link.__cause__ or link.__context__
         raise
 
 

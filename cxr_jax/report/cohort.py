@@ -44,6 +44,11 @@ def groups_of(
     return list(masks), np.argmax(np.stack(list(masks.values())), axis=0)
 
 
+def _each_and_all(values: np.ndarray, wanted: Sequence) -> list[np.ndarray]:
+    """Where `values` [n] equal each of `wanted`, and last of all everywhere: bool [n] each."""
+    return [*(values == value for value in wanted), np.ones(len(values), bool)]
+
+
 def counts(
     table: pd.DataFrame,
     attribute: str,
@@ -60,8 +65,8 @@ def counts(
     names, group = groups_of(table, attribute, edges, first)
     splits = [split for split in tables.SPLITS if split in set(table["split"])]
     patient = pd.factorize(table["patient_id"])[0]
-    rows = [*(group == i for i in range(len(names))), np.ones(len(table), bool)]
-    columns = [*((table["split"] == split).to_numpy() for split in splits), np.ones(len(table), bool)]
+    rows = _each_and_all(group, range(len(names)))
+    columns = _each_and_all(table["split"].to_numpy(object), splits)
     cells = [[np.unique(patient[row & column]) for column in columns] for row in rows]
     hidden = np.array([[(name, split) in hide for split in [*splits, None]] for name in [*names, None]])
     reluctance = np.zeros(hidden.shape, int)
@@ -94,8 +99,7 @@ def ages(
     for years in (10, 20):
         starts = np.arange(0, highest + 1e-9, years)
         bins = np.where(np.isnan(age), len(starts), np.searchsorted(starts, np.nan_to_num(age), side="right") - 1)
-        rows = [*(group == i for i in range(len(names))), np.ones(len(group), bool)]
-        columns = [*(bins == j for j in range(len(starts) + 1)), np.ones(len(group), bool)]
+        rows, columns = _each_and_all(group, range(len(names))), _each_and_all(bins, range(len(starts) + 1))
         cells = [[np.flatnonzero(r & c) for c in columns] for r in rows]  # of patients, here one row each
         reluctance = np.zeros((len(rows), len(columns)), int)
         reluctance[:, -1] = 2
