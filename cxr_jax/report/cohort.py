@@ -55,12 +55,12 @@ def counts(
     edges: Sequence[float],
     least: int,
     first: Sequence[str] = (),
-    hide: Collection[tuple[str, str]] = (),
+    hide: Collection[tuple[str | None, str | None]] = (),
 ) -> Counts:
     """Counts by group and split of a cohort (cohort.parquet), and which must be withheld.
 
     edges: lower edges of age bands, years. first: groups to list first, in that order. hide: (group, split) that
-    another table already withholds; shown here, they would undo it.
+    another table already withholds, None for all groups or all splits; shown here, they would undo it.
     """
     names, group = groups_of(table, attribute, edges, first)
     splits = [split for split in tables.SPLITS if split in set(table["split"])]
@@ -127,23 +127,66 @@ def prevalence(table: pd.DataFrame, names: Sequence[str], group: np.ndarray, lea
     it is where p is 0 or 1, at the number of patients. One patient alone has no variance, and so no interval: NaN.
     """
     found = []
+    patient = pd.factorize(table["patient_id"])[0]
     for column in (c for c in table.columns if c.startswith(FINDING)):
         if table[column].isna().all():
             continue
-        positive = (table[column] == 1).astype(np.int64)
+        positive = (table[column] == 1).to_numpy()
         for i, name in enumerate(names):
             here = group == i
-            y = positive[here].groupby(table.loc[here, "patient_id"].to_numpy()).agg(["sum", "count"])
-            k, m, with_it = len(y), int(y["count"].sum()), int((y["sum"] > 0).sum())
-            without = k - int((y["sum"] == y["count"]).sum())
-            row = {"finding": column.removeprefix(FINDING), "group": name, "n_images": m, "n_patients": k}
-            if k < least or 0 < with_it < least or 0 < without < least:
+            y, m = by_patient(positive[here], patient[here])
+            with_it, without = int((y > 0).sum()), int((y < m).sum())
+            row = {"finding": column.removeprefix(FINDING), "group": name}
+            row |= {"n_images": int(m.sum()), "n_patients": len(m)}
+            if len(m) < least or 0 < with_it < least or 0 < without < least:
                 found.append({**row, "value": np.nan, "low": np.nan, "high": np.nan, "suppressed": True})
                 continue
-            p = y["sum"].sum() / m
-            v = k / (k - 1) * ((y["sum"] - p * y["count"]) ** 2).sum() / m**2 if k > 1 else np.nan
-            n = k if v == 0 else np.minimum(p * (1 - p) / v, m)
-            low, high = wilson(p, n, level)
-            found.append({**row, "value": p, "low": low, "high": high, "suppressed": False})
+            value, low, high = share(y, m, level)
+            found.append({**row, "value": value, "low": low, "high": high, "suppressed": False})
     columns = ["finding", "group", "value", "low", "high", "n_images", "n_patients", "suppressed"]
     return pd.DataFrame(found, columns=columns)
+
+
+def by_patient(positive: np.ndarray, patient: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Positive images and all images of each patient who has any: two int [k]. positive: bool [n]; patient: int [n]."""
+    m = np.bincount(patient)
+    y = np.bincount(patient, weights=positive).astype(np.int64)
+    return y[m > 0], m[m > 0]
+
+
+def share(y: np.ndarray, m: np.ndarray, level: float) -> tuple[float, float, float]:
+    """Share of images over patients with y positive of m images each, int [k], and its interval: see `prevalence`."""
+    k, images = len(m), int(m.sum())
+    p = float(y.sum() / images)
+    v = k / (k - 1) * ((y - p * m) ** 2).sum() / images**2 if k > 1 else np.nan
+    n = k if v == 0 else np.minimum(p * (1 - p) / v, images)
+    return p, *wilson(p, n, level)
+
+
+def first_images(age: np.ndarray, patient: np.ndarray) -> np.ndarray:
+    """Where each patient's first image is: int [patients], by patient code.
+
+    age: float [n], years, NaN unknown; patient: int [n], codes from 0. First is lowest in age, then in the table; an
+    image of known age comes before one of unknown.
+    """
+    order = np.argsort(age, kind="stable")
+    return order[np.unique(patient[order], return_index=True)[1]]
+
+
+def hidden_when_judged(
+    table: pd.DataFrame, attribute: str, edges: Sequence[float], least: int, splits: Collection[str]
+) -> set[tuple[str, str]]:
+    """(group, split) that an audit of these splits will suppress, as `counts` takes them in `hide`.
+
+    An audit looks at one split at a time and so may withhold another cell beside a small one than `counts` would; two
+    pages on one cohort, each with a cover of its own, would uncover what either hides.
+    """
+    names, group = groups_of(table, attribute, edges)
+    patient, split = pd.factorize(table["patient_id"])[0], table["split"].to_numpy(object)
+    gone = set()
+    for name in splits:
+        cells = [[np.unique(patient[rows & (split == name)])] for rows in _each_and_all(group, range(len(names)))]
+        reluctance = np.append(np.zeros(len(names), int), -1)[:, None]
+        hidden = withhold(cells, least, reluctance=reluctance, rows_add_up=False)
+        gone |= {(names[i], name) for i in np.flatnonzero(hidden[:-1, 0])}
+    return gone

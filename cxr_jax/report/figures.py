@@ -274,8 +274,8 @@ def ages(
 
 
 @_styled
-def prevalence(table: pd.DataFrame, called: str, least: int, level: float) -> Drawing | None:
-    """Share of images with each finding, by group, with intervals."""
+def prevalence(table: pd.DataFrame, called: str, least: int, level: float, also: str = "") -> Drawing | None:
+    """Share of images with each finding, by group, with intervals. also: for what else a share was withheld."""
     sizes = table.drop_duplicates("group").set_index("group")["n_patients"]
     groups = [g for g in sizes.index if sizes[g] >= least]
     groups = [g for g in groups if g in set(sizes[groups].sort_values(ascending=False).index[: len(COLOURS)])]
@@ -340,12 +340,82 @@ def prevalence(table: pd.DataFrame, called: str, least: int, level: float) -> Dr
         " estimate clustered by patient)."
     )
     if withheld:
-        caption += f" A cross left of the axis: withheld, since 1 to {least - 1} patients have the finding, or lack it."
+        few = f"1 to {least - 1} patients"
+        caption += f" A cross left of the axis: withheld, since {few} have the finding, or lack it{also}."
     if alone:
         caption += " A group of one patient has no interval."
     if len(groups) < len(sizes):
         caption += f" Shown are the {len(groups)} largest groups of at least {least} patients."
     return "cohort_prevalence", figure, alt, caption
+
+
+@_styled
+def differences(table: pd.DataFrame, against: str, called: str, least: int, level: float) -> Drawing | None:
+    """Sizes of standardised differences, one line a covariate, one marker a group.
+
+    table: covariate, group, value, low, high, n_patients (NaN where it must not be shown), suppressed. against: whom
+    each group is compared with. called: what the groups are of.
+    """
+    sizes = table.groupby("group", sort=False)["n_patients"].max()
+    shown_at_all = table[~table["suppressed"] & table["value"].notna()]
+    groups = [g for g in sizes.index if g in set(shown_at_all["group"])]
+    # A group whose size is withheld sorts last, so that its place tells nothing.
+    most = sizes[groups].fillna(0).sort_values(ascending=False, kind="stable").index[: len(COLOURS)]
+    dropped, groups = len(groups) > len(most), [g for g in groups if g in set(most)]
+    covariates = audit_rows.in_order(table["covariate"])
+    if not groups or not covariates:
+        return None
+    step = 0.72 / len(groups)
+    figure = _figure(0.85 + 0.18 * -(-len(groups) // 2) + len(covariates) * max(0.3, 0.085 * len(groups)))
+    panel = figure.subplots()
+    panel.axvline(0.1, color=FAINT, lw=0.9, ls=":")
+    withheld, farthest = 0, 0.1
+    for i, group in enumerate(groups):
+        here = table[table["group"] == group].set_index("covariate").reindex(covariates)
+        y = np.arange(len(covariates)) + (i - (len(groups) - 1) / 2) * step
+        value, low, high = (here[c].to_numpy(float) for c in ("value", "low", "high"))
+        # A signed interval that covers 0 folds to one that begins there.
+        ends = np.sort(np.abs(np.stack([low, high])), axis=0)
+        ends[0, (low < 0) & (high > 0)] = 0
+        panel.hlines(y, ends[0], ends[1], color=COLOURS[i], linewidth=1.3)
+        panel.plot(np.abs(value), y, MARKERS[i], color=COLOURS[i], ms=3.6, clip_on=False)
+        gone = here["suppressed"].fillna(False).to_numpy(bool)
+        withheld += int(gone.sum())
+        panel.plot(
+            np.zeros(gone.sum()), y[gone], "x", color=COLOURS[i], ms=3, mew=0.9, transform=_beside_axes(panel),
+            clip_on=False,
+        )  # fmt: skip
+        farthest = np.nanmax([farthest, *np.abs(value), *ends[1]])
+    panel.set_yticks(np.arange(len(covariates)), [_short(c) for c in covariates])
+    panel.set_ylim(len(covariates) - 0.5, -0.5)
+    panel.set_xlim(0, farthest * 1.05)
+    panel.grid(axis="y", visible=False)
+    panel.tick_params(axis="y", length=0, pad=9)
+    for edge in np.arange(1, len(covariates)) - 0.5:
+        panel.axhline(edge, color=GRID, linewidth=0.5)
+    panel.set_xlabel("size of the standardised difference")
+    count = {g: f" (n = {int(sizes[g]):,})" if np.isfinite(sizes[g]) else "" for g in groups}
+    handles = [
+        Line2D([], [], color=COLOURS[i], marker=MARKERS[i], ms=4, lw=1.3,
+               label=f"{_short(audit_rows.group_name(g), 18)}{count[g]}")
+        for i, g in enumerate(groups)
+    ]  # fmt: skip
+    figure.legend(handles=handles, loc="outside upper left", ncols=2, handlelength=1.6, columnspacing=1.2)
+    said = []
+    for group in groups:
+        here = shown_at_all[shown_at_all["group"] == group]
+        top = here.loc[here["value"].abs().idxmax()]
+        said.append(f"{audit_rows.group_name(group)}: largest for {top['covariate']}, {abs(top['value']):.2f}")
+    alt = f"Sizes of standardised differences, each group against {against}. " + "; ".join(said) + "."
+    caption = (
+        f"Size of the standardised difference of each group against {against}, by {called}; n counts patients. Lines:"
+        f" {audit_rows.percent(level)} intervals. Dotted: 0.1, above which a difference is customarily called one."
+    )
+    if withheld:
+        caption += f" A cross left of the axis: withheld, since a cell of fewer than {least} patients would show."
+    if dropped:
+        caption += f" Shown are the {len(groups)} largest groups."
+    return "cohort_differences", figure, alt, caption
 
 
 # ------------------------------------------------------------------------------------------------- training

@@ -31,7 +31,7 @@ from PIL import Image
 
 from cxr_jax import tables
 from cxr_jax.audit import subgroups
-from cxr_jax.report import cohort, figures
+from cxr_jax.report import cohort, demographics, figures
 from cxr_jax.report import rows as audit_rows
 
 MOST_EXAMPLES = 24
@@ -95,7 +95,7 @@ def write(workdir: os.PathLike | str, examples: Sequence[tuple[np.ndarray, str]]
         diff=[(f, _shown(v["base"]), _shown(v["run"])) for f, v in sorted(diff.items())],
         config=json.dumps(config, indent=1),
         packages=sorted(run["packages"].items()) if "packages" in run and run["packages"] else [],
-        cohort=None if table is None else _cohort_tables(table, read.meta, counted, name_of),
+        cohort=None if table is None else _cohort_tables(table, read.attrition, counted, name_of),
         least=least,
         quarantine=quarantine,
         drawn=drawn,
@@ -167,8 +167,8 @@ class _Read:
 
     rows: of audit.json, less the counts that would undo what the cohort's tables withhold.
     judged: what run.json says of the data set that the model was judged on; elsewhere: whether it is another than that
-        of training. table, meta, counted: the cohort of these data, what was written beside it, and its counts by
-        attribute. first: groups to list first.
+        of training. table, attrition, counted: the cohort of these data, what its rules left (None where nobody wrote
+        it down), and its counts by attribute. first: groups to list first.
     """
 
     config: dict
@@ -177,7 +177,7 @@ class _Read:
     judged: dict
     elsewhere: bool
     table: pd.DataFrame | None
-    meta: dict
+    attrition: list[tuple[str, list[str]]] | None
     first: Sequence[str]
     counted: list[cohort.Counts]
 
@@ -209,14 +209,17 @@ def _read(workdir: pathlib.Path) -> _Read:
     about = {which: run[which] if which in run else {"open_data": False, "invented_groups": False}}
     for name in ("invented_groups", "open_data"):
         _field(about, f"{which}.{name}", workdir / "run.json")
-    path = workdir / ("judged_cohort.parquet" if elsewhere else "cohort.parquet")
+    stem = "judged_cohort" if elsewhere else "cohort"
+    path = workdir / f"{stem}.parquet"
     table, meta = _cohort(path) if elsewhere or path.exists() else (None, {})
     first = meta["races"] if "races" in meta else ()
     least, edges, wanted = (config["audit"][name] for name in ("min_patients", "age_bands", "attributes"))
     attributes = _attributes(table, wanted, edges)
     counted = [cohort.counts(table, a, edges, least, first, _suppressed(rows, a)) for a in attributes]
     rows = _withhold_counts(_with_reasons(rows), counted)
-    return _Read(config, run, rows, about[which], elsewhere, table, meta, first, counted)
+    numbers = workdir / f"{stem}.csv"
+    attrition = demographics.attrition(numbers)[1] if table is not None and numbers.exists() else None
+    return _Read(config, run, rows, about[which], elsewhere, table, attrition, first, counted)
 
 
 def _field(record: Mapping, dotted: str, source: pathlib.Path):
@@ -229,7 +232,7 @@ def _field(record: Mapping, dotted: str, source: pathlib.Path):
 
 
 def _cohort(path: pathlib.Path) -> tuple[pd.DataFrame, dict]:
-    """The cohort, and what was written beside it: the order of races, the steps by which it came about."""
+    """The cohort, and what was written beside it: the order of races."""
     table, meta = tables.read_parquet(path)
     tables.check_keys(table, str(path))
     if "split" not in table:
@@ -504,10 +507,10 @@ def _other_measures(rows: pd.DataFrame, split: str) -> dict:
     return {"measures": [names[m] for m in measures], "lines": lines, "notes": any(line["note"] for line in lines)}
 
 
-def _cohort_tables(table: pd.DataFrame, meta: Mapping, counted: Sequence[cohort.Counts], name_of) -> dict:
+def _cohort_tables(table: pd.DataFrame, attrition: Sequence | None, counted: Sequence[cohort.Counts], name_of) -> dict:
     splits = [split for split in tables.SPLITS if split in set(table["split"])]
-    if "attrition" in meta:
-        steps = [(step["rule"], f"{step['images']:,}", f"{step['patients']:,}") for step in meta["attrition"]]
+    if attrition is not None:
+        steps = [(rule, *cells[:2]) for rule, cells in attrition]
     else:
         here = {split: table["split"] == split for split in splits} | {"all splits": np.ones(len(table), bool)}
         steps = [(name, f"{int(m.sum()):,}", f"{table.loc[m, 'patient_id'].nunique():,}") for name, m in here.items()]
