@@ -12,19 +12,28 @@ def get_config() -> ml_collections.ConfigDict:
     c.seed = 0  # of initialisation, of the order of training and of augmentation
 
     c.dataset = d = ml_collections.ConfigDict()
-    d.name = "phantom"  # phantom | nih (mimic, chexpert, padchest: see the README)
+    d.name = "phantom"  # phantom | mimic | chexpert | nih | padchest
     d.variant = "planted"  # the builder's own config, where it has several; the phantom's: see tfds_builders/cxr_phantom
     d.raw_dir = ""  # folder of the release as downloaded; the phantom needs none
+    d.mimic_iv_dir = ""  # folder of MIMIC-IV, where it does not lie in mimic's raw_dir
     d.data_dir = ""  # folder of the TFRecords; empty: TFDS's own default
     d.image_size = 256  # pixels a side that the model sees; records are always stored at 256
     d.aspect = "squash"  # squash | pad: how a picture that is not square becomes so, when records are written
     d.max_unreadable_share = 0.01  # of the release's images; prepare fails above it
-    d.race_rule = "recorded"  # recorded: race exactly as the release has it
+    d.pictures = "released"  # released | dicom: which files of the release the images are read from
+    d.storage = "png"  # png | raw: raw takes more disk, and no decoding when it is read
+    d.beam_runner = ""  # DirectRunner, FlinkRunner, SparkRunner, DataflowRunner, …; empty: this process builds alone
+    d.beam_options = ()  # of that runner, as its command line has them, such as ("--direct_num_workers=8",)
+    # recorded: groups of the data set's own, as it has them. For mimic and chexpert: four_race | three_race |
+    # first_admission | all (cxr_jax/data/race_rules.py); four_race unless told otherwise.
+    d.race_rule = "recorded"
+    d.race_table = ""  # a table of one's own, laid over cxr_jax/data/race_groups.csv
     d.split_rule = "patient_hash"  # patient_hash | official
     d.split_fractions = (0.6, 0.1, 0.3)  # of patients, in train, validation, test; for patient_hash
     d.split_salt = "cxr_jax"  # another salt is another split
-    d.views = ()  # keep these views alone; empty: all of them
+    d.views = ("AP", "PA")  # keep these views alone, by default the frontal ones; empty: all of them
     d.uncertain = "ignore"  # ignore | zeros | ones: what a finding recorded as -1 counts as
+    d.unmentioned = "zeros"  # zeros | ignore: what a finding counts as that a report does not mention; if ignored, CheXpert's and MIMIC-CXR's No Finding has no negatives
     d.host_cache_gib = 8.0  # decoded images held in memory, GiB; a larger split streams, in a block shuffle
     d.block_images = 1024  # images that a streamed block holds
     d.phantom = p = ml_collections.ConfigDict()
@@ -64,6 +73,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.predict = r = ml_collections.ConfigDict()
     r.dataset = ""  # NAME[.VARIANT] of another data set to judge on; empty: the one trained on
     r.raw_dir = ""  # that data set's release folder
+    r.mimic_iv_dir = ""  # and of MIMIC-IV
     r.splits = ("validation", "test")
     r.checkpoint = "best"  # best | last
 

@@ -32,9 +32,13 @@ STAGE_FIELDS = {
     "report": ("name",),
 }
 # These change no result: where things lie, what is run now, how often a checkpoint is taken.
-FREE_FIELDS = ("stages", "checkpoint", "dataset.raw_dir", "dataset.data_dir", "predict.raw_dir", "train.log_every_steps")
+FREE_FIELDS = (
+    "stages", "checkpoint", "train.log_every_steps", "dataset.data_dir", "dataset.beam_runner", "dataset.beam_options",
+    "dataset.raw_dir", "dataset.mimic_iv_dir", "predict.raw_dir", "predict.mimic_iv_dir",
+)  # fmt: skip
 
 DATASETS = ("phantom", "mimic", "chexpert", "nih", "padchest")
+HOSPITAL_WORDS = ("mimic", "chexpert")  # record race as hospitals do, in dozens of words
 PHANTOM_VARIANTS = ("planted", "null", "confounded", "acquisition", "underdiagnosed", "shortcut")
 SIZES = ("tiny", "paper")
 
@@ -84,6 +88,9 @@ def nearest_first(word: str, known: Iterable[str]) -> list[str]:
 def choose_dataset(dataset: ml_collections.ConfigDict, token: str, source: str) -> None:
     """Sets name and variant of a `config.dataset` from NAME[.VARIANT]; the phantom without one is `planted`.
 
+    The race rule stays where it suits the data set: those that record race in a hospital's words need one that makes
+    groups of them (`four_race` unless another is set), the others have groups of their own, or none (`recorded`).
+
     Raises UserError, which begins with `source`, for a data set or a variant that there is not.
     """
     name, _, variant = token.partition(".")
@@ -95,6 +102,8 @@ def choose_dataset(dataset: ml_collections.ConfigDict, token: str, source: str) 
         raise UserError(f"{source}: no such phantom{nearest(variant, PHANTOM_VARIANTS)}")
     dataset.name = name
     dataset.variant = (variant or "planted") if name == "phantom" else ""
+    if (name in HOSPITAL_WORDS) == (dataset.race_rule == "recorded"):
+        dataset.race_rule = "four_race" if name in HOSPITAL_WORDS else "recorded"
 
 
 def apply_argument(
@@ -148,11 +157,15 @@ def validate(config: ml_collections.ConfigDict) -> None:
     require("stages", sorted(config.stages, key=list(STAGE_FIELDS).index) == list(config.stages), f"stages run in the order {', '.join(STAGE_FIELDS)}")
     require("dataset.image_size", 32 <= d.image_size <= 256, "32 to 256 pixels (records are stored at 256)")
     require("dataset.aspect", d.aspect in ("squash", "pad"), "squash or pad")
+    require("dataset.pictures", d.pictures in ("released", "dicom"), "released or dicom")
+    require("dataset.storage", d.storage in ("png", "raw"), "png or raw")
+    require("dataset.beam_options", d.beam_runner or not d.beam_options, "options of a runner that dataset.beam_runner names")
     require("dataset.max_unreadable_share", 0 <= d.max_unreadable_share <= 1, "a share from 0 to 1")
     require("dataset.split_rule", d.split_rule in ("patient_hash", "official"), "patient_hash or official")
     fractions = list(d.split_fractions)
     require("dataset.split_fractions", len(fractions) == 3 and min(fractions) > 0 and abs(sum(fractions) - 1) < 1e-6, "three shares above 0 that add up to 1")
     require("dataset.uncertain", d.uncertain in ("ignore", "zeros", "ones"), "ignore, zeros or ones")
+    require("dataset.unmentioned", d.unmentioned in ("zeros", "ignore"), "zeros or ignore")
     require("dataset.host_cache_gib", d.host_cache_gib > 0, "more than 0 GiB")
     require("dataset.block_images", d.block_images > 0, "at least 1 image")
     require("dataset.phantom.patients", d.phantom.patients >= 10, "at least 10 patients")

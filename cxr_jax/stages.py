@@ -3,9 +3,9 @@
 Each stage reads files of the workdir, calls one room, and writes files of the workdir. What it may assume is what an earlier
 stage, or a user, left there.
 
-    prepare   release or phantom        cohort.parquet, quarantine.csv (and TFRecords, outside the workdir)
+    prepare   release or phantom        cohort.parquet, cohort.html, cohort.csv, quarantine.csv (and TFRecords, outside)
     train     TFRecords                 checkpoints/, metrics.jsonl, tensorboard/
-    predict   checkpoint, TFRecords     predictions.parquet, and judged_cohort.parquet for predict.dataset
+    predict   checkpoint, TFRecords     predictions.parquet; for predict.dataset, judged_cohort.* as prepare's cohort.*
     audit     predictions.parquet       audit.json
     report    all of these              report.html, figures/
 """
@@ -25,8 +25,9 @@ COHORT, JUDGED_COHORT, PREDICTIONS, AUDIT = "cohort.parquet", "judged_cohort.par
 
 
 def prepare(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
-    """Builds or verifies the data set and writes down who is in the cohort, and in which split."""
+    """Builds or verifies the data set and writes down who is in the cohort, in which split, and what they are like."""
     from cxr_jax.data import cohorts, datasets
+    from cxr_jax.report import demographics
 
     dataset = datasets.prepare(config.dataset)
     cohort = cohorts.select(dataset.keys, dataset.findings, dataset.races, config.dataset)
@@ -34,14 +35,15 @@ def prepare(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     with tables.whole_file(run.path("quarantine.csv")) as path:
         dataset.quarantine.to_csv(path, index=False)
     # A target that the data cannot teach is told now, not after an hour of training.
-    _, dropped = cohorts.targets(cohort, config.train.targets, config.dataset.uncertain)
+    _, dropped = cohorts.targets(cohort, config.train.targets, config.dataset)
     summary = {**dataset.summary(), "attrition": cohort.attrition, "findings_dropped": list(dropped)}
     run.record.update(dataset=summary, headline=headline(config))
+    page = demographics.write(run.workdir, cohort.table, cohort.attrition, dataset.summary(), config.audit, cohort.races)
     print(run.record["headline"])
-    for statement in dataset.metadata["integrity"]["statements"] if "integrity" in dataset.metadata else ():
+    for statement in [*dataset.integrity.get("statements", ()), *cohorts.against_published(cohort, config.dataset)]:
         print(f"  {statement}")
-    for step in cohort.attrition:
-        print(f"  {step['rule']}: {step['images']:,} images, {step['patients']:,} patients")
+    print(demographics.attrition_text(page.with_suffix(".csv")))
+    print(f"  who they are: {page}")
     if summary["quarantined"]:
         print(f"  {summary['quarantined']} images could not be read: {run.path('quarantine.csv')}")
     if dropped:
@@ -68,8 +70,8 @@ def train(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
 
     dataset = datasets.open(config.dataset)
     cohort = cohorts.Cohort.read(run.path(COHORT))
-    targets, _ = cohorts.targets(cohort, config.train.targets, config.dataset.uncertain)
-    labels = cohorts.labels(cohort, targets, config.dataset.uncertain)
+    targets, _ = cohorts.targets(cohort, config.train.targets, config.dataset)
+    labels = cohorts.labels(cohort, targets, config.dataset)
 
     sources = pipeline.sources(dataset, cohort.table, config.dataset)
 
@@ -121,6 +123,7 @@ def log_loss(labels: np.ndarray, scores: np.ndarray) -> float:
 def predict(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     """Scores the splits of config.predict.splits with a checkpoint; on another data set where config.predict.dataset names one."""
     from cxr_jax.data import cohorts, datasets, pipeline
+    from cxr_jax.report import demographics
     from cxr_jax.training import inference, metrics_log
 
     folder, which = run.path("checkpoints"), config.predict.checkpoint
@@ -137,13 +140,14 @@ def predict(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
         dataset = datasets.prepare(judged)
         cohort = cohorts.select(dataset.keys, dataset.findings, dataset.races, judged)
         cohort.write(run.path(JUDGED_COHORT))
+        demographics.write(run.workdir, cohort.table, cohort.attrition, dataset.summary(), config.audit, cohort.races, "judged_cohort")
         run.record["judged"] = {"asked": config.predict.dataset, **dataset.summary(), "attrition": cohort.attrition}
     else:
         run.path(JUDGED_COHORT).unlink(missing_ok=True)
         dataset = datasets.open(judged)
         cohort = cohorts.Cohort.read(run.path(COHORT))
 
-    labels = cohorts.labels(cohort, forward.targets, judged.uncertain)
+    labels = cohorts.labels(cohort, forward.targets, judged)
 
     parts = []
     sources = pipeline.sources(dataset, cohort.table, judged)

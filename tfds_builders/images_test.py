@@ -5,8 +5,11 @@ import struct
 import zlib
 
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image, ImageFile
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from cxr_jax.tables import UserError
 from tfds_builders import images
@@ -232,3 +235,125 @@ def test_a_share_of_zero_allows_none():
 def test_a_share_is_a_share(share):
     with pytest.raises(UserError, match="max_unreadable_share"):
         images.Quarantine("r", 10, share)
+
+
+# ---- JPEGs at reduced size -------------------------------------------------------------------------
+
+
+def radiograph_like(height, width):
+    """Smooth, with edges and grain, so that a filter that differs shows."""
+    rng = np.random.default_rng(height * width)
+    coarse = np.asarray(Image.fromarray(rng.integers(0, 256, (24, 20), dtype=np.uint8)).resize((width, height)), float)
+    coarse[height // 3 : height // 2, width // 4 : width // 2] *= 0.6
+    return np.clip(coarse + rng.normal(0, 2, coarse.shape), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("aspect", images.ASPECTS)
+@pytest.mark.parametrize("shape", [(3056, 2544), (2544, 3056), (2100, 2022), (4100, 4101), (1300, 1101), (615, 700), (300, 280)])
+def test_a_jpeg_decoded_at_reduced_size_is_the_picture_decoded_whole(shape, aspect):
+    data = encoded(radiograph_like(*shape), "JPEG", quality=95)
+    whole = images.resize(images.decode(data), aspect).astype(float)
+    ours = images.from_bytes(data, aspect)[..., 0].astype(float)
+    assert np.abs(ours - whole).mean() < 0.5
+    # A picture that is shifted by a fraction of a pixel differs by as much everywhere; this looks along both axes.
+    for axis in (0, 1):
+        slope = np.gradient(whole, axis=axis)
+        assert abs((slope * (ours - whole)).sum() / (slope**2).sum()) < 0.05  # pixels
+
+
+def test_colour_and_gray_jpegs_are_reduced_alike():
+    gray = radiograph_like(1400, 1200)
+    one = images.from_bytes(encoded(gray, "JPEG", quality=95)).astype(float)
+    three = images.from_bytes(encoded(np.dstack([gray] * 3), "JPEG", quality=95)).astype(float)
+    assert np.abs(one - three).mean() < 0.5
+
+
+def test_a_large_jpeg_that_is_cut_is_told():
+    data = encoded(radiograph_like(1400, 1200), "JPEG", quality=95)
+    # Its end mark may stand elsewhere in the file, as that of a thumbnail does.
+    for spoilt in (data[: len(data) // 2], data[:2] + b"\xff\xfe\x00\x04\xff\xd9" + data[2 : len(data) // 2]):
+        with pytest.raises(images.UnreadableImage) as caught:
+            images.from_bytes(spoilt)
+        assert caught.value.reason == images.TRUNCATED
+
+
+# ---- DICOM -----------------------------------------------------------------------------------------
+
+
+def dicom(stored, bits=12, photometric="MONOCHROME2", **tags) -> bytes:
+    """A DICOM file of one gray picture, written by pydicom."""
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
+    meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=["a picture"])
+    dataset = pydicom.Dataset()
+    dataset.file_meta = meta
+    dataset.Rows, dataset.Columns = stored.shape
+    dataset.SamplesPerPixel, dataset.PixelRepresentation = 1, int(stored.dtype.kind == "i")
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, bits, bits - 1
+    dataset.PhotometricInterpretation = photometric
+    for name, value in tags.items():
+        setattr(dataset, name, value)
+    dataset.PixelData = stored.tobytes()
+    file = io.BytesIO()
+    dataset.save_as(file, enforce_file_format=True)
+    return file.getvalue()
+
+
+RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+
+
+def test_dicom_without_a_window_uses_the_whole_range_of_its_bits():
+    np.testing.assert_allclose(images.decode(dicom(RAMP)), RAMP / 4095 * 255, atol=1e-3)
+    half = (RAMP // 2).astype(np.uint16)  # uses half the range, and stays half as bright
+    np.testing.assert_allclose(images.decode(dicom(half)), half / 4095 * 255, atol=1e-3)
+
+
+def test_monochrome1_is_turned_over():
+    np.testing.assert_allclose(images.decode(dicom(RAMP, photometric="MONOCHROME1")), 255 - RAMP / 4095 * 255, atol=1e-3)
+
+
+def test_dicom_window_is_that_of_the_standard():
+    """PS3.3 C.11.2.1.2.1, written out: below and above the window flat, between them linear."""
+    centre, width = 1500.0, 1000.0
+    found = images.decode(dicom(RAMP, WindowCenter=centre, WindowWidth=width))
+    inside = ((RAMP - (centre - 0.5)) / (width - 1) + 0.5) * 255
+    np.testing.assert_allclose(found, np.clip(inside, 0, 255), atol=0.1)
+    assert (found[RAMP < 1000] == 0).all() and (found[RAMP > 2000] > 254.9).all()
+
+
+def test_dicom_rescale_comes_before_the_window():
+    found = images.decode(
+        dicom(RAMP, RescaleSlope=2.0, RescaleIntercept=-1000.0, WindowCenter=3000.0, WindowWidth=2000.0)
+    )
+    hounsfield = RAMP * 2.0 - 1000
+    np.testing.assert_allclose(found, np.clip(((hounsfield - 2999.5) / 1999 + 0.5) * 255, 0, 255), atol=0.1)
+
+
+def test_dicom_voi_table():
+    table = pydicom.Dataset()
+    table.LUTDescriptor = [4096, 0, 12]
+    table.LUTData = (4095 - np.arange(4096)).astype(np.uint16).tobytes()
+    found = images.decode(dicom(RAMP, VOILUTSequence=pydicom.Sequence([table])))
+    np.testing.assert_allclose(found, 255 - RAMP / 4095 * 255, atol=0.1)
+
+
+def test_signed_dicom():
+    signed = (RAMP.astype(np.int32) - 2048).astype(np.int16)
+    np.testing.assert_allclose(images.decode(dicom(signed)), RAMP / 4095 * 255, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "data, reason",
+    [
+        (dicom(RAMP)[:-1000], images.TRUNCATED),
+        (dicom(RAMP)[:200], images.NOT_AN_IMAGE),
+        (dicom(np.zeros((64, 64), np.uint16), NumberOfFrames=2), images.CORRUPT),
+        (dicom(RAMP, SamplesPerPixel=3), images.CORRUPT),
+        (b"\0" * 128 + b"DICM" + b"nothing of the kind", images.NOT_AN_IMAGE),
+    ],
+)
+def test_dicom_that_is_wrong(data, reason):
+    with pytest.raises(images.UnreadableImage) as caught:
+        images.decode(data)
+    assert caught.value.reason == reason

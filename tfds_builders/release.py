@@ -2,27 +2,48 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import csv
 import gzip
 import hashlib
 import io
 import os
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 import pandas as pd
 from etils import epath
 
 from cxr_jax.tables import UserError
 
 
+# CheXpert's fourteen in its order, which are MIMIC-CXR's too.
+CHEXPERT_FINDINGS = (
+    "No Finding",
+    "Enlarged Cardiomediastinum",
+    "Cardiomegaly",
+    "Lung Opacity",
+    "Lung Lesion",
+    "Edema",
+    "Consolidation",
+    "Pneumonia",
+    "Atelectasis",
+    "Pneumothorax",
+    "Pleural Effusion",
+    "Pleural Other",
+    "Fracture",
+    "Support Devices",
+)
+
+
 def folder(raw_dir: os.PathLike | str, what: str) -> epath.Path:
     """`raw_dir` as a path. Raises UserError where it is empty or no folder; `what` says what should lie there."""
     if not os.fspath(raw_dir):
-        raise UserError(f"dataset.raw_dir is not set: it names the folder of {what}")
+        raise UserError(f"config.dataset.raw_dir is not set: it names the folder of {what}")
     path = epath.Path(raw_dir).expanduser()
     if not path.is_dir():
-        raise UserError(f"{path}: no such folder; dataset.raw_dir names the folder of {what}")
+        raise UserError(f"{path}: no such folder; config.dataset.raw_dir names the folder of {what}")
     return path
 
 
@@ -50,8 +71,9 @@ def read_table(path: os.PathLike | str, required: Sequence[str]) -> pd.DataFrame
     that is there twice, and the first line that has too many or too few cells.
     """
     lines = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
-    rows: list[list[str]] = []
+    columns: list[list[str]] = [[] for _ in required]
     numbers: list[int] = []
+    rows: list[list[str]] = []
     try:
         header = [name.strip() for cell in next(lines, []) for name in cell.split(",")]
         while header and not header[-1]:
@@ -62,22 +84,53 @@ def read_table(path: os.PathLike | str, required: Sequence[str]) -> pd.DataFrame
             if header.count(name) != 1:
                 found = "no column" if name not in header else "more than one column"
                 raise UserError(f"{path}: {found} {name!r}; the table has {', '.join(header)}")
+        wanted, width = [header.index(name) for name in required], len(header)
+
+        def keep() -> None:
+            # Some rows at a time: a million lists of cells would be slow to make, and larger than the table.
+            for column, i in zip(columns, wanted, strict=True):
+                column.extend([cells[i] for cells in rows])
+            rows.clear()
+
         for cells in lines:
-            if not cells:
-                continue
-            if len(cells) < len(header) or any(cells[len(header) :]):
-                raise UserError(
-                    f"{path}: line {lines.line_num}: {len(cells)} cells found, {len(header)} expected; the file may be"
-                    " cut short or edited"
-                )
-            rows.append(cells[: len(header)])
+            if len(cells) != width:
+                if not cells:
+                    continue
+                if len(cells) < width or any(cells[width:]):
+                    raise UserError(
+                        f"{path}: line {lines.line_num}: {len(cells)} cells found, {width} expected; the file may be cut"
+                        " short or edited"
+                    )
+            rows.append(cells)
             numbers.append(lines.line_num)
+            if len(rows) == 4096:
+                keep()
+        keep()
     except csv.Error as error:
         raise UserError(f"{path}: line {lines.line_num}: not valid CSV ({error})") from None
-    if not rows:
+    if not numbers:
         raise UserError(f"{path}: a header and no rows")
-    table = pd.DataFrame(rows, columns=header, index=pd.Index(numbers, name="line"), dtype="str")
-    return table[list(required)].apply(lambda column: column.str.strip())
+    index = pd.Index(numbers, name="line")
+    return pd.DataFrame(
+        {name: pd.Series(cells, index, dtype="str").str.strip() for name, cells in zip(required, columns, strict=True)}
+    )
+
+
+def table_path(root: epath.Path, *names: str) -> epath.Path:
+    """The first of the files `names` that is in `root`, each as it is or with .gz. Raises UserError for none."""
+    found = optional_path(root, *names)
+    if found is None:
+        raise UserError(f"{root}: the table is missing: no {' or '.join(names)}, with or without .gz")
+    return found
+
+
+def optional_path(root: epath.Path, *names: str) -> epath.Path | None:
+    """As `table_path`, None where there is none."""
+    paths = (root / (name + end) for name in names for end in _ENDS)
+    return next((path for path in paths if path.is_file()), None)
+
+
+_ENDS = ("", ".gz")
 
 
 def refuse(bad: pd.Series, column: pd.Series, path: os.PathLike | str, expected: str) -> None:
@@ -91,15 +144,15 @@ def refuse(bad: pd.Series, column: pd.Series, path: os.PathLike | str, expected:
         )
 
 
-def refuse_duplicates(column: pd.Series, path: os.PathLike | str) -> None:
+def refuse_duplicates(column: pd.Series, path: os.PathLike | str, expected: str = "each image once") -> None:
     """Raises UserError naming the first value that stands on several lines, these lines, and how many there are."""
     again = column.index[column.duplicated().to_numpy()]
     if len(again):
         value = column.loc[again[0]]
         both = [str(line) for line in column.index[(column == value).to_numpy()]]
         raise UserError(
-            f"{path}: lines {' and '.join(both)}, column {column.name!r}: {value!r} found more than once, each image"
-            f" once expected ({column[column.duplicated()].nunique()} such)"
+            f"{path}: lines {' and '.join(both)}, column {column.name!r}: {value!r} found more than once, {expected}"
+            f" expected ({column[column.duplicated()].nunique()} such)"
         )
 
 
@@ -130,21 +183,35 @@ def picture_files(folders: Iterable[epath.Path]) -> dict[str, epath.Path]:
     return found
 
 
-def fingerprint(documents: Iterable[epath.Path], files: Mapping[str, epath.Path]) -> str:
-    """sha256 (hexadecimal) over the documents' names and contents, and over the names and sizes of `files`.
+def sizes(root: epath.Path, paths: pd.Series) -> np.ndarray:
+    """Bytes of each file `paths` (below `root`), -1 where it is missing or cannot be looked at: int64 [n].
 
-    Pictures are not read: a second for a hundred thousand of them. It does not depend on where the release lies, nor on
-    the folders that its pictures are in.
+    Hundreds of thousands of files on a network's disk are a matter of waiting, so that many are asked for at once.
+    """
+    local = "://" not in os.fspath(root)
+
+    def size(path: str) -> int:
+        try:
+            return os.stat(os.path.join(root, path)).st_size if local else (root / path).stat().length
+        except OSError:  # a link that goes in circles too: the build sets such a picture aside
+            return -1
+
+    with concurrent.futures.ThreadPoolExecutor(32) as pool:
+        chunks = [paths.iloc[i : i + 1024] for i in range(0, len(paths), 1024)]
+        found = list(pool.map(lambda chunk: [size(path) for path in chunk], chunks))
+    return np.array([n for chunk in found for n in chunk], np.int64)
+
+
+def fingerprint(documents: Iterable[epath.Path], names: pd.Series, sizes: pd.Series) -> str:
+    """sha256 (hexadecimal) over the documents' names and contents, and over the pictures' names and sizes.
+
+    Pictures are not read. It does not depend on where the release lies, nor on the folders that its pictures are in.
     """
     digest = hashlib.sha256()
     for path in documents:
         content = path.read_bytes()
         digest.update(f"{path.name}\0{len(content)}\0".encode())
         digest.update(content)
-    for name in sorted(files):
-        try:
-            size = files[name].stat().length
-        except OSError:  # a link whose target is gone, or goes in circles: the build sets such a picture aside
-            size = -1
+    for name, size in sorted(zip(names, sizes, strict=True)):
         digest.update(f"{name}\0{size}\n".encode())
     return digest.hexdigest()

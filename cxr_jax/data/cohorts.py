@@ -22,13 +22,16 @@ import numpy as np
 import pandas as pd
 
 from cxr_jax import tables
+from cxr_jax.data import race_rules
 from cxr_jax.experiment import nearest_first
 from cxr_jax.tables import SPLITS, Target, UserError
 
+FRONTAL = ("AP", "PA")  # views that may be asked for of any data set, whether or not it holds one
 FINDING = "finding_"  # finding_<Name>: as released: 1, 0, -1 (uncertain), NaN
 
-# What an uncertain finding (-1) counts as.
+# What a finding counts as that is uncertain (-1), and one that is not mentioned (NaN) where others are.
 UNCERTAIN = {"ignore": np.nan, "zeros": 0.0, "ones": 1.0}
+UNMENTIONED = {"ignore": np.nan, "zeros": 0.0}
 
 # Text that says which image or which patient, and so is no class that a model could learn.
 _IDENTIFIERS = ("image_id", "patient_id", "study_id", "stored_split", "released_split", "split", "dataset")
@@ -41,12 +44,14 @@ class Cohort:
     """The images of a study.
 
     table: rows of the key table, in its order, numbered from 0, with `split` (train, validation or test), `race` as the
-        race rule has it (null where unknown), `race_recorded` and `dataset`. A row's position is the `index` by which
-        batches refer to it.
+        race rule has it (null where unknown), `race_standing` (the group, or why there is none), `race_recorded` (the
+        release's own words) and `dataset`. A row's position is the `index` by which batches refer to it.
     findings: names, in the release's order.
     races: classes of race, in the rule's order; empty where the release records none.
-    attrition: after each rule: {"rule": str, "images": int, "patients": int, "by_race": {race: {"images",
-        "patients"}}}; race null is counted under "unknown". A patient recorded with two races counts under both.
+    attrition: after each rule, {"rule": str, "images", "patients": what is left, "removed_images", "removed_patients":
+        what the rule removed (patients: who lose an image or more by it), "by_race": {group: the same four}}, all int.
+        The groups are the same throughout: the rule's classes, and what `race_rules` has in the place of a group. A patient
+        recorded with two races counts under both. Rows of splits ("of which in …") come last, and remove nothing.
     """
 
     table: pd.DataFrame
@@ -77,25 +82,31 @@ def select(keys: pd.DataFrame, findings: Sequence[str], races: Sequence[str], co
     """
     source = f"data set {config.name}"
     tables.check_keys(keys.drop(columns="split", errors="ignore"), source)
-    table = keys.assign(race_recorded=keys["race"], dataset=pd.Series(config.name, index=keys.index, dtype="str"))
-    attrition = [_count("every image of the data set", table)]
+    ruled = race_rules.apply(keys, races, config)
+    table = keys.assign(
+        race_recorded=keys["race"],
+        race=ruled.race,
+        race_standing=ruled.standing,
+        dataset=pd.Series(config.name, index=keys.index, dtype="str"),
+    )
+    # Every row of the table of attrition has the same groups, so that its columns can be read down.
+    groups = [*ruled.classes, *sorted(set(ruled.standing) - set(ruled.classes))]
+    attrition = [_count("every image of the data set", table, table[:0], groups)]
 
     def keep(rule: str, mask: np.ndarray) -> None:
         nonlocal table
+        attrition.append(_count(rule, table[mask], table[~mask], groups))
         table = table[mask]
-        attrition.append(_count(rule, table))
         if table.empty:
             raise UserError(f"{source}: rule {rule!r} leaves no image of {attrition[-2]['images']:,}")
 
-    ruled = _named(RACE_RULES, config.race_rule, "config.dataset.race_rule")(table, races)
-    table = table.assign(race=ruled.race)
     for rule, mask in ruled.steps:
         keep(rule, mask.loc[table.index].to_numpy(bool))
 
     if config.views:
         known = sorted(keys["view"].dropna().unique())
         for view in config.views:
-            if view not in known:
+            if view not in (*known, *FRONTAL):
                 raise UserError(
                     f"config.dataset.views: no image of {source} is {view!r}; its views are {', '.join(known)}"
                 )
@@ -113,53 +124,88 @@ def select(keys: pd.DataFrame, findings: Sequence[str], races: Sequence[str], co
             " change config.dataset.split_fractions or split_salt, or take more patients"
         )
     for name in SPLITS:
-        attrition.append(_count(f"of which in {name}", table[table["split"] == name]))
+        attrition.append(_count(f"of which in {name}", table[table["split"] == name], table[:0], groups))
     return Cohort(table, tuple(findings), ruled.classes, attrition)
 
 
-def _count(rule: str, table: pd.DataFrame) -> dict:
-    groups = table.groupby(table["race"].fillna("unknown"), sort=True)["patient_id"].agg(["size", "nunique"])
-    return {
-        "rule": rule,
-        "images": len(table),
-        "patients": int(table["patient_id"].nunique()),
-        "by_race": {str(g): {"images": int(n), "patients": int(p)} for g, n, p in groups.itertuples()},
-    }
+# Cohorts that studies have published, by (data set, race rule, views): what a correct builder gives on the whole release.
+# on: images of the whole release, and words of its records by which its version is known.
+_PUBLISHED = {
+    ("mimic", "three_race", FRONTAL): {
+        "on": "MIMIC-IV v1.0",
+        "release": 377_110,
+        "without": "WHITE - RUSSIAN",
+        "images": 183_207,
+        "patients": 43_209,
+        "sex": {"M": 98_014, "F": 85_193},
+    },
+    ("mimic", "first_admission", ()): {
+        "on": "MIMIC-IV v2.2",
+        "release": 377_110,
+        "with": "WHITE - RUSSIAN",
+        "images": 377_110,
+        # Of the published count of White, 1,299 are recorded as PORTUGUESE; of Hispanic/Latino, 473 as SOUTH AMERICAN.
+        "race": {"White": 218_203 + 1_299, "Black": 55_837, "Asian": 10_930, "Hispanic/Latino": 18_869 + 473},
+    },
+    ("chexpert", "three_race", FRONTAL): {
+        "on": "CheXpert v1.0",
+        "release": 223_414,
+        "images": 127_118,
+        "patients": 42_884,
+        "race": {"White": 99_027, "Asian": 18_830, "Black": 9_261},
+    },
+}
+
+
+def against_published(cohort: Cohort, config) -> list[str]:
+    """The cohort beside what a study has published for this rule and these views; [] where none has.
+
+    One statement for each count, whether or not it differs. Only a whole release is compared.
+    """
+    published = _PUBLISHED.get((config.name, config.race_rule, tuple(sorted(config.views))))
+    table = cohort.table
+    if published is None:
+        return []
+    # CheXpert's published counts are of train.csv, without the 234 images of valid.csv.
+    if config.name == "chexpert":
+        table = table[table["released_split"] == "train"]
+    total = cohort.attrition[0]["images"] - (len(cohort.table) - len(table))
+    words = "|".join(table["race_recorded"].dropna().unique())
+    if total < published["release"] or published.get("without", "\0") in words or published.get("with", "") not in words:
+        return []
+    found = {"images": (len(table), published["images"])}
+    if "patients" in published:
+        found["patients"] = (table["patient_id"].nunique(), published["patients"])
+    for column in ("race", "sex"):
+        counts = table[column].value_counts()
+        for value, n in published.get(column, {}).items():
+            found[f"images of {column} {value}"] = (int(counts.get(value, 0)), n)
+    return [
+        f"published for {config.race_rule} on {published['on']}: {n:,} {what}; here {m:,}{'' if m == n else ' (DIFFERS)'}"
+        for what, (m, n) in found.items()
+    ]
+
+
+def _count(rule: str, left: pd.DataFrame, removed: pd.DataFrame, groups: Sequence[str]) -> dict:
+    def counts(left: pd.DataFrame, removed: pd.DataFrame) -> dict:
+        return {
+            "images": len(left),
+            "patients": int(left["patient_id"].nunique()),
+            "removed_images": len(removed),
+            "removed_patients": int(removed["patient_id"].nunique()),
+        }
+
+    def of(table: pd.DataFrame, group: str) -> pd.DataFrame:
+        return table[table["race_standing"] == group]
+
+    by_race = {group: counts(of(left, group), of(removed, group)) for group in groups}
+    return {"rule": rule, **counts(left, removed), "by_race": by_race}
 
 
 def _named(rules: Mapping[str, Callable], name: str, field: str) -> Callable:
     if name not in rules:
         raise UserError(f"{field}: no rule {name!r}; there are {', '.join(nearest_first(name, rules))}")
     return rules[name]
-
-
-# ---- race rules ----------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class RaceRuled:
-    """What a race rule says.
-
-    race: str, indexed as the key table; null where the rule cannot tell.
-    classes: of `race`, in the order of a model's outputs.
-    steps: (what is asked of an image, bool mask indexed as the key table), in order, for what the rule drops.
-    """
-
-    race: pd.Series
-    classes: tuple[str, ...]
-    steps: tuple[tuple[str, pd.Series], ...] = ()
-
-
-def _recorded(keys: pd.DataFrame, races: Sequence[str]) -> RaceRuled:
-    """Race exactly as the release has it. Images without one stay: no race model sees them, every other one does."""
-    beyond = sorted(set(keys["race"].dropna()) - set(races))
-    if beyond:
-        raise ValueError(f"the key table records race {beyond[0]!r}, which the data set's own list {list(races)} lacks")
-    return RaceRuled(keys["race"], tuple(races))
-
-
-# A rule is a function (key table, races in the release's order) → RaceRuled.
-RACE_RULES: dict[str, Callable[[pd.DataFrame, Sequence[str]], RaceRuled]] = {"recorded": _recorded}
 
 
 # ---- split rules ---------------------------------------------------------------------------------
@@ -233,12 +279,12 @@ SPLIT_RULES: dict[str, Callable[..., np.ndarray]] = {"patient_hash": _patient_ha
 # ---- targets and labels --------------------------------------------------------------------------
 
 
-def targets(cohort: Cohort, names: Sequence[str], uncertain: str) -> tuple[dict[str, Target], tuple[str, ...]]:
+def targets(cohort: Cohort, names: Sequence[str], policy) -> tuple[dict[str, Target], tuple[str, ...]]:
     """What a model that is trained on `cohort` predicts, and which findings had to be dropped.
 
     names: `findings`, or class labels: race, sex, view, or any other text column. race has the race rule's classes in
         its order, other labels their sorted values.
-    uncertain: ignore | zeros | ones: see `labels`.
+    policy: a run's `config.dataset`, of which `uncertain` and `unmentioned` are read: see `labels`.
 
     Returns the targets by name, in the order of `names`, and the findings that have no positive or no negative image in
     training: no model can learn them, and they are logged. Raises UserError for an unknown name (the nearest known one
@@ -249,7 +295,7 @@ def targets(cohort: Cohort, names: Sequence[str], uncertain: str) -> tuple[dict[
     dropped: tuple[str, ...] = ()
     for name in names:
         if name == "findings":
-            chosen[name], dropped = _findings_target(cohort, uncertain)
+            chosen[name], dropped = _findings_target(cohort, policy)
         else:
             chosen[name] = _class_target(cohort, name)
     owner: dict[str, str] = {}
@@ -263,18 +309,20 @@ def targets(cohort: Cohort, names: Sequence[str], uncertain: str) -> tuple[dict[
     return chosen, dropped
 
 
-def labels(cohort: Cohort, targets: Mapping[str, Target], uncertain: str) -> dict[str, np.ndarray]:
+def labels(cohort: Cohort, targets: Mapping[str, Target], policy) -> dict[str, np.ndarray]:
     """The truth for each target, in the cohort's rows; also for targets of a model that was trained on another data
     set.
 
     multiclass: int32 [n], index into the target's classes, -1 where unknown or not one of them.
     multilabel: float32 [n, classes], 1 or 0, NaN where unknown, and all NaN for a finding that this data set lacks. A
-        finding released as -1 (uncertain) is NaN, 0 or 1 under `uncertain` = ignore, zeros or ones.
+        finding released as -1 (uncertain) is NaN, 0 or 1 under `policy.uncertain` = ignore, zeros or ones. One that
+        the report does not mention is 0 or NaN under `policy.unmentioned` = zeros or ignore; an image whose report was
+        not labelled at all has NaN for every finding.
     """
     arrays = {}
     for name, target in targets.items():
         if target.kind == "multilabel":
-            arrays[name] = np.stack([_finding(cohort, c, uncertain) for c in target.classes], axis=1).astype(np.float32)
+            arrays[name] = np.stack([_finding(cohort, c, policy) for c in target.classes], axis=1).astype(np.float32)
         else:
             # get_indexer gives -1 for what is null or no class
             known = pd.Index(target.classes).get_indexer(cohort.table[name]) if name in cohort.table else -1
@@ -282,19 +330,34 @@ def labels(cohort: Cohort, targets: Mapping[str, Target], uncertain: str) -> dic
     return arrays
 
 
-def _finding(cohort: Cohort, name: str, uncertain: str) -> np.ndarray:
+# What releases call by two names: NIH's documentation has Effusion for what CheXpert calls Pleural Effusion.
+_SAME = {"Effusion": "Pleural Effusion", "Pleural Effusion": "Effusion"}
+
+
+def _finding(cohort: Cohort, name: str, policy) -> np.ndarray:
     """float64 [n]: 1, 0, NaN."""
+    if FINDING + name not in cohort.table:
+        name = _SAME.get(name, name)
     if FINDING + name not in cohort.table:
         return np.full(len(cohort.table), np.nan)
     released = cohort.table[FINDING + name].to_numpy(np.float64)
-    return np.where(released == -1, UNCERTAIN[uncertain], released)
+    values = np.where(released == -1, UNCERTAIN[policy.uncertain], released)
+    return np.where(np.isnan(released) & _labelled(cohort), UNMENTIONED[policy.unmentioned], values)
 
 
-def _findings_target(cohort: Cohort, uncertain: str) -> tuple[Target, tuple[str, ...]]:
+def _labelled(cohort: Cohort) -> np.ndarray:
+    """Whether anybody looked for findings in an image's report, bool [n]: what the release says, or what it shows."""
+    if "labelled" in cohort.table:
+        return (cohort.table["labelled"] == 1).to_numpy()
+    columns = [FINDING + name for name in cohort.findings if FINDING + name in cohort.table]
+    return cohort.table[columns].notna().any(axis=1).to_numpy(bool)
+
+
+def _findings_target(cohort: Cohort, policy) -> tuple[Target, tuple[str, ...]]:
     training = (cohort.table["split"] == "train").to_numpy()
     kept, dropped = [], []
     for name in cohort.findings:
-        values = _finding(cohort, name, uncertain)[training]
+        values = _finding(cohort, name, policy)[training]
         learnable = (values == 1).any() and (values == 0).any()
         (kept if learnable else dropped).append(name)
         if not learnable:
@@ -312,7 +375,7 @@ def _class_target(cohort: Cohort, name: str) -> Target:
     table = cohort.table
     text = [c for c in table.columns if pd.api.types.is_string_dtype(table[c]) and c not in _IDENTIFIERS]
     if name not in text:
-        known = [c for c in text if table[c].notna().any() and c != "race_recorded"]
+        known = [c for c in text if table[c].notna().any() and c not in ("race_recorded", "race_standing")]
         known += ["findings"] * bool(cohort.findings)
         if name in cohort.findings:
             hint = "it is one of the findings, which are learnt together: give findings"

@@ -24,7 +24,10 @@ import dataclasses
 import errno
 import fcntl
 import functools
+import importlib
 import io
+import json
+import logging as _logging
 import os
 import pathlib
 import shutil
@@ -41,6 +44,7 @@ import pandas as pd
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl import logging
+from etils import epath
 
 from cxr_jax import tables
 from cxr_jax.experiment import nearest_first
@@ -68,7 +72,9 @@ _ENTRIES = {
     "side": ("side_", "findings"),
     "shapes": ("shape_", "shapes"),
 }
-_FIRST_COLUMNS = ("image_id", "patient_id", "study_id", "released_split", "race", "sex", "view", "age")
+_FIRST_COLUMNS = (
+    "image_id", "patient_id", "study_id", "released_split", "race", "ethnicity", "sex", "view", "age",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +155,11 @@ class Dataset:
             return pd.DataFrame({"image_id": pd.Series(dtype="str"), "reason": pd.Series(dtype="str")})
         return pd.read_csv(path, dtype="str", keep_default_na=False)
 
+    @property
+    def integrity(self) -> dict:
+        """The release held against what is published of it (see `tfds_builders.released`); {} for the phantom."""
+        return json.loads(json.dumps(self.metadata.get("integrity", {})))  # TFDS gives immutable kinds of dict and list
+
     def summary(self) -> dict:
         """What the run record says of the data: plain values, ready for JSON."""
         return {
@@ -158,6 +169,7 @@ class Dataset:
             "images": self.images,
             "patients": int(self.keys["patient_id"].nunique()),
             "quarantined": len(self.quarantine),
+            "integrity": self.integrity,
             "open_data": bool(self.metadata["open_data"]),
             "invented_groups": bool(self.metadata["invented_groups"]),
             # The first paragraph: builders that follow TFDS's conventions give the whole of their README.
@@ -181,14 +193,22 @@ def prepare(config) -> Dataset:
             if not folder.exists():
                 _build(config, builder)
         # Read back what was written, as every later run will.
-        builder = _builder(config)
-    return _verified(config, builder)
+        return _verified(config, _builder(config))
+    dataset = _verified(config, builder)
+    fingerprint = _known(config).fingerprint
+    if fingerprint and config.raw_dir and fingerprint(config) != dataset.metadata["release_fingerprint"]:
+        raise UserError(
+            f"config.dataset.raw_dir: {dataset.folder} was built from another {config.name} release than the one in"
+            f" {config.raw_dir}; give another config.dataset.data_dir, or delete that folder to build it anew"
+        )
+    return dataset
 
 
 def open(config) -> Dataset:
     """The data set that `config` (a run's `config.dataset`) names, which must have been built.
 
-    Raises UserError where it was not, and as `prepare` does.
+    Raises UserError where it was not, or where it is damaged. Whether the release is still the one it was built from is
+    `prepare`'s to ask: that takes a look at every picture file.
     """
     builder = _builder(config)
     if not pathlib.Path(builder.data_dir).exists():
@@ -205,28 +225,40 @@ def open(config) -> Dataset:
 def _phantom(config) -> tfds.core.DatasetBuilder:
     from tfds_builders.cxr_phantom import cxr_phantom_dataset_builder as module
 
-    builder_config = module.builder_config(variant=config.variant, **config.phantom)
+    builder_config = module.builder_config(variant=config.variant, storage=config.storage, **config.phantom)
     return module.Builder(config=builder_config, data_dir=_data_dir(config))
 
 
-def _nih(config) -> tfds.core.DatasetBuilder:
-    from tfds_builders.cxr_nih import cxr_nih_dataset_builder as module
+def _released(config) -> tfds.core.DatasetBuilder:
+    module, builder_config = _release(config)
+    return module.Builder(config=builder_config, data_dir=_data_dir(config))
 
-    builder_config = module.builder_config(
-        raw_dir=config.raw_dir, aspect=config.aspect, max_unreadable_share=config.max_unreadable_share
+
+def _release_fingerprint(config) -> str:
+    module, builder_config = _release(config)
+    return module.read_release(builder_config).fingerprint
+
+
+def _release(config):
+    """The builder's module of a real release, and the builder's config."""
+    from tfds_builders import released
+
+    # Their folders are named alike, and importing one at a time lets a run on one data set load one builder.
+    module = importlib.import_module(f"tfds_builders.cxr_{config.name}.cxr_{config.name}_dataset_builder")
+    return module, released.builder_config(
+        raw_dir=config.raw_dir,
+        mimic_iv_dir=config.mimic_iv_dir,
+        aspect=config.aspect,
+        pictures=config.pictures,
+        storage=config.storage,
+        max_unreadable_share=config.max_unreadable_share,
+        beam=bool(config.beam_runner),
     )
-    return module.Builder(config=builder_config, data_dir=_data_dir(config))
-
-
-def _nih_fingerprint(config) -> str:
-    from tfds_builders.cxr_nih import cxr_nih_dataset_builder as module
-
-    return module.release_fingerprint(config.raw_dir)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Known:
-    """How to get at a data set that has a builder.
+    """How to get at a data set.
 
     build: config.dataset → TFDS builder.
     fingerprint: config.dataset → fingerprint of the release in its raw_dir; None for a data set that needs no release.
@@ -236,29 +268,15 @@ class _Known:
     fingerprint: Callable[..., str] | None = None
 
 
-# Functions that import, so that a run on one data set loads one builder.
-BUILDERS: dict[str, _Known] = {"phantom": _Known(_phantom), "nih": _Known(_nih, _nih_fingerprint)}
-
-# What a config for these will need, said today so that the application for access can start today.
-_LATER = {
-    "mimic": "MIMIC-CXR-JPG 2.x (files/, mimic-cxr-2.0.0-metadata.csv.gz, -chexpert.csv.gz, -split.csv.gz) and MIMIC-IV"
-    " (hosp/admissions.csv.gz, hosp/patients.csv.gz), both from PhysioNet, credentialed access",
-    "chexpert": "CheXpert v1.0 (train.csv, valid.csv and the images) and its demographics table 'CHEXPERT DEMO.xlsx',"
-    " both from Stanford AIMI, on registration",
-    "padchest": "PadChest (the images and PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv), from BIMCV, on"
-    " registration",
+BUILDERS: dict[str, _Known] = {
+    "phantom": _Known(_phantom),
+    **{name: _Known(_released, _release_fingerprint) for name in ("mimic", "chexpert", "nih", "padchest")},
 }
 
 
 def _known(config) -> _Known:
-    if config.name in _LATER:
-        raise UserError(
-            f"config.dataset.name: {config.name} needs {_LATER[config.name]}; its builder comes with a later release of"
-            f" cxr_jax, which reads {' and '.join(BUILDERS)} today"
-        )
     if config.name not in BUILDERS:
-        every = [*BUILDERS, *_LATER]
-        near = nearest_first(config.name, every)
+        near = nearest_first(config.name, BUILDERS)
         raise UserError(f"config.dataset.name: no data set {config.name!r}; there are {', '.join(near)}")
     return BUILDERS[config.name]
 
@@ -269,7 +287,7 @@ def _data_dir(config) -> str | None:
 
 def _builder(config) -> tfds.core.DatasetBuilder:
     known = _known(config)
-    if known.fingerprint and config.raw_dir and not os.path.isdir(os.path.expanduser(config.raw_dir)):
+    if known.fingerprint and config.raw_dir and not epath.Path(config.raw_dir).expanduser().is_dir():
         raise UserError(
             f"config.dataset.raw_dir: no folder {config.raw_dir!r}; give the {config.name} release's own folder"
         )
@@ -289,11 +307,9 @@ def _builder(config) -> tfds.core.DatasetBuilder:
 
 
 def _build(config, builder) -> None:
-    if _known(config).fingerprint and not config.raw_dir:
-        raise UserError(
-            f"config.dataset.raw_dir: empty; {config.name} is built from its release, so give the folder it lies in"
-            f" (--config.dataset.raw_dir=FOLDER)"
-        )
+    known = _known(config)
+    if known.fingerprint and not config.raw_dir:
+        known.fingerprint(config)  # raises, and says what should lie there
     folder = pathlib.Path(builder.data_dir)
     # TFDS writes to incomplete.XXXXXX_VERSION and renames at the end. Under the lock, such a folder has no owner left.
     for remains in folder.parent.glob(f"{tfds.core.constants.INCOMPLETE_PREFIX}*_{folder.name}"):
@@ -301,7 +317,19 @@ def _build(config, builder) -> None:
     tfds.display_progress_bar(sys.stderr.isatty())
     # TFDS announces sizes that it does not know, on stdout, in bold.
     with contextlib.redirect_stdout(io.StringIO()):
-        builder.download_and_prepare()
+        builder.download_and_prepare(download_config=_beam(config))
+
+
+def _beam(config) -> tfds.download.DownloadConfig | None:
+    """Runner and options, as TFDS takes them, where Apache Beam is to build."""
+    if not config.beam_runner:
+        return None
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    # Here and on the workers Beam logs every step that it takes, unless it is told otherwise.
+    _logging.getLogger("apache_beam").setLevel(_logging.ERROR)
+    options = PipelineOptions(["--default_sdk_harness_log_level=ERROR", *config.beam_options])
+    return tfds.download.DownloadConfig(beam_runner=config.beam_runner, beam_options=options)
 
 
 @contextlib.contextmanager
@@ -314,7 +342,7 @@ def _alone(folder: pathlib.Path) -> Iterator[None]:
 
 
 def _verified(config, builder) -> Dataset:
-    """Every file is there with the size that its records add up to, and the release is the one that `config` names."""
+    """Every file is there with the size that its records add up to."""
     dataset = Dataset(config.name, builder)
     for split in dataset.info.splits.values():
         found = 0
@@ -327,12 +355,6 @@ def _verified(config, builder) -> Dataset:
                 f"{dataset.folder}: the files of split {split.name!r} hold {found:,} bytes, which is not what was"
                 " written; delete the folder and run `prepare` again"
             )
-    fingerprint = _known(config).fingerprint
-    if fingerprint and config.raw_dir and fingerprint(config) != dataset.metadata["release_fingerprint"]:
-        raise UserError(
-            f"config.dataset.raw_dir: {dataset.folder} was built from another {config.name} release than the one in"
-            f" {config.raw_dir}; give another config.dataset.data_dir, or delete that folder to build it anew"
-        )
     return dataset
 
 

@@ -16,7 +16,7 @@ FIRST_TWO = (0.027371231836824772, 0.06189088002556842)  # of patients "1" and "
 
 def config(**fields):
     dataset = base.get_config().dataset
-    dataset.update(name="invented", **fields)
+    dataset.update({"name": "invented", "views": (), **fields})
     return dataset
 
 
@@ -123,41 +123,36 @@ def test_views_and_attrition():
     cohort = select(views=("PA", "AP"))
     assert set(cohort.table["view"]) == {"PA", "AP"}
     first, views, *splits = cohort.attrition
-    assert (first["images"], first["patients"]) == (120, 60)
-    assert first["by_race"]["unknown"] == {"images": 12, "patients": 6}
+    assert (first["images"], first["patients"], first["removed_images"], first["removed_patients"]) == (120, 60, 0, 0)
+    assert list(first["by_race"]) == [*RACES, "no record"]
+    none = {"removed_images": 0, "removed_patients": 0}
+    assert first["by_race"]["no record"] == {"images": 12, "patients": 6, **none}
     assert sum(group["images"] for group in first["by_race"].values()) == 120
-    assert (views["rule"], views["images"]) == ("view is PA or AP", 80)
+    assert (views["rule"], views["images"], views["removed_images"]) == ("view is PA or AP", 80, 40)
+    # Image i has no view where i % 3 == 2: each such image is another patient's, who keeps the other one.
+    assert (views["patients"], views["removed_patients"]) == (60, 40)
     assert [row["rule"] for row in splits] == ["of which in train", "of which in validation", "of which in test"]
     assert sum(row["images"] for row in splits) == 80 and sum(row["patients"] for row in splits) == views["patients"]
+    for row in cohort.attrition:
+        for what in ("images", "patients", "removed_images", "removed_patients"):
+            assert sum(group[what] for group in row["by_race"].values()) == row[what]
 
 
-def test_a_race_rule_may_drop_images_step_by_step(monkeypatch):
-    def two(keys, races):
-        kept = pd.Series(np.where(keys["race"].isin(["Kor", "Bel"]), keys["race"], None), keys.index, dtype="str")
-        even = keys["patient_id"].str[1:].astype(int) % 4 != 0
-        steps = (("race is Kor or Bel", kept.notna()), ("not a fourth patient", even))
-        return cohorts.RaceRuled(kept, ("Bel", "Kor"), steps)
-
-    monkeypatch.setitem(cohorts.RACE_RULES, "two", two)
-    cohort = select(key_table(200), race_rule="two")
-    assert cohort.races == ("Bel", "Kor")
-    assert [row["rule"] for row in cohort.attrition[1:3]] == ["race is Kor or Bel", "not a fourth patient"]
-    assert cohort.attrition[0]["images"] > cohort.attrition[1]["images"] > cohort.attrition[2]["images"]
-    assert set(cohort.table["race"]) == {"Kor", "Bel"}
-    (race,) = cohorts.targets(cohort, ("race",), "ignore")[0].values()
-    assert race.classes == ("Bel", "Kor")
-
-    none = cohorts.RaceRuled(cohort.table["race"], ("Bel",), (("nobody", cohort.table["race"] == "nobody"),))
-    monkeypatch.setitem(cohorts.RACE_RULES, "two", lambda keys, races: none)
-    with pytest.raises(UserError, match="rule 'nobody' leaves no image"):
-        select(cohort.table.drop(columns=["split", "dataset", "race_recorded"]), race_rule="two")
+def test_views_that_the_data_set_lacks():
+    keys = key_table()
+    keys["view"] = keys["view"].where(keys["view"] != "AP")
+    # The frontal views are what every run asks for, whatever the data set has.
+    assert set(select(keys, views=("AP", "PA")).table["view"]) == {"PA"}
+    with pytest.raises(UserError, match="rule 'view is AP' leaves no image of 120"):
+        select(keys, views=("AP",))
 
 
 @pytest.mark.parametrize(
     "fields, message",
     [
         ({"views": ("LL",)}, r"views: no image of data set invented is 'LL'; its views are AP, PA"),
-        ({"race_rule": "recoded"}, "race_rule: no rule 'recoded'; there are recorded"),
+        ({"race_rule": "recoded"}, "race_rule: no rule 'recoded'; there are recorded, "),
+        ({"race_rule": "four_race"}, "four_race, but data set invented names groups of its own, Kor, Bel, Ani; use recorded"),
         ({"split_rule": "oficial"}, "split_rule: no rule 'oficial'; there are official, patient_hash"),
     ],
 )
@@ -196,14 +191,14 @@ def test_cohort_file_gives_back_what_was_written(tmp_path):
 
 def test_class_labels():
     cohort = select()
-    chosen, dropped = cohorts.targets(cohort, ("race", "sex", "view"), "ignore")
+    chosen, dropped = cohorts.targets(cohort, ("race", "sex", "view"), config())
     assert dropped == ()
     assert chosen == {
         "race": Target("multiclass", RACES),
         "sex": Target("multiclass", ("F", "M")),
         "view": Target("multiclass", ("AP", "PA")),
     }
-    arrays = cohorts.labels(cohort, chosen, "ignore")
+    arrays = cohorts.labels(cohort, chosen, config())
     assert all(a.dtype == np.int32 and a.shape == (120,) for a in arrays.values())
     for name, target in chosen.items():
         recorded = [None if label < 0 else target.classes[label] for label in arrays[name]]
@@ -216,23 +211,51 @@ def test_class_labels():
 )
 def test_findings_under_each_policy(uncertain, edema):
     cohort = select()
-    chosen, dropped = cohorts.targets(cohort, ("findings",), uncertain)
+    chosen, dropped = cohorts.targets(cohort, ("findings",), config(uncertain=uncertain, unmentioned="ignore"))
     assert chosen["findings"] == Target("multilabel", ("No Finding", "Edema")) and dropped == ("Fracture",)
-    values = cohorts.labels(cohort, chosen, uncertain)["findings"]
+    values = cohorts.labels(cohort, chosen, config(uncertain=uncertain, unmentioned="ignore"))["findings"]
     assert values.dtype == np.float32 and values.shape == (120, 2)
     np.testing.assert_array_equal(values[:4, 1], edema)
     np.testing.assert_array_equal(values[:, 0], np.arange(120) % 2)
 
 
+def test_what_a_report_does_not_mention():
+    keys = key_table()
+    keys["finding_No Finding"] = np.where(np.arange(120) % 3 == 0, 1.0, np.nan)  # as CheXpert's labeller: 1 or nothing
+    nothing = np.arange(120) % 10 == 7
+    keys.loc[nothing, [c for c in keys if c.startswith("finding_")]] = np.nan
+    cohort = select(keys)
+    chosen, dropped = cohorts.targets(cohort, ("findings",), config())
+    assert chosen["findings"].classes == ("No Finding", "Edema") and dropped == ("Fracture",)
+    values = cohorts.labels(cohort, chosen, config())["findings"]
+    assert np.isnan(values[nothing]).all()
+    assert set(values[~nothing, 0]) == {0, 1} and (values[~nothing, 0] == 1).sum() == (keys["finding_No Finding"] == 1).sum()
+    assert np.isnan(values[4, 1]) and values[3, 1] == 0  # uncertain stays unknown, unmentioned is 0
+    # Ignored, No Finding has no negatives, and cannot be learnt.
+    assert cohorts.targets(cohort, ("findings",), config(unmentioned="ignore"))[1] == ("No Finding", "Fracture")
+    # Where the release says whose report was labelled, its word counts.
+    read = select(keys.assign(labelled=np.where(nothing, 1, 0)))
+    values = cohorts.labels(read, chosen, config())["findings"]
+    assert (values[nothing] == 0).all() and np.isnan(values[1, 0])
+
+
+def test_effusion_goes_by_two_names():
+    keys = key_table().rename(columns={"finding_Edema": "finding_Pleural Effusion"})
+    cohort = cohorts.select(keys, ("No Finding", "Pleural Effusion", "Fracture"), RACES, config())
+    values = cohorts.labels(cohort, {"findings": Target("multilabel", ("Effusion", "Edema"))}, config())["findings"]
+    np.testing.assert_array_equal(values[:4, 0], [np.nan, 0, 1, 0])
+    assert np.isnan(values[:, 1]).all()
+
+
 def test_a_finding_without_a_positive_is_dropped_and_named(caplog):
     keys = key_table()
     keys["finding_Edema"] = np.where(keys["finding_Edema"] == 1, -1, keys["finding_Edema"])
-    assert cohorts.targets(select(keys), ("findings",), "ignore")[1] == ("Edema", "Fracture")
+    assert cohorts.targets(select(keys), ("findings",), config())[1] == ("Edema", "Fracture")
     assert "'Edema' has no positive image in training" in caplog.text
-    assert cohorts.targets(select(keys), ("findings",), "ones")[1] == ("Fracture",)
+    assert cohorts.targets(select(keys), ("findings",), config(uncertain="ones"))[1] == ("Fracture",)
     keys["finding_No Finding"] = 1.0
     with pytest.raises(UserError, match="none of No Finding, Edema, Fracture has both"):
-        cohorts.targets(select(keys), ("findings",), "zeros")
+        cohorts.targets(select(keys), ("findings",), config(uncertain="zeros"))
     assert "'No Finding' has no negative image" in caplog.text
 
 
@@ -243,7 +266,7 @@ def test_labels_of_a_model_from_another_data_set():
         "scanner": Target("multiclass", ("old", "new")),
         "findings": Target("multilabel", ("Hernia", "No Finding")),
     }
-    arrays = cohorts.labels(cohort, elsewhere, "ignore")
+    arrays = cohorts.labels(cohort, elsewhere, config())
     assert ((arrays["race"] == 1) == (cohort.table["race"] == "Kor")).all() and set(arrays["race"]) == {-1, 1}
     assert (arrays["scanner"] == -1).all()
     assert np.isnan(arrays["findings"][:, 0]).all()
@@ -254,11 +277,11 @@ def test_a_class_that_training_lacks_is_named():
     keys = key_table()
     sex = keys["sex"].mask(select(keys).table["split"] == "train", "F")
     with pytest.raises(UserError, match=r"class 'M' of sex has no image in training \(\d+ in the other splits\)"):
-        cohorts.targets(select(keys.assign(sex=sex)), ("sex",), "ignore")
+        cohorts.targets(select(keys.assign(sex=sex)), ("sex",), config())
     with pytest.raises(UserError, match="class 'Zor' of race has no image in training"):
-        cohorts.targets(select(races=(*RACES, "Zor")), ("race",), "ignore")
+        cohorts.targets(select(races=(*RACES, "Zor")), ("race",), config())
     with pytest.raises(UserError, match="sex is F in every image of data set invented"):
-        cohorts.targets(select(keys.assign(sex="F")), ("sex",), "ignore")
+        cohorts.targets(select(keys.assign(sex="F")), ("sex",), config())
 
 
 def test_race_where_none_is_recorded():
@@ -266,8 +289,9 @@ def test_race_where_none_is_recorded():
     keys["race"] = pd.Series([None] * 120, dtype="str")
     cohort = select(keys, races=())
     with pytest.raises(UserError, match="records no race.*try configs/sex.py:invented"):
-        cohorts.targets(cohort, ("race",), "ignore")
-    assert cohort.attrition[0]["by_race"] == {"unknown": {"images": 120, "patients": 60}}
+        cohorts.targets(cohort, ("race",), config())
+    (group,) = cohort.attrition[0]["by_race"].items()
+    assert group == ("no record", {"images": 120, "patients": 60, "removed_images": 0, "removed_patients": 0})
 
 
 @pytest.mark.parametrize(
@@ -282,4 +306,4 @@ def test_race_where_none_is_recorded():
 )
 def test_targets_that_cannot_be(names, message):
     with pytest.raises(UserError, match=message):
-        cohorts.targets(select(), names, "ignore")
+        cohorts.targets(select(), names, config())

@@ -24,6 +24,7 @@ def large(tiny_datasets):
     """The data set of 203 images in two stored splits, and its cohort."""
     dataset = tiny_datasets("large")
     config = base.get_config().dataset
+    config.views = ()
     return dataset, cohorts.select(dataset.keys, dataset.findings, dataset.races, config).table
 
 

@@ -98,5 +98,5 @@ class Tiny(tfds.core.GeneratorBasedBuilder):
 def config(data_dir, **fields) -> ml_collections.ConfigDict:
     """`config.dataset` for the tiny data set in `data_dir`."""
     dataset = base.get_config().dataset
-    dataset.update(name="tiny", data_dir=str(data_dir), **fields)
+    dataset.update({"name": "tiny", "data_dir": str(data_dir), "views": (), **fields})
     return dataset

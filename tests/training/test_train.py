@@ -49,8 +49,8 @@ def measure(index, scores):
 
 def fit(config, phantom, workdir, kill_after=None):
     dataset, cohort = phantom
-    targets, _ = cohorts.targets(cohort, config.train.targets, "ignore")
-    labels = cohorts.labels(cohort, targets, "ignore")
+    targets, _ = cohorts.targets(cohort, config.train.targets, config.dataset)
+    labels = cohorts.labels(cohort, targets, config.dataset)
     sources = pipeline.sources(dataset, cohort.table, config.dataset)
     source = sources["train"] if kill_after is None else KilledAfter(sources["train"], kill_after)
     description = ModelDescription(config.model.to_dict(), targets, config.dataset.image_size)
@@ -151,8 +151,8 @@ def test_a_run_of_one_step_an_epoch_has_a_rate(warmup, epochs):
 def one_step(config, phantom, devices):
     """State and loss after one step on the first batch, padded by three rows, over so many devices."""
     dataset, cohort = phantom
-    targets, _ = cohorts.targets(cohort, config.train.targets, "ignore")
-    labels = cohorts.labels(cohort, targets, "ignore")
+    targets, _ = cohorts.targets(cohort, config.train.targets, config.dataset)
+    labels = cohorts.labels(cohort, targets, config.dataset)
     batch = next(pipeline.sources(dataset, cohort.table, config.dataset)["train"].batches(0, 0, 0, config.train.batch_size))
     batch = {"image": batch["image"].copy(), "mask": batch["mask"].copy(), "index": batch["index"].astype(np.int32)}
     batch["mask"][-3:] = False
@@ -180,7 +180,7 @@ def test_a_step_is_the_same_on_one_device_and_on_eight(phantom, phantom_dir, tar
 def test_thirteen_images_in_batches_of_eight_are_thirteen_rows(phantom, phantom_dir, devices):
     dataset, cohort = phantom
     config = small_config(phantom_dir)
-    targets, _ = cohorts.targets(cohort, ("race",), "ignore")
+    targets, _ = cohorts.targets(cohort, ("race",), config.dataset)
     table = cohort.table.iloc[:13].assign(split="test")
     source = pipeline.Source(dataset, table, "test", host_cache_gib=1.0, block_images=1024)
     mesh = meshes.data_mesh(jax.devices()[:devices])

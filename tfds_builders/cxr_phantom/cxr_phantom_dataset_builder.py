@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import tensorflow_datasets as tfds
 
+from tfds_builders import released
 from tfds_builders.cxr_phantom import phantom
 
 _CHUNK = 64  # images held at a time while they are written
@@ -17,24 +18,29 @@ class PhantomConfig(tfds.core.BuilderConfig):
     """A variant at given size and strengths; made by `builder_config`, which names it after what it holds."""
 
     parameters: phantom.Parameters
+    storage: str = "png"
 
 
-def _name(parameters: phantom.Parameters) -> str:
+def _name(parameters: phantom.Parameters, storage: str) -> str:
     # A folder is found by its config's name alone, so the name says whatever is not at its default.
+    end = "_raw" if storage == "raw" else ""
     if parameters == phantom.Parameters(variant=parameters.variant):
-        return parameters.variant
+        return parameters.variant + end
     name = f"{parameters.variant}_p{parameters.patients}_s{parameters.seed}_g{float(parameters.signal)!r}"
     default = phantom.Parameters()
     if parameters.effect != default.effect:
         name += f"_e{float(parameters.effect)!r}"
     if parameters.underdiagnosed_share != default.underdiagnosed_share:
         name += f"_u{float(parameters.underdiagnosed_share)!r}"
-    return name
+    return name + end
 
 
-def _config(parameters: phantom.Parameters) -> PhantomConfig:
+def _config(parameters: phantom.Parameters, storage: str = "png") -> PhantomConfig:
     return PhantomConfig(
-        name=_name(parameters), description=phantom.VARIANTS[parameters.variant], parameters=parameters
+        name=_name(parameters, storage),
+        description=phantom.VARIANTS[parameters.variant],
+        parameters=parameters,
+        storage=storage,
     )
 
 
@@ -55,7 +61,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         return self.dataset_info_from_configs(
             features=tfds.features.FeaturesDict(
                 {
-                    "image": tfds.features.Image(shape=(256, 256, 1), dtype=np.uint8, encoding_format="png"),
+                    "image": released.image_feature(self.builder_config.storage),
                     "image_id": text,
                     "patient_id": text,
                     "study_id": text,
@@ -120,12 +126,13 @@ def builder_config(
     signal: float = 1.0,
     effect: float = 1.0,
     underdiagnosed_share: float = 0.4,
+    storage: str = "png",
 ) -> PhantomConfig:
-    """The config for these parameters (see `phantom.Parameters`), for `Builder(config=...)`.
+    """The config for these parameters (see `phantom.Parameters`) and storage (`png`, `raw`), for `Builder(config=...)`.
 
     At the defaults it is the builder's own config, `planted` and so on; else one that is named after its parameters, so
     that no two share a folder. Raises UserError where a value is out of range.
     """
     parameters = phantom.Parameters(variant, patients, seed, signal, effect, underdiagnosed_share)
-    name = _name(parameters)
-    return Builder.builder_configs[name] if name in Builder.builder_configs else _config(parameters)
+    name = _name(parameters, storage)
+    return Builder.builder_configs[name] if name in Builder.builder_configs else _config(parameters, storage)

@@ -1,0 +1,1 @@
+"""CheXpert with its demographics for TFDS; see README.md."""

@@ -1,0 +1,180 @@
+"""The builder on drawn releases, on TFDS's own test case, on the real train.csv, and on releases that are wrong."""
+
+import pathlib
+import shutil
+import tempfile
+
+import numpy as np
+import openpyxl
+import pandas as pd
+import pytest
+import tensorflow_datasets as tfds
+
+from cxr_jax.tables import UserError
+from tests import built, releases
+from tfds_builders import released
+from tfds_builders.cxr_chexpert import cxr_chexpert_dataset_builder as chexpert
+
+SMALL = (20, 24)
+
+
+class CxrChexpertTest(tfds.testing.DatasetBuilderTestCase):
+    """What TFDS asks of every builder, on a release that is drawn for it."""
+
+    DATASET_CLASS = chexpert.Builder
+    BUILDER_CONFIG_NAMES_TO_TEST = ["squash", "pad_raw"]
+
+    @classmethod
+    def setUpClass(cls):
+        cls._folder = tempfile.TemporaryDirectory(prefix="cxr_chexpert-")
+        truth = releases.chexpert(pathlib.Path(cls._folder.name), picture=SMALL)
+        cls.EXAMPLE_DIR = cls._folder.name
+        cls.SPLITS = truth.images["split"].value_counts().to_dict()
+        super().setUpClass()
+
+    @classmethod
+    def tearDownClass(cls):
+        super().tearDownClass()
+        cls._folder.cleanup()
+
+
+@pytest.fixture
+def raw(tmp_path) -> pathlib.Path:
+    releases.chexpert(tmp_path / "raw", picture=SMALL)
+    return tmp_path / "raw"
+
+
+def read(raw, **options) -> released.Release:
+    return chexpert.read_release(released.builder_config(raw, **options))
+
+
+@pytest.mark.parametrize("small, below", [(True, ""), (False, "CheXpert-v1.0")])
+def test_full_and_small_are_stored_as_drawn(tmp_path, small, below):
+    truth = releases.chexpert(tmp_path / "raw", small=small, faults=True)
+    builder = built.build(chexpert.Builder, tmp_path / "raw" / below, tmp_path / "out", max_unreadable_share=0.1)
+    found = built.assert_as_drawn(builder, truth, views=lambda view: view or "LATERAL")
+    drawn = truth.images.set_index("image_id").loc[found.index]
+    assert list(found["race"]) == ["|".join(filter(None, records)) for records in drawn["race_records"]]
+    assert list(found["ethnicity"]) == list(drawn["ethnicity"].fillna(""))
+    for quirk in ("not in demo", "race blank", "ethnicity blank", "sex unknown", "age 0", "LL", "RL", "colour"):
+        truth.having(quirk)
+
+
+def test_the_workbook_may_be_missing(tmp_path):
+    releases.chexpert(tmp_path / "raw", picture=SMALL, demo=False)
+    found = read(tmp_path / "raw")
+    assert (found.records["race"] == "").all() and (found.records["ethnicity"] == "").all()
+    assert "CHEXPERT DEMO.xlsx is missing: no race is recorded" in found.statements
+
+
+def test_valid_csv_may_be_missing(raw):
+    (raw / "CheXpert-v1.0-small" / "valid.csv").unlink()
+    found = read(raw)
+    assert set(found.records["released_split"]) == {"train"}
+    assert "valid.csv is missing: no image of split 'valid'" in found.statements
+
+
+def test_statements_count_who_is_not_in_the_workbook(tmp_path):
+    truth = releases.chexpert(tmp_path / "raw", picture=SMALL)
+    images = len(truth.having("not in demo"))
+    assert f"images of patients who are not in CHEXPERT DEMO.xlsx, so without race: {images}" in read(tmp_path / "raw").statements
+
+
+# ---- the real train.csv --------------------------------------------------------------------------
+
+
+@pytest.mark.peers
+def test_the_real_table_counts_as_published(xrayvision):
+    records = chexpert.read_table(xrayvision / "chexpert_train.csv.gz")
+    counts = released.held_against(released.count(records, chexpert.FINDINGS), chexpert.PUBLISHED, True, "train.csv")
+    found = {row["count"]: row["found"] for row in counts}
+    assert {what: found[what] for what in chexpert.PUBLISHED} == {
+        "images": 223_414,
+        "patients": 64_540,
+        "studies": 187_641,
+        "view AP": 161_590,
+        "view PA": 29_420,
+        "view LL": 16,
+        "view RL": 1,
+        "finding No Finding": 22_381,
+    }
+    assert (found["sex unknown"], (records["age"] == 0).sum(), found["view LATERAL"]) == (1, 3, 32_387)
+
+
+# ---- bad input -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ("Frontal/Lateral", "View", "no column 'Frontal/Lateral'"),
+        ("train/patient", "../patient", "line 2, column 'Path'"),
+        (",Female,", ",Weiblich,", "column 'Sex': 'Weiblich' found, Female, Male or Unknown"),
+        (",Frontal,AP", ",Frontal,XX", "column 'AP/PA': 'XX' found"),
+        (",Frontal,", ",Front,", "column 'Frontal/Lateral': 'Front' found"),
+        (",-1.0", ",-2.0", "'-2.0' found, 1, 0, -1 or an empty cell"),
+    ],
+)
+def test_a_table_that_is_wrong(raw, old, new, message):
+    path = raw / "CheXpert-v1.0-small" / "train.csv"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(UserError) as caught:
+        read(raw)
+    assert str(caught.value).startswith(str(path)) and message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_patient_in_both_tables(raw):
+    folder = raw / "CheXpert-v1.0-small"
+    row = (folder / "train.csv").read_text().splitlines()[1]
+    with open(folder / "valid.csv", "a") as table:
+        table.write(row.replace("view1", "view9") + "\n")
+    with pytest.raises(UserError, match="is in two of the release's splits"):
+        read(raw)
+
+
+def test_missing_pieces_and_two_versions(raw, tmp_path):
+    with pytest.raises(UserError, match="train.csv is not in it, nor in CheXpert-v1.0 or CheXpert-v1.0-small"):
+        read(tmp_path)
+    shutil.copytree(raw / "CheXpert-v1.0-small", raw / "CheXpert-v1.0")
+    with pytest.raises(UserError, match="both hold train.csv; name one of them"):
+        read(raw)
+    shutil.rmtree(raw / "CheXpert-v1.0")
+    (raw / "CheXpert-v1.0-small" / "train.csv").unlink()
+    with pytest.raises(UserError, match="no train.csv"):
+        read(raw)
+
+
+def test_workbooks_that_are_wrong(raw):
+    path = raw / "CHEXPERT DEMO.xlsx"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="CHEXPERT DEMO.xlsx: not a readable workbook"):
+        read(raw)
+    for change, message in (
+        (("A1", "PATIENTS"), "no column 'PATIENT'; the workbook has PATIENTS, GENDER"),
+        (("A3", "00002"), "line 3, column 'PATIENT': '00002' found, a patient such as patient00001"),
+        (("D3", "White|Black"), "line 3, column 'PRIMARY_RACE': 'White|Black' found, a value without '|'"),
+    ):
+        path.write_bytes(whole)
+        workbook = openpyxl.load_workbook(path)
+        workbook.active[change[0]] = change[1]
+        workbook.save(path)
+        with pytest.raises(UserError) as caught:
+            read(raw)
+        assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_patient_with_two_rows_has_the_values_of_both(raw):
+    path = raw / "CHEXPERT DEMO.xlsx"
+    workbook = openpyxl.load_workbook(path)
+    patient = read(raw).records["patient_id"].iloc[0]
+    for race in ("Asian", "Other", "Asian"):
+        workbook.active.append([patient, "Female", 50, race, "Unknown"])
+    workbook.save(path)
+    recorded = chexpert.read_workbook(path).loc[patient]
+    assert recorded["race"].split("|")[-2:] == ["Asian", "Other"] or "Asian" in recorded["race"].split("|")[:-1]
+    assert len(set(recorded["race"].split("|"))) == len(recorded["race"].split("|"))
+    assert isinstance(recorded, pd.Series) and not np.any(recorded.isna())

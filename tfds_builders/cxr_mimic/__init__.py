@@ -1,0 +1,1 @@
+"""MIMIC-CXR-JPG with MIMIC-IV for TFDS; see README.md."""

@@ -1,0 +1,1 @@
+"""PadChest for TFDS; see README.md."""

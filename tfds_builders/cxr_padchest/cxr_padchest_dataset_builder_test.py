@@ -1,0 +1,153 @@
+"""The builder on drawn releases, on TFDS's own test case, on the real table, and on releases that are wrong."""
+
+import ast
+import pathlib
+import tempfile
+
+import numpy as np
+import pandas as pd
+import pytest
+import tensorflow_datasets as tfds
+
+from cxr_jax.tables import UserError
+from tests import built, releases
+from tfds_builders import released
+from tfds_builders.cxr_padchest import cxr_padchest_dataset_builder as padchest
+
+SMALL = (24, 20)
+TABLE = padchest.TABLE
+MAPPING = pd.read_csv(padchest.MAPPING, keep_default_na=False)
+
+
+class CxrPadchestTest(tfds.testing.DatasetBuilderTestCase):
+    """What TFDS asks of every builder, on a release that is drawn for it."""
+
+    DATASET_CLASS = padchest.Builder
+    BUILDER_CONFIG_NAMES_TO_TEST = ["squash", "pad_raw"]
+
+    @classmethod
+    def setUpClass(cls):
+        cls._folder = tempfile.TemporaryDirectory(prefix="cxr_padchest-")
+        truth = releases.padchest(pathlib.Path(cls._folder.name), picture=SMALL)
+        cls.EXAMPLE_DIR = cls._folder.name
+        cls.SPLITS = {"train": len(truth.images)}
+        super().setUpClass()
+
+    @classmethod
+    def tearDownClass(cls):
+        super().tearDownClass()
+        cls._folder.cleanup()
+
+
+@pytest.fixture
+def raw(tmp_path) -> pathlib.Path:
+    releases.padchest(tmp_path / "raw", picture=SMALL)
+    return tmp_path / "raw"
+
+
+def read(raw, **options) -> released.Release:
+    return padchest.read_release(released.builder_config(raw, **options))
+
+
+def findings_by_hand(labels: tuple[str, ...]) -> set[str] | None:
+    """None where nothing was read."""
+    if "exclude" in labels or not set(labels) - {"unchanged", "suboptimal study"}:
+        return None
+    found = set(MAPPING.loc[MAPPING["label"].isin(labels), "finding"]) - {""}
+    return found - {"No Finding"} if found - {"No Finding", "Support Devices"} else found
+
+
+@pytest.mark.parametrize("gz", [False, True])
+def test_the_release_is_stored_as_drawn(tmp_path, gz):
+    truth = releases.padchest(tmp_path / "raw", gz=gz, faults=True)
+    builder = built.build(padchest.Builder, tmp_path / "raw", tmp_path / "out", max_unreadable_share=0.1)
+    drawn = truth.images[[c for c in truth.images if not c.startswith("finding_")]]  # by label; ours are by the mapping
+    found = built.assert_as_drawn(builder, releases.Truth(truth.folder, None, drawn, truth.pictures), padchest.VIEWS.get)
+    drawn = drawn.set_index("image_id").loc[found.index]
+    assert list(found["projection"]) == list(drawn["view"]) and set(found["race"]) == {""}
+    unread = 0
+    for image_id, row in drawn.iterrows():
+        labels = tuple(label.lower() for label in row["labels"])
+        expected = findings_by_hand(labels)
+        stored = found.loc[image_id, [f"finding_{name}" for name in padchest.FINDINGS]].to_numpy(np.float64)
+        unread += expected is None
+        if expected is None:
+            assert np.isnan(stored).all()
+        else:
+            assert {n for n, v in zip(padchest.FINDINGS, stored, strict=True) if v == 1} == expected
+            assert set(stored) <= {0, 1}
+        assert found.loc[image_id, "labels"] == "|".join(dict.fromkeys(labels))
+    assert 0 < unread < len(drawn) / 2
+    for quirk in ("sex O", "birth empty", "labels nan", "empty label", "space before label", "label twice", "two sexes"):
+        truth.having(quirk)
+
+
+def test_pictures_may_lie_in_one_folder(tmp_path):
+    truth = releases.padchest(tmp_path / "raw", picture=SMALL)
+    (tmp_path / "raw" / "images").mkdir()
+    for path in truth.images["path"]:
+        (tmp_path / "raw" / path).rename(tmp_path / "raw" / "images" / pathlib.Path(path).name)
+    assert (read(tmp_path / "raw").records["size"] > 0).all()
+
+
+# ---- the real table ------------------------------------------------------------------------------
+
+
+@pytest.mark.peers
+def test_the_real_table(xrayvision):
+    path = xrayvision / f"{TABLE}.gz"
+    records = padchest.read_table(path)
+    counts = released.count(records, padchest.FINDINGS)
+    released.held_against(counts, padchest.PUBLISHED, True, path)
+    assert (counts["images"], counts["patients"]) == (160_861, 67_625)
+    assert (counts["sex F"], counts["sex M"], counts["sex unknown"]) == (79_919, 80_920, 22)
+    assert counts["view AP"] == 14_346 + 4_559 and counts["view PA"] == 91_728
+    # By pandas and sets, without the builder's own parsing.
+    table = pd.read_csv(path, usecols=["Labels"], dtype=str)["Labels"]
+    parsed = {text: tuple(w.strip().lower() for w in ast.literal_eval(text) if w.strip()) for text in table.dropna().unique()}
+    said = {text: findings_by_hand(labels) for text, labels in parsed.items()}
+    for name in ("No Finding", "Pneumonia", "Support Devices", "Nodule"):
+        assert counts[f"finding {name}"] == sum(name in (said.get(text) or ()) for text in table)
+    unread = sum(said.get(text) is None for text in table)
+    assert records["finding_Edema"].isna().sum() == unread == 6_330
+    assert counts["finding No Finding"] == 50_447
+
+
+@pytest.mark.peers
+def test_every_label_of_the_real_table_was_reviewed(xrayvision):
+    table = pd.read_csv(xrayvision / f"{TABLE}.gz", usecols=["Labels"], dtype=str)["Labels"].dropna().unique()
+    labels = {word.strip().lower() for text in table for word in ast.literal_eval(text)} - {""}
+    assert labels == set(MAPPING["label"]) and len(labels) == 193
+    assert set(MAPPING["finding"]) == {"", *padchest.FINDINGS}
+
+
+# ---- bad input -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "column, value, message",
+    [
+        ("ImageID", "../a.png", "line 3, column 'ImageID': '../a.png' found"),
+        ("ImageDir", "..", "line 3, column 'ImageDir': '..' found"),
+        ("PatientSex_DICOM", "X", "line 3, column 'PatientSex_DICOM': 'X' found, F, M, O or an empty cell"),
+        ("Projection", "AXIAL", "line 3, column 'Projection': 'AXIAL' found, one of PA, AP"),
+        ("PatientBirth", "old", "line 3, column 'PatientBirth': 'old' found, a number"),
+        ("StudyDate_DICOM", "2014", "line 3, column 'StudyDate_DICOM': '2014' found"),
+        ("Labels", "['normal'", "line 3, column 'Labels': \"['normal'\" found, a Python list of labels"),
+        ("Labels", "['marsquake']", "labels that findings.csv lacks: 'marsquake' (1); add a row for each"),
+    ],
+)
+def test_a_table_that_is_wrong(raw, column, value, message):
+    table = pd.read_csv(raw / TABLE, dtype=str, keep_default_na=False)
+    table.loc[1, column] = value
+    table.to_csv(raw / TABLE, index=False)
+    with pytest.raises(UserError) as caught:
+        read(raw)
+    assert str(caught.value).startswith(str(raw / TABLE)) and message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_pieces(raw):
+    (raw / TABLE).unlink()
+    with pytest.raises(UserError, match="the table is missing: no PADCHEST_chest_x_ray_images"):
+        read(raw)

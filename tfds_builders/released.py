@@ -1,0 +1,387 @@
+"""What the builders of real releases share: a release read into records, and records made into a data set.
+
+A builder of this kind says how its tables are read (`read_release`); all that follows is here: which pictures are
+there, what is stored of each, what is set aside and why, how the release compares with what is published of it, and
+whether one process or Apache Beam does the work. Either way gives the same records.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import tensorflow_datasets as tfds
+from absl import logging
+from etils import epath
+from tensorflow_datasets.core import writer as tfds_writer
+from tensorflow_datasets.proto import tf_example_pb2
+
+from cxr_jax import tables
+from cxr_jax.tables import UserError
+from tfds_builders import images, release
+
+FINDING = "finding_"
+WHOLE = "train"  # the one split of a release without splits of its own; TFDS reserves the name `all`
+
+STORAGES = ("png", "raw")
+PICTURES = ("released", "dicom")
+
+_CHUNK = 256  # records that a Beam worker takes at a time
+
+
+@dataclasses.dataclass(eq=False)
+class ReleaseConfig(tfds.core.BuilderConfig):
+    """What is built, and from where. The name follows from aspect, pictures and storage, which say what is stored.
+
+    aspect: `squash` or `pad`, see `images.resize`.
+    pictures: `released`, the PNG or JPEG files that the release is known for, or `dicom`, the same images as DICOM.
+    storage: `png`, or `raw`: 65,536 bytes an image, which cost no decoding when they are read.
+    raw_dir: folder of the release; empty: TFDS's manual_dir.
+    mimic_iv_dir: for cxr_mimic, folder of MIMIC-IV where that does not lie in raw_dir.
+    max_unreadable_share: of the images listed, above which the build fails.
+    beam: whether pictures are read by Apache Beam; the runner is in TFDS's DownloadConfig.
+    """
+
+    aspect: str = "squash"
+    pictures: str = "released"
+    storage: str = "png"
+    raw_dir: str = ""
+    mimic_iv_dir: str = ""
+    max_unreadable_share: float = 0.01
+    beam: bool = False
+
+
+def builder_config(
+    raw_dir: os.PathLike | str = "",
+    aspect: str = "squash",
+    pictures: str = "released",
+    storage: str = "png",
+    mimic_iv_dir: os.PathLike | str = "",
+    max_unreadable_share: float = 0.01,
+    beam: bool = False,
+) -> ReleaseConfig:
+    """The config to hand to a builder. Raises UserError for an aspect, kind of pictures or storage that there is not."""
+    images.check_aspect(aspect)
+    for what, value, known in (("pictures", pictures, PICTURES), ("storage", storage, STORAGES)):
+        if value not in known:
+            raise UserError(f"{what}: {value!r} found, {' or '.join(known)} expected")
+    how = {"squash": "both sides scaled to 256", "pad": "longer side scaled to 256, the other padded with black"}
+    words = [aspect, *(["dicom"] if pictures == "dicom" else []), *(["raw"] if storage == "raw" else [])]
+    return ReleaseConfig(
+        name="_".join(words),
+        description=f"256x256 gray images; {how[aspect]}; from {pictures} pictures, stored as {storage}.",
+        aspect=aspect,
+        pictures=pictures,
+        storage=storage,
+        raw_dir=os.fspath(raw_dir),
+        mimic_iv_dir=os.fspath(mimic_iv_dir),
+        max_unreadable_share=max_unreadable_share,
+        beam=beam,
+    )
+
+
+def builder_configs() -> list[ReleaseConfig]:
+    """Every config that TFDS may know by name."""
+    return [
+        builder_config(aspect=aspect, pictures=pictures, storage=storage)
+        for storage in STORAGES
+        for pictures in PICTURES
+        for aspect in images.ASPECTS
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """A release as it lies on disk: everything about it that can be known without reading a picture.
+
+    root: folder that `path` of the records is below.
+    documents: the tables and lists that were read.
+    records: one row an image of the table, in the table's order, indexed by line of the file. Columns image_id,
+        patient_id, study_id, released_split, race, sex, view (str, '' where unknown), age (float64 years, NaN where
+        unknown), `finding_NAME` (float32: 1, 0, -1 uncertain, NaN not mentioned), path (str, below `root`), size (int64
+        bytes of the picture file, -1 where it is missing), and what else the builder stores.
+    counts: [{"count": what, "expected": as published or None, "found": n}].
+    statements: one for each thing that the whole release has and this one lacks, or that is not stored as it is.
+    whole: whether the tables are those of the whole release.
+    foreign: pictures that no table lists, as far as they were looked for.
+    """
+
+    root: epath.Path
+    documents: tuple[epath.Path, ...]
+    records: pd.DataFrame
+    counts: list[dict]
+    statements: list[str]
+    whole: bool
+    foreign: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """sha256 over the documents, and over the names and sizes of the pictures that they list."""
+        return release.fingerprint(self.documents, self.records["image_id"], self.records["size"])
+
+
+def held_against(
+    found: Mapping[str, int], published: Mapping[str, int], whole: bool, source: os.PathLike | str
+) -> list[dict]:
+    """`Release.counts`: what was found beside what is published.
+
+    whole: whether the table has the whole release's number of rows. Raises UserError, which names `source`, where it
+    has, and yet counts otherwise than published.
+    """
+    if whole:
+        for what, expected in published.items():
+            if found[what] != expected:
+                raise UserError(
+                    f"{source}: {what}: {found[what]:,} found, {expected:,} published; the table has the release's"
+                    " number of rows but has been altered: download it again"
+                )
+    return [{"count": what, "expected": published.get(what), "found": int(n)} for what, n in found.items()]
+
+
+def count(records: pd.DataFrame, findings: Sequence[str]) -> dict[str, int]:
+    """Images, patients and studies, and images by sex, view, unknown age and finding ('view PA', 'finding Mass', …)."""
+    counts = {"images": len(records)}
+    counts |= {f"{what}s" if what == "patient" else "studies": records[f"{what}_id"].nunique() for what in ("patient", "study")}
+    for column in ("sex", "view"):
+        for value, n in records[column].value_counts().items():
+            counts[f"{column} {value or 'unknown'}"] = int(n)
+    counts["age unknown"] = int(records["age"].isna().sum())
+    for finding in findings:
+        counts[f"finding {finding}"] = int((records[FINDING + finding] == 1).sum())
+    return counts
+
+
+_VALUES = {"": np.nan, **{f"{value}{end}": float(value) for value in (1, 0, -1) for end in ("", ".0")}}
+
+
+def findings(table: pd.DataFrame, names: Sequence[str], path: os.PathLike | str) -> pd.DataFrame:
+    """`finding_NAME`, float32, of columns of text. Raises UserError for a cell that is not 1, 0, -1 or empty."""
+    for name in names:
+        release.refuse(~table[name].isin(_VALUES.keys()), table[name], path, "1, 0, -1 or an empty cell")
+    return pd.DataFrame({FINDING + name: table[name].map(_VALUES).astype("float32") for name in names})
+
+
+def missing_pictures(records: pd.DataFrame) -> list[str]:
+    """At most one statement."""
+    absent = records.loc[records["size"] < 0, "image_id"]
+    return [f"images of the table that are missing: {len(absent):,}, the first {absent.iloc[0]}"] if len(absent) else []
+
+
+def check_disjoint(records: pd.DataFrame, source: os.PathLike | str) -> None:
+    """Raises UserError where the release's own splits share a patient."""
+    splits = records.groupby("patient_id")["released_split"].nunique()
+    torn = splits.index[splits > 1]
+    if len(torn):
+        raise UserError(
+            f"{source}: patient {torn[0]!r} is in two of the release's splits ({len(torn)} such); splits must not share"
+            " a patient"
+        )
+
+
+def image_feature(storage: str) -> tfds.features.FeatureConnector:
+    """uint8 [256, 256, 1], as a PNG or as its bytes (`png`, `raw`)."""
+    shape = (images.SIZE, images.SIZE, 1)
+    if storage == "raw":
+        return tfds.features.Tensor(shape=shape, dtype=np.uint8, encoding=tfds.features.Encoding.BYTES)
+    return tfds.features.Image(shape=shape, dtype=np.uint8, encoding_format="png")
+
+
+class ReproducibleWriter(tfds_writer.ExampleWriter):
+    """Writes the same bytes for the same examples, whichever process they come from.
+
+    An example is a protocol buffer's map, which each process writes in an order of its own unless it is told not to.
+    """
+
+    def write(self, path, examples):
+        return super().write(path, ((key, _in_order(serialized)) for key, serialized in examples))
+
+
+def _in_order(serialized: bytes) -> bytes:
+    return tf_example_pb2.Example.FromString(serialized).SerializeToString(deterministic=True)
+
+
+class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Base of the builders of real releases.
+
+    FINDINGS: names in the release's order. EXTRA: features besides the common ones, each a column of the records.
+    HOMEPAGE: where the release is had. OPEN_DATA: whether single images may be shown to anybody.
+    """
+
+    FINDINGS: tuple[str, ...]
+    EXTRA: Mapping[str, tfds.features.FeatureConnector] = {}
+    HOMEPAGE: str
+    OPEN_DATA = False
+    BUILDER_CONFIGS = builder_configs()
+    DEFAULT_BUILDER_CONFIG_NAME = "squash"
+
+    @classmethod
+    def read_release(cls, config: ReleaseConfig) -> Release:
+        """The release in `config.raw_dir`. Raises UserError naming what is missing or wrong, and where."""
+        raise NotImplementedError
+
+    def __init__(self, *, config: None | str | ReleaseConfig = None, **kwargs):
+        # TFDS refuses a config of a name that it knows unless it is the very object listed above. The name alone says
+        # what is built; where from, and with what patience, is this builder's own affair.
+        known = {known.name: known for known in self.BUILDER_CONFIGS}
+        self._source = config if isinstance(config, ReleaseConfig) else known.get(config, builder_config())
+        super().__init__(config=config.name if isinstance(config, ReleaseConfig) else config, **kwargs)
+        self._original_state["config"] = config  # what unpickling calls __init__ with
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        text = {
+            name: tfds.features.Text()
+            for name in ("image_id", "patient_id", "study_id", "released_split", "race", "sex", "view")
+        }
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": image_feature(self.builder_config.storage),
+                    **text,
+                    "age": tfds.features.Scalar(np.float32),
+                    "findings": tfds.features.Tensor(shape=(len(self.FINDINGS),), dtype=np.float32),
+                    **self.EXTRA,
+                }
+            ),
+            homepage=self.HOMEPAGE,
+            # What is known of a release only once it is built (`release_fingerprint`, `integrity`) joins these then.
+            metadata=tfds.core.MetadataDict(
+                findings=list(self.FINDINGS),
+                races=[],
+                open_data=self.OPEN_DATA,
+                invented_groups=False,
+                ceiling=False,
+            ),
+        )
+
+    def _split_generators(self, dl_manager):
+        source = self._source
+        self._release = self.read_release(
+            source if source.raw_dir else dataclasses.replace(source, raw_dir=os.fspath(dl_manager.manual_dir))
+        )
+        root, records = self._release.root, self._release.records
+        for statement in self._release.statements:
+            logging.warning("%s: %s", root, statement)
+
+        self._quarantine = images.Quarantine(str(root), len(records), source.max_unreadable_share)
+        absent = records[records["size"] < 0]
+        try:
+            self._quarantine.add(*((i, path, images.MISSING) for i, path in zip(absent["image_id"], absent["path"])))
+        except UserError as error:
+            raise UserError("; ".join([str(error), *self._release.statements])) from None
+        present = records[records["size"] >= 0]
+        if present.empty:
+            raise UserError(f"{root}: not one image of {self._release.documents[0].name} is there")
+        stored_split = present["released_split"].where(present["released_split"] != "", WHOLE)
+        return {
+            split: self._generate_examples(rows.drop(columns="size"), split)
+            for split, rows in present.groupby(stored_split, sort=True)
+        }
+
+    def _generate_examples(self, records: pd.DataFrame, split: str):
+        if self._source.beam:
+            return self._with_beam(records, split)
+        return self._in_this_process(records, split)
+
+    def _in_this_process(self, records: pd.DataFrame, split: str) -> Iterator[tuple[str, dict]]:
+        root, stored = self._release.root, 0
+        # A dict a record is large: those of a few at a time.
+        chunks = (records.iloc[i : i + 4096].to_dict("records") for i in range(0, len(records), 4096))
+        for rows in chunks:
+            by_id = {row["image_id"]: row for row in rows}
+            paths = ((image_id, root / row["path"]) for image_id, row in by_id.items())
+            for image_id, image in images.read_all(paths, root, self.builder_config.aspect, self._quarantine):
+                yield image_id, example(by_id[image_id], image, self.FINDINGS)
+                stored += 1
+        if not stored:  # possible only where max_unreadable_share is close to 1
+            raise UserError(f"{root}: no image of split {split!r} can be read")
+
+    def _with_beam(self, records: pd.DataFrame, split: str):
+        """A Beam transform that gives (key, example) of every image that can be read, and writes down the others.
+
+        Records go to the workers by way of a file in the data set's folder, which they must reach in any case: a
+        pipeline that holds a whole release's records would be larger than some runners take.
+        """
+        import apache_beam as beam
+
+        listed = self.data_path / f"{_LISTED}{split}.parquet"
+        with listed.open("wb") as file:
+            records.to_parquet(file, index=False, row_group_size=_CHUNK)
+        read = functools.partial(
+            _read_chunk, os.fspath(listed), os.fspath(self._release.root), self.builder_config.aspect, self.FINDINGS
+        )
+        set_aside = functools.partial(_set_aside, os.fspath(self.data_path / f"{_SET_ASIDE}{split}.json"))
+
+        class Pictures(beam.PTransform):
+            def expand(self, pipeline):
+                done = (
+                    pipeline
+                    | beam.Create(range(-(-len(records) // _CHUNK)))
+                    | beam.Reshuffle()
+                    | beam.FlatMap(read).with_outputs("unreadable", main="readable")
+                )
+                _ = done.unreadable | beam.combiners.ToList() | beam.Map(set_aside)
+                return done.readable
+
+        return Pictures()
+
+    def _example_writer(self) -> ReproducibleWriter:
+        return ReproducibleWriter(file_format=self.info.file_format)
+
+    def _download_and_prepare(self, dl_manager, download_config):
+        super()._download_and_prepare(dl_manager, download_config)
+        # Here data_path is the folder that takes the dataset's name only once all of it is written.
+        for path in sorted(self.data_path.glob(f"{_SET_ASIDE}*")):
+            self._quarantine.add(*map(tuple, json.loads(path.read_text())))
+            path.unlink()
+        for path in self.data_path.glob(f"{_LISTED}*"):
+            path.unlink()
+        self._quarantine.write(self.data_path / "quarantine.csv")
+        self.info.metadata["release_fingerprint"] = self._release.fingerprint
+        self.info.metadata["integrity"] = self._integrity()
+
+    def _integrity(self) -> dict:
+        """The release held against what is published of it, and what became of it; plain JSON."""
+        found = self._release
+        return {
+            "documents": [path.name for path in found.documents],
+            "counts": found.counts,
+            "complete": found.whole and not self._quarantine.rows,
+            "statements": found.statements,
+            "files_not_in_table": {"count": len(found.foreign), "first": list(found.foreign[:5])},
+            "quarantined": self._quarantine.reasons(),
+            "stored": {name: split.num_examples for name, split in self.info.splits.items()},
+        }
+
+
+_LISTED, _SET_ASIDE = "listed-", "set-aside-"  # files of a build by Beam, gone when it is done
+
+
+def example(row: Mapping, image: np.ndarray, findings: Sequence[str]) -> dict:
+    """What TFDS stores of a record: its columns, the image, and the findings as one vector."""
+    kept = {name: value for name, value in row.items() if not name.startswith(FINDING) and name not in ("path", "size")}
+    return {**kept, "image": image, "findings": np.array([row[FINDING + name] for name in findings], np.float32)}
+
+
+def _read_chunk(listed: str, root: str, aspect: str, findings: Sequence[str], chunk: int) -> Iterator:
+    """Runs on a Beam worker: (key, example) of each record of row group `chunk`, or what is set aside, so tagged."""
+    import apache_beam as beam
+    import pyarrow.parquet as pq
+
+    with epath.Path(listed).open("rb") as file:
+        rows = pq.ParquetFile(file).read_row_group(chunk).to_pandas().to_dict("records")
+    for row in rows:
+        try:
+            image = images.read(epath.Path(root) / row["path"], aspect)
+        except images.UnreadableImage as error:
+            yield beam.pvalue.TaggedOutput("unreadable", (row["image_id"], row["path"], error.reason))
+        else:
+            yield row["image_id"], example(row, image, findings)
+
+
+def _set_aside(path: str, rows: Sequence[tuple[str, str, str]]) -> None:
+    tables.write_text(path, json.dumps(sorted(rows)))
