@@ -3,6 +3,7 @@
     bash launch/local.sh python -m cxr_jax.main --config=configs/disease.py
     …configs/disease.py:nih --config.dataset.raw_dir=DIR      NIH ChestX-ray14, DIR as downloaded
     …configs/disease.py:nih,tiny --config.dataset.raw_dir=DIR
+    …configs/disease.py:mimic, :chexpert, :padchest           likewise
 """
 
 from configs import base

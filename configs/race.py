@@ -4,7 +4,8 @@
         the phantom at 64x64, about 4 minutes on two cores; its ceilings are .80 to .97
     …configs/race.py:phantom.null      a phantom that carries no group: every AUC should be near .5
     …configs/race.py:phantom,paper     256x256, 10 epochs, batch 32: for a GPU
-    …configs/race.py:mimic             the published recipe on MIMIC-CXR
+    …configs/race.py:mimic --config.dataset.raw_dir=DIR       the published recipe on MIMIC-CXR: four races, frontal
+    …configs/race.py:chexpert --config.dataset.raw_dir=DIR    and on CheXpert
     …configs/race.py:tiny              a minute, with a small network
 """
 

@@ -166,7 +166,7 @@ def judged_dataset(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
         return config.dataset
     judged = ml_collections.ConfigDict(config.dataset)
     experiment.choose_dataset(judged, config.predict.dataset, "config.predict.dataset")
-    judged.raw_dir = config.predict.raw_dir
+    judged.update(raw_dir=config.predict.raw_dir, mimic_iv_dir=config.predict.mimic_iv_dir)
     return judged
 
 

@@ -144,8 +144,6 @@ SMALL_FLAGS = [f"--config.{k}={v}" for k, v in SMALL.items()]
         ([], "name an experiment"),
         (["--config=configs/race.py", "--config.train.schedule=linear"], "config.train.schedule='linear'"),
         (["--config=configs/race.py:mimic"], "PhysioNet"),
-        (["--config=configs/race.py:chexpert"], "CHEXPERT DEMO.xlsx"),
-        (["--config=configs/sex.py:nih"], "config.dataset.raw_dir"),
         (["--config=configs/sex.py:nih", "--config.dataset.raw_dir=nowhere"], "config.dataset.raw_dir: no folder 'nowhere'"),
         (["--config=configs/race.py", "--config.train.targets=('rcae',)", *SMALL_FLAGS], "no target 'rcae'"),
     ],

@@ -260,6 +260,7 @@ def test_mimic_layouts_that_are_not(tmp_path):
 # ---- MIMIC at the size of the release ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_mimic_tables_count_as_the_release(tmp_path):
     truth = releases.mimic_tables(tmp_path, releases.V22_FIRST_ADMISSION)
     assert sorted(in_files(tmp_path)) == [

@@ -143,6 +143,12 @@ def held_against(
     return [{"count": what, "expected": published.get(what), "found": int(n)} for what, n in found.items()]
 
 
+def rows(found: Mapping[str, int], published: Mapping[str, int]) -> list[dict]:
+    """For `Release.counts`: the number of rows of each table or list, by its name without .gz."""
+    plain = {name.removesuffix(".gz"): n for name, n in found.items()}
+    return [{"count": f"rows of {name}", "expected": published.get(name), "found": n} for name, n in plain.items()]
+
+
 def count(records: pd.DataFrame, findings: Sequence[str]) -> dict[str, int]:
     """Images, patients and studies, and images by sex, view, unknown age and finding ('view PA', 'finding Mass', …)."""
     counts = {"images": len(records)}

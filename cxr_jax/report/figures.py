@@ -107,8 +107,8 @@ def _styled(draw):
             # Straight to the canvas: savefig would draw everything once more, for a crop that we do not ask for.
             FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None, "Creator": None})
         width, height = (round(float(x) * 96) for x in figure.get_size_inches())
-        # A target may be called anything; a file may not.
-        return Drawing(re.sub(r"[^\w.-]", "_", name), _body(text.getvalue()), alt, caption, width, height)
+        name = re.sub(r"[^\w.-]", "_", name)  # a target may be called anything; a file may not
+        return Drawing(name, _numbered(_body(text.getvalue()), name), alt, caption, width, height)
 
     return styled
 
@@ -116,6 +116,12 @@ def _styled(draw):
 def _body(svg: str) -> str:
     """The picture without its prologue and metadata, whose addresses a page without a network need not hold."""
     return re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+
+
+def _numbered(svg: str, name: str) -> str:
+    """The picture with its clip paths numbered: matplotlib names some by where they lie in memory, anew in each run."""
+    order = {clip: f"{name}-clip{i}" for i, clip in enumerate(dict.fromkeys(re.findall(r"#(p[0-9a-f]{10})\b", svg)))}
+    return re.sub(r"\bp[0-9a-f]{10}\b", lambda found: order.get(found[0], found[0]), svg)
 
 
 def _figure(height: float, width: float = WIDTH) -> Figure:

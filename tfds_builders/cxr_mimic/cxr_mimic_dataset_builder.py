@@ -17,11 +17,14 @@ from tfds_builders import release, released
 
 FINDINGS = release.CHEXPERT_FINDINGS
 SPLITS = ("train", "validate", "test")
+METADATA = "mimic-cxr-2.0.0-metadata.csv"
+LABELS = "mimic-cxr-2.0.0-chexpert.csv"
+OFFICIAL = "mimic-cxr-2.0.0-split.csv"
 
 # A metadata table of this many rows that counts otherwise has been altered.
 PUBLISHED = {"images": 377_110, "patients": 65_379}
-# Studies that the label table has. A few studies have images and no labels, so that the metadata names some more.
-PUBLISHED_LABELLED = 227_827
+# A few studies have images and no labels, so that the metadata names some more than the label table has.
+PUBLISHED_ROWS = {METADATA: 377_110, LABELS: 227_827, OFFICIAL: 377_110}
 
 # Images by what their patient's first admission of MIMIC-IV v2.2 records, as a published notebook counts them. Other
 # versions of MIMIC-IV revise admissions, so that a difference is reported and no error.
@@ -62,9 +65,6 @@ PUBLISHED_V22 = {
     "": 46_663,  # no admission
 }
 
-METADATA = "mimic-cxr-2.0.0-metadata.csv"
-LABELS = "mimic-cxr-2.0.0-chexpert.csv"
-OFFICIAL = "mimic-cxr-2.0.0-split.csv"
 # MIMIC-IV's folder and column of race: v1.0, and v2.x with v3.x.
 LAYOUTS = {"core": "ethnicity", "hosp": "race"}
 
@@ -90,13 +90,16 @@ def read_release(config: released.ReleaseConfig) -> released.Release:
     metadata_path = release.table_path(root, METADATA)
     records = _images(metadata_path)
     labels_path = release.table_path(root, LABELS)
-    records = _with_findings(records, labels_path)
+    labels = _labels(labels_path)
+    records = records.join(labels, on="study_id")
+    records["labelled"] = records["labelled"].fillna(0).astype("int32")
     documents = [metadata_path, labels_path]
+    rows = {metadata_path.name: len(records), labels_path.name: len(labels)}
     statements = []
     split_path = release.optional_path(root, OFFICIAL)
     if split_path:
         documents.append(split_path)
-        records["released_split"] = _released_splits(records, split_path)
+        records["released_split"], rows[split_path.name] = _released_splits(records, split_path)
         released.check_disjoint(records, split_path)
     else:
         records["released_split"] = ""
@@ -127,9 +130,8 @@ def read_release(config: released.ReleaseConfig) -> released.Release:
             statements.append(f"images {what}: {int(lacking.sum()):,}")
     statements += released.missing_pictures(records)
 
-    counts = released.held_against(released.count(records, FINDINGS), PUBLISHED, whole, metadata_path)
-    labelled = records.loc[records["labelled"] == 1, "study_id"].nunique()
-    counts.append({"count": "studies with labels", "expected": PUBLISHED_LABELLED if whole else None, "found": labelled})
+    counts = released.rows(rows, PUBLISHED_ROWS)
+    counts += released.held_against(released.count(records, FINDINGS), PUBLISHED, whole, metadata_path)
     first = records["race"].str.partition(BETWEEN)[0].value_counts()
     counts += [
         {
@@ -192,18 +194,17 @@ def _images(path: epath.Path) -> pd.DataFrame:
     return records
 
 
-def _with_findings(records: pd.DataFrame, path: epath.Path) -> pd.DataFrame:
-    """`finding_NAME` by study, and `labelled`: 1 where the study is in the table, else 0."""
+def _labels(path: epath.Path) -> pd.DataFrame:
+    """`finding_NAME`, indexed by study, and `labelled`, which is 1."""
     table = release.read_table(path, ["study_id", *FINDINGS])
     release.refuse_duplicates(table["study_id"], path, "each study once")
     found = released.findings(table, FINDINGS, path).assign(labelled=np.int32(1))
     found.index = pd.Index(table["study_id"], name="study_id")
-    joined = records.join(found, on="study_id")
-    joined["labelled"] = joined["labelled"].fillna(0).astype("int32")
-    return joined
+    return found
 
 
-def _released_splits(records: pd.DataFrame, path: epath.Path) -> pd.Series:
+def _released_splits(records: pd.DataFrame, path: epath.Path) -> tuple[pd.Series, int]:
+    """The split of each record, and how many images the table lists."""
     table = release.read_table(path, ["dicom_id", "split"])
     release.refuse_duplicates(table["dicom_id"], path)
     release.refuse(~table["split"].isin(SPLITS), table["split"], path, f"one of {', '.join(SPLITS)}")
@@ -211,7 +212,7 @@ def _released_splits(records: pd.DataFrame, path: epath.Path) -> pd.Series:
     if split.isna().any():
         absent = records.loc[split.isna(), "image_id"]
         raise UserError(f"{path}: image {absent.iloc[0]!r} of the metadata is not in it ({len(absent):,} such)")
-    return split.astype("str")
+    return split.astype("str"), len(table)
 
 
 def _with_patients(records: pd.DataFrame, path: epath.Path) -> pd.DataFrame:

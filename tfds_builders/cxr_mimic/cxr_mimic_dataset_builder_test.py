@@ -152,6 +152,7 @@ def whole(tmp_path_factory) -> released.Release:
     return read(folder)
 
 
+@pytest.mark.slow
 def test_the_whole_release_counts_as_published(whole):
     counts = {row["count"]: (row["expected"], row["found"]) for row in whole.counts}
     assert whole.whole and len(whole.records) == 377_110

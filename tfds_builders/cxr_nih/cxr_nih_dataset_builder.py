@@ -54,6 +54,7 @@ COLUMNS = (
     "y]",
 )
 
+PUBLISHED_ROWS = {**dict.fromkeys(TABLES, 112_120), LISTS["train_val"]: 86_524, LISTS["test"]: 25_596}
 # What the release says of itself. A table of this many rows that counts otherwise has been altered.
 PUBLISHED = {
     "images": 112_120,
@@ -74,7 +75,7 @@ def read_release(config: released.ReleaseConfig) -> released.Release:
     path = release.table_path(root, *TABLES)
     files = _pictures(root)
     records, ages_refused = read_table(path)
-    records["released_split"] = _released_splits(root, records)
+    records["released_split"], rows = _released_splits(root, records)
     released.check_disjoint(records, root)
     wanted = records["image_id"]
     if config.pictures == "dicom":
@@ -85,7 +86,8 @@ def read_release(config: released.ReleaseConfig) -> released.Release:
     foreign = sorted(set(files) - set(wanted))
     whole = len(records) == PUBLISHED["images"]
     statements = _what_is_missing(root, records, foreign, ages_refused)
-    counts = released.held_against(released.count(records, FINDINGS), PUBLISHED, whole, path)
+    counts = released.rows({path.name: len(records), **rows}, PUBLISHED_ROWS)
+    counts += released.held_against(released.count(records, FINDINGS), PUBLISHED, whole, path)
     return released.Release(root, (path, *lists), records, counts, statements, whole, tuple(foreign))
 
 
@@ -166,16 +168,18 @@ def _findings(labels: pd.Series, path) -> dict[str, np.ndarray]:
     return found
 
 
-def _released_splits(root: epath.Path, records: pd.DataFrame) -> pd.Series:
-    """Each record's official list, or '' where the release has no lists."""
+def _released_splits(root: epath.Path, records: pd.DataFrame) -> tuple[pd.Series, dict[str, int]]:
+    """Each record's official list, or '' where the release has no lists; and how many images each list names."""
     paths = {split: root / name for split, name in LISTS.items()}
     missing = [path.name for path in paths.values() if not path.is_file()]
     if len(missing) == len(paths):
-        return pd.Series("", records.index, dtype="str")
+        return pd.Series("", records.index, dtype="str"), {}
     if missing:
         raise UserError(f"{root}: {missing[0]} is missing beside its fellow; add it, or do without both")
 
-    listed = {split: {line.strip() for line in release.read_text(path).splitlines()} for split, path in paths.items()}
+    listed = {
+        split: {line.strip() for line in release.read_text(path).splitlines()} - {""} for split, path in paths.items()
+    }
     names = records["image_id"]
     membership = pd.DataFrame({split: names.isin(listed[split]) for split in paths})
     both, neither = membership.all(axis=1), ~membership.any(axis=1)
@@ -190,7 +194,7 @@ def _released_splits(root: epath.Path, records: pd.DataFrame) -> pd.Series:
             f" ({int(neither.sum())} such); take the lists that belong to the table, or remove both"
         )
     splits = membership.idxmax(axis=1).astype("str")
-    return splits
+    return splits, {LISTS[split]: len(names) for split, names in listed.items()}
 
 
 def _what_is_missing(root: epath.Path, records: pd.DataFrame, foreign: Sequence[str], refused: int) -> list[str]:

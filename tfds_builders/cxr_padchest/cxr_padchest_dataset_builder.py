@@ -72,7 +72,8 @@ def read_release(config: released.ReleaseConfig) -> released.Release:
     records["released_split"] = ""
 
     whole = len(records) == PUBLISHED["images"]
-    counts = released.held_against(released.count(records, FINDINGS), PUBLISHED, whole, path)
+    counts = released.rows({path.name: len(records)}, {TABLE: PUBLISHED["images"]})
+    counts += released.held_against(released.count(records, FINDINGS), PUBLISHED, whole, path)
     statements = [f"the release has no split of its own; all images are in split {released.WHOLE!r}"]
     if not whole:
         statements.append(f"{path.name}: {len(records):,} of {PUBLISHED['images']:,} rows")
