@@ -55,7 +55,7 @@ MOST_GROUPS = 30  # of an attribute that gets a table; the search for what to wi
 MOST_TEXT_VALUES = 200  # of a text column that is a category; with more it is free text or names something
 RARE = 0.01  # categories of fewer patients than this share count as one, 'other', in a standardised difference
 WITHHELD, UNDEFINED = "withheld", "\N{EN DASH}"
-NOT_CATEGORIES = {"image_id", "patient_id", "study_id", "split", "stored_split", "released_split", "dataset"}
+NOT_CATEGORIES = ("image_id", "patient_id", "study_id", "split", "stored_split", "released_split", "dataset")
 OF_WHICH = "of which "
 
 
@@ -221,6 +221,9 @@ class _Part:
 
 
 def _study(table: pd.DataFrame, settings, invented: bool, races: Sequence[str]) -> _Study:
+    names = [attribute for attribute in settings.attributes if attribute in NOT_CATEGORIES]
+    if names:
+        raise tables.UserError(f"config.audit.attributes: {names[0]} says which image or patient, and makes no groups")
     patient = pd.factorize(table["patient_id"])[0]
     # Texts as objects, patients as numbers: what follows goes over them many times.
     wanted = [c for c in dict.fromkeys(("race", "sex", "view", "split", *settings.attributes)) if c in table]

@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from cxr_jax.report import demographics
+from cxr_jax.tables import UserError
 from tests.report.conftest import FINDINGS, GROUPS, MIN_PATIENTS, draw_cohort
 
 SUMMARY = {
@@ -575,3 +576,8 @@ def test_a_removal_of_a_few_hides_where_it_started(tmp_path, undrawn):
     assert f"{len(table):,}" not in re.sub(r"base64,[\w+/=]*", "", page)
     text = (tmp_path / "cohort.csv").read_text()
     assert not any(str(len(table)) in row for row in csv.reader(io.StringIO(text)))
+
+
+def test_what_says_which_patient_makes_no_groups(tmp_path):
+    with pytest.raises(UserError, match="config.audit.attributes: patient_id says which image or patient"):
+        written(tmp_path, draw_cohort(60), attributes=("race", "patient_id"))
