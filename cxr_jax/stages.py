@@ -26,9 +26,10 @@ COHORT, JUDGED_COHORT, PREDICTIONS, AUDIT = "cohort.parquet", "judged_cohort.par
 
 def prepare(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     """Builds or verifies the data set and writes down who is in the cohort, in which split, and what they are like."""
-    from cxr_jax.data import cohorts, datasets
+    from cxr_jax.data import cohorts, datasets, race_rules
     from cxr_jax.report import demographics
 
+    race_rules.check(config.dataset)  # told now, not after hours of reading pictures
     dataset = datasets.prepare(config.dataset)
     cohort = cohorts.select(dataset.keys, dataset.findings, dataset.races, config.dataset)
     cohort.write(run.path(COHORT))

@@ -77,6 +77,33 @@ def test_a_rule_changed_rewrites_no_image(tmp_path):
     assert len(both) == len(four.table) and (both["split_four"] == both["split_all"]).all()
 
 
+def test_the_default_rule_follows_the_data_set():
+    config = base.get_config()
+    for name, rule in (("mimic", "four_race"), ("nih", "recorded"), ("chexpert", "four_race"), ("phantom", "recorded")):
+        experiment.choose_dataset(config.dataset, name, "here")
+        assert config.dataset.race_rule == rule and tuple(config.dataset.views) == ("AP", "PA")
+    config.dataset.race_rule = "recorded"
+    experiment.choose_dataset(config.dataset, "mimic", "here")
+    config.dataset.race_rule = "three_race"
+    experiment.choose_dataset(config.dataset, "chexpert", "here")  # a model of MIMIC-CXR judged on CheXpert
+    assert config.dataset.race_rule == "three_race"
+
+
+def test_a_rule_s_mistake_is_told_before_any_picture_is_read(tmp_path):
+    releases.mimic(tmp_path / "raw", patients=60, picture=(40, 32))
+    for fields, message in (({"race_rule": "for_race"}, "no rule 'for_race'"), ({"race_table": "nowhere.csv"}, "nowhere.csv")):
+        with pytest.raises(UserError, match=message):
+            prepared("mimic", tmp_path / "raw", tmp_path / "run", **fields)
+    assert not (tmp_path / "run" / "data").exists()
+
+
+def test_a_data_set_with_too_many_gaps_is_not_taken_for_a_whole_one(tmp_path):
+    releases.mimic(tmp_path / "raw", patients=60, **SMALL)
+    prepared("mimic", tmp_path / "raw", tmp_path / "one", data_dir=str(tmp_path / "data"))
+    with pytest.raises(UserError, match="was built without 4 of .* above the share of 0.001"):
+        prepared("mimic", tmp_path / "raw", tmp_path / "two", data_dir=str(tmp_path / "data"), max_unreadable_share=0.001)
+
+
 def test_a_value_that_no_table_knows_ends_it_in_one_line(tmp_path):
     releases.mimic(tmp_path / "raw", patients=60, picture=(40, 32), gz=False)
     admissions = tmp_path / "raw" / "hosp" / "admissions.csv"
@@ -117,5 +144,5 @@ def test_the_cohort_of_a_whole_mimic_takes_under_20_seconds_and_2_gb(tmp_path):
     assert first["White"]["images"] == 218_203 + 1_299 and first["Black"]["images"] == 55_837
     assert first["Asian"]["images"] == 10_930 and first["Hispanic/Latino"]["images"] == 18_869 + 473
     assert first[race_rules.NO_RECORD]["images"] == 46_663
-    assert len(first["published"]) == 5 and not any("DIFFERS" in line for line in first["published"])
+    assert len(first["published"]) == 5 and not any("(differs)" in line for line in first["published"])
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss > 0

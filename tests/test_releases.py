@@ -280,7 +280,7 @@ def test_mimic_tables_count_as_the_release(tmp_path):
     assert tuple(admissions.columns) == releases.ADMISSIONS_COLUMNS["2.2"]
 
     assert len(images) == images["dicom_id"].nunique() == 377_110
-    assert images["subject_id"].nunique() == 65_379 and images["study_id"].nunique() == 227_827
+    assert images["subject_id"].nunique() == 65_379 and images["study_id"].nunique() == 227_835
     assert images.groupby("study_id")["subject_id"].nunique().max() == 1
     assert images["ViewPosition"].value_counts().to_dict() == releases.MIMIC_VIEWS
     assert images.groupby("subject_id").size().nunique() > 20
@@ -296,7 +296,7 @@ def test_mimic_tables_count_as_the_release(tmp_path):
     assert (in_file.fillna("") != found.fillna("")).sum() > 1_000
     assert admissions.groupby("subject_id")["race"].nunique().gt(1).sum() > 1_000
 
-    assert labels["study_id"].is_unique and len(labels) == 227_827 - 8
+    assert labels["study_id"].is_unique and len(labels) == 227_827
     assert set(labels["No Finding"]) == {"", "1.0"} and set(labels["Edema"]) == {"", "1.0", "0.0", "-1.0"}
     assert splits["dicom_id"].equals(images["dicom_id"]) and set(splits["split"]) == {"train", "validate", "test"}
     assert splits.groupby("subject_id")["split"].nunique().max() == 1

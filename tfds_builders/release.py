@@ -37,27 +37,34 @@ CHEXPERT_FINDINGS = (
 )
 
 
-def folder(raw_dir: os.PathLike | str, what: str) -> epath.Path:
-    """`raw_dir` as a path. Raises UserError where it is empty or no folder; `what` says what should lie there."""
+def folder(raw_dir: os.PathLike | str, what: str, field: str = "config.dataset.raw_dir") -> epath.Path:
+    """`raw_dir` as a path. Raises UserError where it is empty or no folder.
+
+    what: what should lie there. field: of the config, which the error names.
+    """
     if not os.fspath(raw_dir):
-        raise UserError(f"config.dataset.raw_dir is not set: it names the folder of {what}")
+        raise UserError(f"{field} is not set: it names the folder of {what}")
     path = epath.Path(raw_dir).expanduser()
     if not path.is_dir():
-        raise UserError(f"{path}: no such folder; config.dataset.raw_dir names the folder of {what}")
+        raise UserError(f"{path}: no such folder; {field} names the folder of {what}")
     return path
 
 
 def read_text(path: os.PathLike | str) -> str:
     """Text of a UTF-8 file, unpacked where its name ends in .gz. Raises UserError."""
-    path = epath.Path(path)
+    try:
+        return _content(epath.Path(path)).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a readable text file ({error})") from None
+
+
+def _content(path: epath.Path) -> bytes:
     try:
         data = path.read_bytes()
-        if path.suffix == ".gz":
-            data = gzip.decompress(data)
-        return data.decode("utf-8-sig")
+        return gzip.decompress(data) if path.suffix == ".gz" else data
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, EOFError, OSError, zlib.error) as error:
+    except (EOFError, OSError, zlib.error) as error:
         raise UserError(f"{path}: not a readable text file ({error})") from None
 
 
@@ -205,12 +212,13 @@ def sizes(root: epath.Path, paths: pd.Series) -> np.ndarray:
 def fingerprint(documents: Iterable[epath.Path], names: pd.Series, sizes: pd.Series) -> str:
     """sha256 (hexadecimal) over the documents' names and contents, and over the pictures' names and sizes.
 
-    Pictures are not read. It does not depend on where the release lies, nor on the folders that its pictures are in.
+    Pictures are not read. It does not depend on where the release lies, nor on the folders that its pictures are in, nor
+    on whether a table is gzipped. Raises UserError for a document that cannot be unpacked.
     """
     digest = hashlib.sha256()
     for path in documents:
-        content = path.read_bytes()
-        digest.update(f"{path.name}\0{len(content)}\0".encode())
+        content = _content(path)
+        digest.update(f"{path.name.removesuffix('.gz')}\0{len(content)}\0".encode())
         digest.update(content)
     for name, size in sorted(zip(names, sizes, strict=True)):
         digest.update(f"{name}\0{size}\n".encode())

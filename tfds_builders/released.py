@@ -101,11 +101,13 @@ class Release:
 
     root: folder that `path` of the records is below.
     documents: the tables and lists that were read.
-    records: one row an image of the table, in the table's order, indexed by line of the file. Columns image_id,
+    records: one row an image of the table, in the table's order, indexed by line of the file (of several tables, by table
+        and line). Columns image_id,
         patient_id, study_id, released_split, race, sex, view (str, '' where unknown), age (float64 years, NaN where
         unknown), `finding_NAME` (float32: 1, 0, -1 uncertain, NaN not mentioned), path (str, below `root`), size (int64
         bytes of the picture file, -1 where it is missing), and what else the builder stores.
-    counts: [{"count": what, "expected": as published or None, "found": n}].
+    counts: [{"count": what, "expected": as published or None, "found": n}]; where what is published is of one version
+        of the release alone, "of" names it.
     statements: one for each thing that the whole release has and this one lacks, or that is not stored as it is.
     whole: whether the tables are those of the whole release.
     foreign: pictures that no table lists, as far as they were looked for.
@@ -118,6 +120,12 @@ class Release:
     statements: list[str]
     whole: bool
     foreign: tuple[str, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every count is as published, and no picture missing."""
+        as_published = all(c["expected"] in (None, c["found"]) for c in self.counts if "of" not in c)
+        return self.whole and as_published and bool((self.records["size"] >= 0).all())
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -135,24 +143,32 @@ def held_against(
     """
     if whole:
         for what, expected in published.items():
-            if found[what] != expected:
+            if found.get(what, 0) != expected:
                 raise UserError(
-                    f"{source}: {what}: {found[what]:,} found, {expected:,} published; the table has the release's"
+                    f"{source}: {what}: {found.get(what, 0):,} found, {expected:,} published; the table has the release's"
                     " number of rows but has been altered: download it again"
                 )
     return [{"count": what, "expected": published.get(what), "found": int(n)} for what, n in found.items()]
 
 
-def rows(found: Mapping[str, int], published: Mapping[str, int]) -> list[dict]:
-    """For `Release.counts`: the number of rows of each table or list, by its name without .gz."""
+def rows(found: Mapping[str, int], published: Mapping[str, int], whole: bool, root: epath.Path) -> list[dict]:
+    """For `Release.counts`: the number of rows of each table or list, by its name without .gz; 0 for one that is missing.
+
+    whole: whether the release's main table is whole. Raises UserError where it is, and another table is there in part.
+    """
     plain = {name.removesuffix(".gz"): n for name, n in found.items()}
+    for name, n in plain.items():
+        if whole and 0 < n != published.get(name, n):
+            raise UserError(
+                f"{root}: {name}: {n:,} rows found, {published[name]:,} published; it may be cut short: download it again"
+            )
     return [{"count": f"rows of {name}", "expected": published.get(name), "found": n} for name, n in plain.items()]
 
 
 def count(records: pd.DataFrame, findings: Sequence[str]) -> dict[str, int]:
     """Images, patients and studies, and images by sex, view, unknown age and finding ('view PA', 'finding Mass', …)."""
     counts = {"images": len(records)}
-    counts |= {f"{what}s" if what == "patient" else "studies": records[f"{what}_id"].nunique() for what in ("patient", "study")}
+    counts |= {"patients": records["patient_id"].nunique(), "studies": records["study_id"].nunique()}
     for column in ("sex", "view"):
         for value, n in records[column].value_counts().items():
             counts[f"{column} {value or 'unknown'}"] = int(n)
@@ -356,7 +372,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return {
             "documents": [path.name for path in found.documents],
             "counts": found.counts,
-            "complete": found.whole and not self._quarantine.rows,
+            "complete": found.complete and not self._quarantine.rows,
             "statements": found.statements,
             "files_not_in_table": {"count": len(found.foreign), "first": list(found.foreign[:5])},
             "quarantined": self._quarantine.reasons(),

@@ -196,10 +196,18 @@ def prepare(config) -> Dataset:
         return _verified(config, _builder(config))
     dataset = _verified(config, builder)
     fingerprint = _known(config).fingerprint
-    if fingerprint and config.raw_dir and fingerprint(config) != dataset.metadata["release_fingerprint"]:
+    with _explained(folder):
+        changed = fingerprint and config.raw_dir and fingerprint(config) != dataset.metadata["release_fingerprint"]
+    if changed:
         raise UserError(
             f"config.dataset.raw_dir: {dataset.folder} was built from another {config.name} release than the one in"
             f" {config.raw_dir}; give another config.dataset.data_dir, or delete that folder to build it anew"
+        )
+    listed = dataset.images + len(dataset.quarantine)
+    if len(dataset.quarantine) > config.max_unreadable_share * listed:
+        raise UserError(
+            f"config.dataset.max_unreadable_share: {dataset.folder} was built without {len(dataset.quarantine):,} of"
+            f" {listed:,} images, above the share of {config.max_unreadable_share:g}; see its quarantine.csv"
         )
     return dataset
 
@@ -324,11 +332,23 @@ def _beam(config) -> tfds.download.DownloadConfig | None:
     """Runner and options, as TFDS takes them, where Apache Beam is to build."""
     if not config.beam_runner:
         return None
+    import apache_beam
     from apache_beam.options.pipeline_options import PipelineOptions
 
     # Here and on the workers Beam logs every step that it takes, unless it is told otherwise.
     _logging.getLogger("apache_beam").setLevel(_logging.ERROR)
-    options = PipelineOptions(["--default_sdk_harness_log_level=ERROR", *config.beam_options])
+    try:
+        apache_beam.runners.create_runner(config.beam_runner)
+    except (ValueError, ImportError) as error:
+        raise UserError(f"config.dataset.beam_runner: {config.beam_runner!r}: {_first_line(error)}") from None
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):  # where the parser of options says what is wrong, before it exits
+            options = PipelineOptions(["--default_sdk_harness_log_level=ERROR", *config.beam_options])
+            options.get_all_options()
+    except SystemExit:
+        said = told.getvalue().strip().splitlines()[-1:] or ["not understood"]
+        raise UserError(f"config.dataset.beam_options: {said[0]}") from None
     return tfds.download.DownloadConfig(beam_runner=config.beam_runner, beam_options=options)
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from cxr_jax.experiment import nearest_first
+from cxr_jax.experiment import HOSPITAL_WORDS, nearest_first
 from cxr_jax.tables import UserError
 
 TABLE = pathlib.Path(__file__).parent / "race_groups.csv"
@@ -71,9 +71,7 @@ def apply(keys: pd.DataFrame, races: Sequence[str], config) -> Ruled:
     Raises UserError for a rule that there is not, or that does not suit the data set, and for raw values that the table
     lacks, each with the number of its images.
     """
-    if config.race_rule != "recorded" and config.race_rule not in RULES:
-        near = nearest_first(config.race_rule, ["recorded", *RULES])
-        raise UserError(f"config.dataset.race_rule: no rule {config.race_rule!r}; there are {', '.join(near)}")
+    check(config)
     own = bool(races) or keys["race"].isna().all()
     if own and config.race_rule in ("recorded", "all"):
         return _as_recorded(keys, races)
@@ -86,6 +84,15 @@ def apply(keys: pd.DataFrame, races: Sequence[str], config) -> Ruled:
             f" use one of {', '.join(RULES)}"
         )
     return _ruled(keys, config)
+
+
+def check(config) -> None:
+    """Raises UserError for what can be known to be wrong before any image is read: the rule's name, a table of one's own."""
+    if config.race_rule != "recorded" and config.race_rule not in RULES:
+        near = nearest_first(config.race_rule, ["recorded", *RULES])
+        raise UserError(f"config.dataset.race_rule: no rule {config.race_rule!r}; there are {', '.join(near)}")
+    if config.race_table:
+        read_table(os.path.expanduser(config.race_table))
 
 
 def _as_recorded(keys: pd.DataFrame, races: Sequence[str]) -> Ruled:
@@ -115,6 +122,7 @@ def read_table(path: os.PathLike | str = TABLE) -> pd.DataFrame:
     groups = {"race": (*GROUPS, UNKNOWN), "ethnicity": ("",)}
     for line, row in table.iterrows():
         for column, known in (
+            ("dataset", HOSPITAL_WORDS),
             ("field", tuple(groups)),
             ("group", groups.get(row["field"], ())),
             ("hispanic", ("yes", "no", "unknown")),

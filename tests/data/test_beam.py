@@ -1,15 +1,20 @@
 """A build by Apache Beam is the build without it, byte for byte: records, quarantine, integrity."""
 
+import os
 import pathlib
 import subprocess
 import sys
 
 import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
 
 from configs import base
 from cxr_jax.data import datasets
 from cxr_jax.tables import UserError
 from tests import releases
+from tfds_builders import released
+from tfds_builders.cxr_mimic import cxr_mimic_dataset_builder as mimic
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +40,8 @@ def config(raw, data_dir, *options, runner="DirectRunner", share=0.1):
 
 
 def files(dataset) -> dict[str, bytes]:
-    # TFDS notes in dataset_info.json when and where it was built.
-    return {p.name: p.read_bytes() for p in sorted(dataset.folder.iterdir()) if p.name != "dataset_info.json"}
+    # TFDS notes in the one when and where it was built; the other is a run's own copy of the key table.
+    return {p.name: p.read_bytes() for p in sorted(dataset.folder.iterdir()) if p.name not in ("dataset_info.json", "keys.parquet")}
 
 
 def assert_same(one, two):
@@ -69,6 +74,33 @@ def test_in_two_processes(raw, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "sdk_worker" not in done.stderr and "Traceback" not in done.stderr
     assert_same(without, datasets.open(config(raw, tmp_path / "with", runner="")))
+
+
+def test_in_several_files_the_records_are_the_same_in_the_same_order(raw, tmp_path):
+    """Where a release fills several files, TFDS cuts them elsewhere with Beam and without; what is in them is the same."""
+    found = []
+    for beam in (False, True):
+        builder_config = released.builder_config(raw, max_unreadable_share=0.1, storage="raw", beam=beam)
+        builder = mimic.Builder(config=builder_config, data_dir=tmp_path / str(beam))
+        runner = "DirectRunner" if beam else None
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=3, beam_runner=runner))
+        paths = [path for split in builder.info.splits.values() for path in split.filepaths]
+        assert len(paths) > 3
+        found.append([record.numpy() for path in paths for record in tf.data.TFRecordDataset(os.fspath(path))])
+    assert found[0] == found[1] and len(found[0]) > 100
+
+
+@pytest.mark.parametrize(
+    ("runner", "options", "message"),
+    [
+        ("DirectRuner", (), "config.dataset.beam_runner: 'DirectRuner'"),
+        ("DirectRunner", ("--direct_num_workers=many",), "config.dataset.beam_options: .*direct_num_workers"),
+    ],
+)
+def test_a_runner_or_option_that_there_is_not(raw, tmp_path, runner, options, message):
+    with pytest.raises(UserError, match=message) as caught:
+        datasets.prepare(config(raw, tmp_path, *options, runner=runner))
+    assert "\n" not in str(caught.value)
 
 
 def test_too_many_unreadable_images_end_it_in_one_line(raw, tmp_path):

@@ -74,6 +74,7 @@ def test_mimic_s_coarse_totals_are_those_published():
     "line, message",
     [
         ("mimic,race,BLUE,Blue,unknown,me", r"line 2, column 'group': 'Blue' found, 'White' or"),
+        ("MIMIC,race,BLUE,White,unknown,me", "line 2, column 'dataset': 'MIMIC' found, 'mimic' or 'chexpert'"),
         ("mimic,rase,BLUE,White,unknown,me", "line 2, column 'field': 'rase' found, 'race' or 'ethnicity'"),
         ("mimic,race,BLUE,White,perhaps,me", "line 2, column 'hispanic': 'perhaps' found"),
         ("mimic,race,BLUE,White", "line 2: 4 cells found, 6 expected"),

@@ -63,14 +63,15 @@ def read_release(config: released.ReleaseConfig) -> released.Release:
         records = records.assign(race="", ethnicity="")
         statements.append(f"{WORKBOOK} is missing: no race is recorded")
 
-    records["path"] = records["image_id"]
+    records["path"] = _below(root, records)
     if config.pictures == "dicom":
         records["path"] = records["path"].str.replace(r"\.jpg$", ".dcm", regex=True)
     records["size"] = release.sizes(root, records["path"])
 
     train = records[records["released_split"] == "train"]
     whole = len(train) == PUBLISHED["images"]
-    counts = released.rows({TABLES[split]: len(part) for split, part in parts.items()}, PUBLISHED_ROWS)
+    rows = {name: len(parts[split]) if split in parts else 0 for split, name in TABLES.items()}
+    counts = released.rows({**rows, WORKBOOK: len(recorded) if workbook else 0}, PUBLISHED_ROWS, whole, root)
     counts += released.held_against(released.count(train, FINDINGS), PUBLISHED, whole, documents[0])
     if not whole:
         statements.append(f"{documents[0].name}: {len(train):,} of {PUBLISHED['images']:,} rows")
@@ -78,7 +79,6 @@ def read_release(config: released.ReleaseConfig) -> released.Release:
         unlisted = ~records["patient_id"].isin(recorded.index)
         if unlisted.any():
             statements.append(f"images of patients who are not in {WORKBOOK}, so without race: {int(unlisted.sum()):,}")
-        counts += released.rows({WORKBOOK: len(recorded)}, PUBLISHED_ROWS)
     if (records["age"] == 0).any():
         statements.append(f"images with age 0, stored as it is: {int((records['age'] == 0).sum()):,}")
     statements += released.missing_pictures(records)
@@ -124,7 +124,7 @@ def read_workbook(path: epath.Path) -> pd.DataFrame:
     try:
         with path.open("rb") as file:
             table = pd.read_excel(file, dtype="str", keep_default_na=False, engine="openpyxl")
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
+    except (zipfile.BadZipFile, KeyError, ValueError, OSError, SyntaxError) as error:  # XML's own error is the last
         raise UserError(f"{path}: not a readable workbook ({error})") from None
     wanted = ["PATIENT", "PRIMARY_RACE", "ETHNICITY"]
     for name in wanted:
@@ -144,13 +144,33 @@ def read_workbook(path: epath.Path) -> pd.DataFrame:
 
 
 def _root(top: epath.Path) -> epath.Path:
-    folders = [top, *(top / name for name in VERSIONS)]
+    """The folder that holds the tables: `top`, or a version's or batch's folder in it."""
+    folders = [top, *(top / name for name in VERSIONS), *_batches(top)]
     found = [folder for folder in folders if release.optional_path(folder, *TABLES.values())]
     if not found:
-        raise UserError(f"{top}: train.csv is not in it, nor in {' or '.join(VERSIONS)}; config.dataset.raw_dir names the folder of {_WHAT}")
+        raise UserError(
+            f"{top}: train.csv is not in it, nor in {', '.join(VERSIONS)} or '{_BATCH}1…'; config.dataset.raw_dir names the"
+            f" folder of {_WHAT}"
+        )
     if len(found) > 1:
         raise UserError(f"{top}: {found[0]} and {found[1]} both hold train.csv; name one of them in config.dataset.raw_dir")
     return found[0]
+
+
+_BATCH = "CheXpert-v1.0 batch "  # the full version comes as '… batch 1 (validate & csv)', '… batch 2 (train 1)', and on
+
+
+def _batches(folder: epath.Path) -> list[epath.Path]:
+    return sorted(path for path in folder.iterdir() if path.name.startswith(_BATCH) and path.is_dir())
+
+
+def _below(root: epath.Path, records: pd.DataFrame) -> pd.Series:
+    """Where each image lies below `root`: as its id says, or, of training, in a batch beside the one of the tables."""
+    batches = [path for path in _batches(root.parent) if path != root] if root.name.startswith(_BATCH) else []
+    where = {patient.name: f"../{batch.name}/" for batch in batches for patient in batch.iterdir()}
+    train = records["image_id"].str.removeprefix("train/")
+    batch = records["patient_id"].map(where).astype("str")
+    return (batch + train).where(batch.notna() & (train != records["image_id"]), records["image_id"])
 
 
 class Builder(released.Builder):

@@ -60,6 +60,23 @@ def test_full_and_small_are_stored_as_drawn(tmp_path, small, below):
         truth.having(quirk)
 
 
+def test_the_full_version_as_it_is_downloaded(tmp_path):
+    truth = releases.chexpert(tmp_path / "raw", small=False)
+    whole, batches = tmp_path / "raw" / "CheXpert-v1.0", []
+    for name in ("1 (validate & csv)", "2 (train 1)", "3 (train 2)"):
+        batches.append(tmp_path / "raw" / f"CheXpert-v1.0 batch {name}")
+        batches[-1].mkdir()
+    for name in ("train.csv", "valid.csv", "valid"):
+        (whole / name).rename(batches[0] / name)
+    for i, patient in enumerate(sorted((whole / "train").iterdir())):
+        patient.rename(batches[1 + i % 2] / patient.name)
+    shutil.rmtree(whole)
+    for where, data_dir in ((tmp_path / "raw", "one"), (batches[0], "two")):
+        builder = built.build(chexpert.Builder, where, tmp_path / data_dir)
+        found = built.assert_as_drawn(builder, truth, views=lambda view: view or "LATERAL")
+        assert (found["race"] != "").any()
+
+
 def test_the_workbook_may_be_missing(tmp_path):
     releases.chexpert(tmp_path / "raw", picture=SMALL, demo=False)
     found = read(tmp_path / "raw")
@@ -126,6 +143,37 @@ def test_a_table_that_is_wrong(raw, old, new, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_whole_table_that_was_altered_is_refused(raw, monkeypatch):
+    """Of a release that counts as the whole one, each published count is held against the table by `read_release`."""
+    found = {row["count"]: row["found"] for row in read(raw).counts}
+    published = {what: found[what] for what in ("images", "patients", "studies", "view AP")}
+    monkeypatch.setattr(chexpert, "PUBLISHED", published)
+    rows = {name: found[f"rows of {name}"] for name in chexpert.PUBLISHED_ROWS}
+    monkeypatch.setattr(chexpert, "PUBLISHED_ROWS", rows)
+    assert read(raw).complete
+    monkeypatch.setattr(chexpert, "PUBLISHED", {**published, "view AP": published["view AP"] + 1})
+    with pytest.raises(UserError, match="train.csv: view AP: .* found, .* published"):
+        read(raw)
+    monkeypatch.setattr(chexpert, "PUBLISHED", {**published, "view RLL": 1})  # of which there is none
+    with pytest.raises(UserError, match="train.csv: view RLL: 0 found, 1 published"):
+        read(raw)
+    monkeypatch.setattr(chexpert, "PUBLISHED", published)
+    monkeypatch.setattr(chexpert, "PUBLISHED_ROWS", {**rows, "valid.csv": 234})
+    with pytest.raises(UserError, match="valid.csv: 6 rows found, 234 published; it may be cut short"):
+        read(raw)
+    (raw / "CheXpert-v1.0-small" / "valid.csv").unlink()
+    assert not read(raw).complete
+
+
+def test_another_workbook_is_another_release(raw):
+    before = read(raw).fingerprint
+    assert read(raw).fingerprint == before
+    workbook = openpyxl.load_workbook(raw / "CHEXPERT DEMO.xlsx")
+    workbook.active["D3"] = "Other"
+    workbook.save(raw / "CHEXPERT DEMO.xlsx")
+    assert read(raw).fingerprint != before
+
+
 def test_a_patient_in_both_tables(raw):
     folder = raw / "CheXpert-v1.0-small"
     row = (folder / "train.csv").read_text().splitlines()[1]
@@ -136,7 +184,7 @@ def test_a_patient_in_both_tables(raw):
 
 
 def test_missing_pieces_and_two_versions(raw, tmp_path):
-    with pytest.raises(UserError, match="train.csv is not in it, nor in CheXpert-v1.0 or CheXpert-v1.0-small"):
+    with pytest.raises(UserError, match="train.csv is not in it, nor in CheXpert-v1.0, CheXpert-v1.0-small or"):
         read(tmp_path)
     shutil.copytree(raw / "CheXpert-v1.0-small", raw / "CheXpert-v1.0")
     with pytest.raises(UserError, match="both hold train.csv; name one of them"):

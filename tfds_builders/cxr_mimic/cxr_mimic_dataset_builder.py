@@ -5,6 +5,7 @@ See README.md.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -82,10 +83,12 @@ def read_release(config: released.ReleaseConfig) -> released.Release:
     """
     top = release.folder(config.raw_dir, _WHAT)
     root = _holding(top, [METADATA, METADATA + ".gz"], "config.dataset.raw_dir", _WHAT)
-    iv = release.folder(config.mimic_iv_dir, "MIMIC-IV") if config.mimic_iv_dir else top
+    iv = release.folder(config.mimic_iv_dir, "MIMIC-IV", "config.dataset.mimic_iv_dir") if config.mimic_iv_dir else top
     tables = [f"{folder}/admissions.csv{end}" for folder in LAYOUTS for end in ("", ".gz")]
     iv_root = _holding(iv, tables, "config.dataset.mimic_iv_dir", "MIMIC-IV, with hosp/admissions.csv.gz (v1.0: core/) in it")
-    folder = next(folder for folder in LAYOUTS if release.optional_path(iv_root / folder, "admissions.csv"))
+    folder, *other = [folder for folder in LAYOUTS if release.optional_path(iv_root / folder, "admissions.csv")]
+    if other:
+        raise UserError(f"{iv_root}: core/ and hosp/ both hold admissions.csv, of two versions of MIMIC-IV; keep one")
 
     metadata_path = release.table_path(root, METADATA)
     records = _images(metadata_path)
@@ -103,6 +106,7 @@ def read_release(config: released.ReleaseConfig) -> released.Release:
         released.check_disjoint(records, split_path)
     else:
         records["released_split"] = ""
+        rows[OFFICIAL] = 0
         statements.append(f"{OFFICIAL} is missing: no official split; all images are in split {released.WHOLE!r}")
 
     patients_path = release.table_path(iv_root / folder, "patients.csv")
@@ -122,7 +126,7 @@ def read_release(config: released.ReleaseConfig) -> released.Release:
     if not whole:
         statements.append(f"{metadata_path.name}: {len(records):,} of {PUBLISHED['images']:,} rows")
     for what, lacking in (
-        ("of patients without a row in patients.csv, so without sex and age", records["sex"] == ""),
+        ("of patients without a row in patients.csv, so without sex and age", records["age"].isna()),
         ("of patients without an admission, so without race", records["race"] == ""),
         ("of studies without labels", records["labelled"] == 0),
     ):
@@ -130,27 +134,33 @@ def read_release(config: released.ReleaseConfig) -> released.Release:
             statements.append(f"images {what}: {int(lacking.sum()):,}")
     statements += released.missing_pictures(records)
 
-    counts = released.rows(rows, PUBLISHED_ROWS)
+    counts = released.rows(rows, PUBLISHED_ROWS, whole, root)
     counts += released.held_against(released.count(records, FINDINGS), PUBLISHED, whole, metadata_path)
     first = records["race"].str.partition(BETWEEN)[0].value_counts()
-    counts += [
+    first_counts = [
         {
             "count": f"first admission {value or 'missing'}",
             "expected": PUBLISHED_V22.get(value) if whole and folder == "hosp" else None,
             "found": int(first.get(value, 0)),
+            "of": "MIMIC-IV v2.2",
         }
         for value in dict.fromkeys([*(PUBLISHED_V22 if folder == "hosp" else ()), *first.index])
     ]
-    return released.Release(root, tuple(documents), records, counts, statements, whole)
+    statements += [
+        f"{c['count']}: {c['found']:,} images; published of {c['of']}: {c['expected']:,}"
+        for c in first_counts
+        if c["expected"] not in (None, c["found"])
+    ]
+    return released.Release(root, tuple(documents), records, counts + first_counts, statements, whole)
 
 
 def _holding(top: epath.Path, names: list[str], field: str, what: str) -> epath.Path:
-    """The one folder, `top` or at most three below it, that holds any of the files `names`. Raises UserError."""
-    found = [folder for folder in _folders(top, 3) if any((folder / name).is_file() for name in names)]
+    """The one folder, `top` or at most four below it, that holds any of the files `names`. Raises UserError."""
+    found = [folder for folder in _folders(top, 4) if any((folder / name).is_file() for name in names)]
     if not found:
-        raise UserError(f"{top}: {names[-1]} is not in it, nor up to three folders below; {field} names the folder of {what}")
+        raise UserError(f"{top}: {names[-1]} is not in it, nor up to four folders below; {field} names the folder of {what}")
     if len(found) > 1:
-        raise UserError(f"{top}: {found[0]} and {found[1]} both hold {names[-1]}; name one of them in {field}")
+        raise UserError(f"{top}: {found[0]} and {found[1]} both hold such a table; name one of them in {field}")
     return found[0]
 
 
@@ -158,8 +168,8 @@ def _folders(top: epath.Path, deep: int) -> Iterator[epath.Path]:
     yield top
     if deep:
         for path in sorted(top.iterdir()):
-            # files/ holds the pictures: sixty thousand folders, and no table.
-            if path.name != "files" and not path.name.startswith(".") and path.is_dir():
+            # Pictures lie in sixty thousand folders, and no table among them. (A folder `files` may also be PhysioNet's.)
+            if not re.fullmatch(r"p1\d|\..*", path.name) and path.is_dir():
                 yield from _folders(path, deep - 1)
 
 
@@ -181,6 +191,8 @@ def _images(path: epath.Path) -> pd.DataFrame:
     release.refuse_duplicates(table["dicom_id"], path)
     for name in ("subject_id", "study_id"):
         release.refuse(~table[name].str.fullmatch(r"\d{8}"), table[name], path, "a number of eight digits")
+    shared = table.groupby("study_id")["subject_id"].nunique() > 1
+    release.refuse(table["study_id"].map(shared), table["study_id"], path, "a study of one patient")
     date = table["StudyDate"].str.removesuffix(".0")
     release.refuse(~date.str.fullmatch(r"\d{8}"), table["StudyDate"], path, "a date such as 21800506")
     table["StudyDate"] = date.astype("int32")

@@ -137,7 +137,7 @@ def test_the_split_table_may_be_missing(raw):
 
 def test_mimic_iv_may_lie_elsewhere(raw, tmp_path):
     shutil.move(raw / "hosp", tmp_path / "iv" / "hosp")
-    with pytest.raises(UserError, match="admissions.csv.gz is not in it, nor up to three folders below; config.dataset.mimic_iv_dir"):
+    with pytest.raises(UserError, match="admissions.csv.gz is not in it, nor up to four folders below; config.dataset.mimic_iv_dir"):
         read(raw)
     assert (read(raw, mimic_iv_dir=tmp_path / "iv").records["race"] != "").any()
 
@@ -166,6 +166,48 @@ def test_a_whole_table_that_was_altered_is_refused():
     counts = {"images": 377_110, "patients": 65_378}
     with pytest.raises(UserError, match="metadata.csv: patients: 65,378 found, 65,379 published; .* download it again"):
         released.held_against(counts, mimic.PUBLISHED, True, "metadata.csv")
+
+
+def test_every_table_is_part_of_what_a_release_is(raw):
+    before = read(raw).fingerprint
+    for name in ("mimic-cxr-2.0.0-split.csv", "hosp/admissions.csv", "hosp/patients.csv", "mimic-cxr-2.0.0-chexpert.csv"):
+        text = (raw / name).read_bytes()
+        (raw / name).write_bytes(text + b"\n")
+        assert read(raw).fingerprint != before, name
+        # Gzipped it is the same table.
+        (raw / name).with_suffix(".csv.gz").write_bytes(gzip.compress(text))
+        (raw / name).unlink()
+        assert read(raw).fingerprint == before, name
+
+
+def test_physionet_s_own_folders(tmp_path):
+    truth = releases.mimic(tmp_path / "flat", picture=SMALL)
+    top = tmp_path / "physionet.org" / "files"
+    (top / "mimiciv" / "2.2").mkdir(parents=True)
+    shutil.move(tmp_path / "flat" / "hosp", top / "mimiciv" / "2.2" / "hosp")
+    shutil.move(tmp_path / "flat", top / "mimic-cxr-jpg" / "2.0.0")
+    for raw in (tmp_path, tmp_path / "physionet.org", top):
+        records = read(raw).records
+        assert (records["size"] > 0).all() and len(records) == len(truth.images) and (records["race"] != "").any()
+
+
+def test_two_versions_of_mimic_iv_in_one_folder(tmp_path):
+    releases.mimic(tmp_path, picture=SMALL)
+    releases.mimic(tmp_path / "old", picture=SMALL, layout="1.0")
+    shutil.move(tmp_path / "old" / "core", tmp_path / "core")
+    shutil.rmtree(tmp_path / "old")
+    with pytest.raises(UserError, match="core/ and hosp/ both hold admissions.csv, of two versions of MIMIC-IV"):
+        read(tmp_path)
+
+
+def test_a_study_of_two_patients_is_refused(raw):
+    path = raw / "mimic-cxr-2.0.0-metadata.csv"
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    other = table.index[table["subject_id"] != table["subject_id"][0]][0]
+    table.loc[other, "study_id"] = table["study_id"][0]
+    table.to_csv(path, index=False)
+    with pytest.raises(UserError, match="column 'study_id': .* a study of one patient expected"):
+        read(raw)
 
 
 # ---- bad input -----------------------------------------------------------------------------------
@@ -198,7 +240,7 @@ def test_a_table_that_is_wrong(raw, name, change, message):
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("mimic-cxr-2.0.0-metadata.csv", "metadata.csv.gz is not in it, nor up to three folders below; config.dataset.raw_dir"),
+        ("mimic-cxr-2.0.0-metadata.csv", "metadata.csv.gz is not in it, nor up to four folders below; config.dataset.raw_dir"),
         ("mimic-cxr-2.0.0-chexpert.csv", "the table is missing: no mimic-cxr-2.0.0-chexpert.csv, with or without .gz"),
         ("hosp/patients.csv", "the table is missing: no patients.csv, with or without .gz"),
     ],
@@ -239,5 +281,5 @@ def test_an_image_twice_a_patient_in_two_splits_and_two_copies(raw):
         read(raw)
 
     shutil.copytree(raw / "hosp", raw / "mimic-iv-2.2" / "hosp")
-    with pytest.raises(UserError, match="both hold hosp/admissions.csv.gz; name one of them in config.dataset.mimic_iv_dir"):
+    with pytest.raises(UserError, match="both hold such a table; name one of them in config.dataset.mimic_iv_dir"):
         read(raw)

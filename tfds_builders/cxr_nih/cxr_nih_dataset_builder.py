@@ -86,7 +86,7 @@ def read_release(config: released.ReleaseConfig) -> released.Release:
     foreign = sorted(set(files) - set(wanted))
     whole = len(records) == PUBLISHED["images"]
     statements = _what_is_missing(root, records, foreign, ages_refused)
-    counts = released.rows({path.name: len(records), **rows}, PUBLISHED_ROWS)
+    counts = released.rows({path.name: len(records), **rows}, PUBLISHED_ROWS, whole, root)
     counts += released.held_against(released.count(records, FINDINGS), PUBLISHED, whole, path)
     return released.Release(root, (path, *lists), records, counts, statements, whole, tuple(foreign))
 
@@ -173,7 +173,7 @@ def _released_splits(root: epath.Path, records: pd.DataFrame) -> tuple[pd.Series
     paths = {split: root / name for split, name in LISTS.items()}
     missing = [path.name for path in paths.values() if not path.is_file()]
     if len(missing) == len(paths):
-        return pd.Series("", records.index, dtype="str"), {}
+        return pd.Series("", records.index, dtype="str"), dict.fromkeys(LISTS.values(), 0)
     if missing:
         raise UserError(f"{root}: {missing[0]} is missing beside its fellow; add it, or do without both")
 

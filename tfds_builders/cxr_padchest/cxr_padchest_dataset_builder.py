@@ -65,14 +65,15 @@ def read_release(config: released.ReleaseConfig) -> released.Release:
     if config.pictures == "dicom":
         name = name.str.replace(r"\.png$", ".dcm", regex=True)
     # Archives unpack into folders that are numbered as the table says; some copies hold all pictures in one.
-    flat = next((folder for folder in ("images", "") if _holds_pictures(root / folder)), None)
-    below = records.pop("folder")
-    records["path"] = (f"{flat}/" if flat else "") + name if flat is not None else below + "/" + name
+    below = records.pop("folder") + "/"
+    if not any((root / folder).is_dir() for folder in below.unique()):
+        below = "images/" if (root / "images").is_dir() else ""
+    records["path"] = below + name
     records["size"] = release.sizes(root, records["path"])
     records["released_split"] = ""
 
     whole = len(records) == PUBLISHED["images"]
-    counts = released.rows({path.name: len(records)}, {TABLE: PUBLISHED["images"]})
+    counts = released.rows({path.name: len(records)}, {TABLE: PUBLISHED["images"]}, whole, root)
     counts += released.held_against(released.count(records, FINDINGS), PUBLISHED, whole, path)
     statements = [f"the release has no split of its own; all images are in split {released.WHOLE!r}"]
     if not whole:
@@ -145,7 +146,7 @@ def findings_of(labels: pd.Series, path) -> pd.DataFrame:
     """`finding_NAME` (float32) by the reviewed mapping: 1 where a label says so, else 0; all NaN where nothing was read.
 
     Nothing was read where there is no label, where `exclude` is one (the report says nothing of use), and where no label
-    is left but words on the study itself. No Finding is `normal` beside nothing but Support Devices.
+    is left but words on the study itself. No Finding is `normal` beside no other finding than Support Devices.
     Raises UserError for labels that the mapping lacks, each with its count.
     """
     mapping = pd.read_csv(MAPPING, dtype="str", keep_default_na=False)
@@ -176,10 +177,6 @@ def _numbers(column: pd.Series, path) -> pd.Series:
     values = pd.to_numeric(column.mask(column == ""), errors="coerce").astype("float64")
     release.refuse(values.isna() & (column != ""), column, path, "a number or an empty cell")
     return values
-
-
-def _holds_pictures(folder) -> bool:
-    return folder.is_dir() and any(path.suffix in (".png", ".dcm") for path in folder.iterdir())
 
 
 class Builder(released.Builder):

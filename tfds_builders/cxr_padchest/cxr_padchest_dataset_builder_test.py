@@ -87,7 +87,27 @@ def test_pictures_may_lie_in_one_folder(tmp_path):
     (tmp_path / "raw" / "images").mkdir()
     for path in truth.images["path"]:
         (tmp_path / "raw" / path).rename(tmp_path / "raw" / "images" / pathlib.Path(path).name)
+    for folder in {pathlib.Path(path).parent for path in truth.images["path"]}:
+        (tmp_path / "raw" / folder).rmdir()
     assert (read(tmp_path / "raw").records["size"] > 0).all()
+
+
+def test_a_picture_beside_the_table_is_no_matter(tmp_path):
+    truth = releases.padchest(tmp_path / "raw", picture=SMALL)
+    (tmp_path / "raw" / "overview.png").write_bytes(b"anything")
+    records = read(tmp_path / "raw").records
+    assert list(records["path"]) == list(truth.images["path"]) and (records["size"] > 0).all()
+
+
+def test_views_and_acquisition(tmp_path):
+    truth = releases.padchest(tmp_path / "raw", picture=SMALL)
+    records, drawn = read(tmp_path / "raw").records, truth.images
+    named = {"PA": "PA", "AP": "AP", "AP_horizontal": "AP", "L": "LATERAL", "COSTAL": "COSTAL", "EXCLUDE": "", "UNK": ""}
+    assert list(records["view"]) == [named[view] for view in drawn["view"]]
+    for column, name in (("window_center", "WindowCenter_DICOM"), ("window_width", "WindowWidth_DICOM"), ("exposure", "Exposure_DICOM")):
+        np.testing.assert_array_equal(records[column], pd.to_numeric(drawn[name].replace("None", np.nan)).astype(float))
+    assert list(records["manufacturer"]) == list(drawn["Manufacturer_DICOM"])
+    assert list(records["method_label"]) == list(drawn["method"])
 
 
 # ---- the real table ------------------------------------------------------------------------------
