@@ -37,11 +37,12 @@ def prepare(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
         dataset.quarantine.to_csv(path, index=False)
     # A target that the data cannot teach is told now, not after an hour of training.
     _, dropped = cohorts.targets(cohort, config.train.targets, config.dataset)
-    summary = {**dataset.summary(), "attrition": cohort.attrition, "findings_dropped": list(dropped)}
+    about = dataset.summary()
+    summary = {**about, "attrition": cohort.attrition, "findings_dropped": list(dropped)}
     run.record.update(dataset=summary, headline=headline(config))
-    page = demographics.write(run.workdir, cohort.table, cohort.attrition, dataset.summary(), config.audit, cohort.races)
+    page = demographics.write(run.workdir, cohort.table, cohort.attrition, about, config.audit, cohort.races)
     print(run.record["headline"])
-    for statement in [*dataset.integrity.get("statements", ()), *cohorts.against_published(cohort, config.dataset)]:
+    for statement in [*about["integrity"].get("statements", ()), *cohorts.against_published(cohort, config.dataset)]:
         print(f"  {statement}")
     print(demographics.attrition_text(page.with_suffix(".csv")))
     print(f"  who they are: {page}")
@@ -141,8 +142,9 @@ def predict(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
         dataset = datasets.prepare(judged)
         cohort = cohorts.select(dataset.keys, dataset.findings, dataset.races, judged)
         cohort.write(run.path(JUDGED_COHORT))
-        demographics.write(run.workdir, cohort.table, cohort.attrition, dataset.summary(), config.audit, cohort.races, "judged_cohort")
-        run.record["judged"] = {"asked": config.predict.dataset, **dataset.summary(), "attrition": cohort.attrition}
+        about = dataset.summary()
+        demographics.write(run.workdir, cohort.table, cohort.attrition, about, config.audit, cohort.races, "judged_cohort")
+        run.record["judged"] = {"asked": config.predict.dataset, **about, "attrition": cohort.attrition}
     else:
         run.path(JUDGED_COHORT).unlink(missing_ok=True)
         dataset = datasets.open(judged)

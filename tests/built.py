@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import tempfile
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,25 @@ import tensorflow_datasets as tfds
 
 from tests import releases
 from tfds_builders import images, released
+
+
+class OnADrawnRelease:
+    """Beside TFDS's own test case: gives it a release that is drawn for it. A subclass says which in `draw(folder)`."""
+
+    BUILDER_CONFIG_NAMES_TO_TEST = ["squash", "pad_raw"]
+
+    @classmethod
+    def setUpClass(cls):
+        cls._folder = tempfile.TemporaryDirectory(prefix=f"{cls.__name__}-")
+        truth = cls.draw(pathlib.Path(cls._folder.name))
+        cls.EXAMPLE_DIR = cls._folder.name
+        cls.SPLITS = truth.images["split"].replace("", released.WHOLE).value_counts().to_dict()
+        super().setUpClass()
+
+    @classmethod
+    def tearDownClass(cls):
+        super().tearDownClass()
+        cls._folder.cleanup()
 
 
 def build(builder_class, raw, data_dir, **options) -> released.Builder:

@@ -177,6 +177,22 @@ def numbers(column: pd.Series, path: os.PathLike | str, *, whole: bool, least: f
     return values
 
 
+BETWEEN = "|"  # in a record, between several values of one thing
+
+
+def each_once(owner: pd.Series, value: pd.Series, path: os.PathLike | str) -> pd.Series:
+    """The values of each owner, each once, in the order of the rows, with BETWEEN between: str, indexed by owner.
+
+    Empty values are left out, and owners who have no other. Raises UserError for a value that holds BETWEEN.
+    """
+    refuse(value.str.contains(BETWEEN, regex=False), value, path, f"a value without {BETWEEN!r}")
+    once = pd.DataFrame({"owner": owner, "value": value})[value != ""].drop_duplicates()
+    # Most owners have one value, and need no joining.
+    several = once["owner"].duplicated(keep=False)
+    joined = once[several].groupby("owner")["value"].agg(BETWEEN.join)
+    return pd.concat([once[~several].set_index("owner")["value"], joined])
+
+
 def picture_files(folders: Iterable[epath.Path]) -> dict[str, epath.Path]:
     """Every file in `folders` by name, hidden ones aside. Raises UserError where two folders hold the same name."""
     found: dict[str, epath.Path] = {}

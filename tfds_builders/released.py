@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -102,10 +102,9 @@ class Release:
     root: folder that `path` of the records is below.
     documents: the tables and lists that were read.
     records: one row an image of the table, in the table's order, indexed by line of the file (of several tables, by table
-        and line). Columns image_id,
-        patient_id, study_id, released_split, race, sex, view (str, '' where unknown), age (float64 years, NaN where
-        unknown), `finding_NAME` (float32: 1, 0, -1 uncertain, NaN not mentioned), path (str, below `root`), size (int64
-        bytes of the picture file, -1 where it is missing), and what else the builder stores.
+        and line). Columns image_id, patient_id, study_id, released_split, race, sex, view (str, '' where unknown), age
+        (float64 years, NaN where unknown), `finding_NAME` (float32: 1, 0, -1 uncertain, NaN not mentioned), path (str,
+        below `root`), size (int64 bytes of the picture file, -1 where it is missing), and what else the builder stores.
     counts: [{"count": what, "expected": as published or None, "found": n}]; where what is published is of one version
         of the release alone, "of" names it.
     statements: one for each thing that the whole release has and this one lacks, or that is not stored as it is.
@@ -231,20 +230,17 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Base of the builders of real releases.
 
     FINDINGS: names in the release's order. EXTRA: features besides the common ones, each a column of the records.
-    HOMEPAGE: where the release is had. OPEN_DATA: whether single images may be shown to anybody.
+    HOMEPAGE: where the release is had. OPEN_DATA: whether single images may be shown to anybody. read_release: reads the
+        release in a config's raw_dir, and raises UserError naming what is missing or wrong, and where.
     """
 
     FINDINGS: tuple[str, ...]
     EXTRA: Mapping[str, tfds.features.FeatureConnector] = {}
     HOMEPAGE: str
     OPEN_DATA = False
+    read_release: Callable[[ReleaseConfig], Release]
     BUILDER_CONFIGS = builder_configs()
     DEFAULT_BUILDER_CONFIG_NAME = "squash"
-
-    @classmethod
-    def read_release(cls, config: ReleaseConfig) -> Release:
-        """The release in `config.raw_dir`. Raises UserError naming what is missing or wrong, and where."""
-        raise NotImplementedError
 
     def __init__(self, *, config: None | str | ReleaseConfig = None, **kwargs):
         # TFDS refuses a config of a name that it knows unless it is the very object listed above. The name alone says

@@ -13,6 +13,7 @@ about. No rule looks at an image, or at the outcome of any model.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import logging
 import os
@@ -58,6 +59,14 @@ class Cohort:
     findings: tuple[str, ...]
     races: tuple[str, ...]
     attrition: list[dict]
+
+    @functools.cached_property
+    def labelled(self) -> np.ndarray:
+        """Whether anybody looked for findings in an image's report, bool [n]: what the release says, or what it shows."""
+        if "labelled" in self.table:
+            return (self.table["labelled"] == 1).to_numpy()
+        columns = [FINDING + name for name in self.findings if FINDING + name in self.table]
+        return self.table[columns].notna().any(axis=1).to_numpy(bool)
 
     def write(self, path: os.PathLike | str) -> None:
         """Writes Parquet at `path`, whole or not at all; what is not the table travels in the file's own metadata."""
@@ -194,19 +203,13 @@ def against_published(cohort: Cohort, config) -> list[str]:
 
 
 def _count(rule: str, left: pd.DataFrame, removed: pd.DataFrame, groups: Sequence[str]) -> dict:
-    def counts(left: pd.DataFrame, removed: pd.DataFrame) -> dict:
-        return {
-            "images": len(left),
-            "patients": int(left["patient_id"].nunique()),
-            "removed_images": len(removed),
-            "removed_patients": int(removed["patient_id"].nunique()),
-        }
-
-    def of(table: pd.DataFrame, group: str) -> pd.DataFrame:
-        return table[table["race_standing"] == group]
-
-    by_race = {group: counts(of(left, group), of(removed, group)) for group in groups}
-    return {"rule": rule, **counts(left, removed), "by_race": by_race}
+    row, by_race = {"rule": rule}, {group: {} for group in groups}
+    for what, table in (("", left), ("removed_", removed)):
+        row |= {f"{what}images": len(table), f"{what}patients": int(table["patient_id"].nunique())}
+        counts = table.groupby("race_standing")["patient_id"].agg(["size", "nunique"]).reindex(groups, fill_value=0)
+        for group, images, patients in counts.itertuples():
+            by_race[group] |= {f"{what}images": int(images), f"{what}patients": int(patients)}
+    return {**row, "by_race": by_race}
 
 
 def _named(rules: Mapping[str, Callable], name: str, field: str) -> Callable:
@@ -349,15 +352,7 @@ def _finding(cohort: Cohort, name: str, policy) -> np.ndarray:
         return np.full(len(cohort.table), np.nan)
     released = cohort.table[FINDING + name].to_numpy(np.float64)
     values = np.where(released == -1, UNCERTAIN[policy.uncertain], released)
-    return np.where(np.isnan(released) & _labelled(cohort), UNMENTIONED[policy.unmentioned], values)
-
-
-def _labelled(cohort: Cohort) -> np.ndarray:
-    """Whether anybody looked for findings in an image's report, bool [n]: what the release says, or what it shows."""
-    if "labelled" in cohort.table:
-        return (cohort.table["labelled"] == 1).to_numpy()
-    columns = [FINDING + name for name in cohort.findings if FINDING + name in cohort.table]
-    return cohort.table[columns].notna().any(axis=1).to_numpy(bool)
+    return np.where(np.isnan(released) & cohort.labelled, UNMENTIONED[policy.unmentioned], values)
 
 
 def _findings_target(cohort: Cohort, policy) -> tuple[Target, tuple[str, ...]]:

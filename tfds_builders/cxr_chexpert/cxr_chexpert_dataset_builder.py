@@ -134,12 +134,8 @@ def read_workbook(path: epath.Path) -> pd.DataFrame:
     table.index = pd.RangeIndex(2, len(table) + 2, name="line")
     patient = table["PATIENT"]
     release.refuse(~patient.str.fullmatch(r"patient\d+"), patient, path, "a patient such as patient00001")
-    recorded = {}
-    for name, column in (("race", "PRIMARY_RACE"), ("ethnicity", "ETHNICITY")):
-        value = table[column]
-        release.refuse(value.str.contains("|", regex=False), value, path, "a value without '|'")
-        once = table[value != ""].drop_duplicates(["PATIENT", column])
-        recorded[name] = once.groupby("PATIENT")[column].agg("|".join)
+    columns = {"race": "PRIMARY_RACE", "ethnicity": "ETHNICITY"}
+    recorded = {name: release.each_once(patient, table[column], path) for name, column in columns.items()}
     return pd.DataFrame(recorded, index=pd.Index(patient.unique(), name="patient")).fillna("").astype("str")
 
 
@@ -186,7 +182,4 @@ class Builder(released.Builder):
     FINDINGS = FINDINGS
     HOMEPAGE = "https://stanfordmlgroup.github.io/competitions/chexpert/"
     EXTRA = {"ethnicity": tfds.features.Text()}
-
-    @classmethod
-    def read_release(cls, config: released.ReleaseConfig) -> released.Release:
-        return read_release(config)
+    read_release = staticmethod(read_release)

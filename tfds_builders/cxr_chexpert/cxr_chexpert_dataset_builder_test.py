@@ -2,7 +2,6 @@
 
 import pathlib
 import shutil
-import tempfile
 
 import numpy as np
 import openpyxl
@@ -18,24 +17,14 @@ from tfds_builders.cxr_chexpert import cxr_chexpert_dataset_builder as chexpert
 SMALL = (20, 24)
 
 
-class CxrChexpertTest(tfds.testing.DatasetBuilderTestCase):
+class CxrChexpertTest(built.OnADrawnRelease, tfds.testing.DatasetBuilderTestCase):
     """What TFDS asks of every builder, on a release that is drawn for it."""
 
     DATASET_CLASS = chexpert.Builder
-    BUILDER_CONFIG_NAMES_TO_TEST = ["squash", "pad_raw"]
 
-    @classmethod
-    def setUpClass(cls):
-        cls._folder = tempfile.TemporaryDirectory(prefix="cxr_chexpert-")
-        truth = releases.chexpert(pathlib.Path(cls._folder.name), picture=SMALL)
-        cls.EXAMPLE_DIR = cls._folder.name
-        cls.SPLITS = truth.images["split"].value_counts().to_dict()
-        super().setUpClass()
-
-    @classmethod
-    def tearDownClass(cls):
-        super().tearDownClass()
-        cls._folder.cleanup()
+    @staticmethod
+    def draw(folder):
+        return releases.chexpert(folder, picture=SMALL)
 
 
 @pytest.fixture

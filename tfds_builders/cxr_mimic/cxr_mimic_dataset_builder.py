@@ -69,7 +69,6 @@ PUBLISHED_V22 = {
 # MIMIC-IV's folder and column of race: v1.0, and v2.x with v3.x.
 LAYOUTS = {"core": "ethnicity", "hosp": "race"}
 
-BETWEEN = "|"  # what a patient's admissions record of race, each value once, first admission first
 _ID = r"[A-Za-z0-9_.-]+"
 _WHAT = f"MIMIC-CXR-JPG ({METADATA}.gz beside files/) with MIMIC-IV (hosp/ or core/) in it; both: PhysioNet, credentialed"
 
@@ -136,7 +135,7 @@ def read_release(config: released.ReleaseConfig) -> released.Release:
 
     counts = released.rows(rows, PUBLISHED_ROWS, whole, root)
     counts += released.held_against(released.count(records, FINDINGS), PUBLISHED, whole, metadata_path)
-    first = records["race"].str.partition(BETWEEN)[0].value_counts()
+    first = records["race"].str.partition(release.BETWEEN)[0].value_counts()
     first_counts = [
         {
             "count": f"first admission {value or 'missing'}",
@@ -255,16 +254,11 @@ def _with_patients(records: pd.DataFrame, path: epath.Path) -> pd.DataFrame:
 def _races(path: epath.Path, column: str) -> pd.Series:
     """By patient, the values of race that admissions record, each once, in the order in which they were recorded."""
     table = release.read_table(path, ["subject_id", "admittime", column])
-    release.refuse(table[column].str.contains(BETWEEN, regex=False), table[column], path, f"a value without {BETWEEN!r}")
     time = table["admittime"]
     release.refuse(~time.str.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"), time, path, "a time such as 2180-05-06 22:23:00")
     # Times are written so that their order as text is their order in time.
-    ordered = table[table[column] != ""].sort_values(["subject_id", "admittime"], kind="stable")
-    once = ordered.drop_duplicates(["subject_id", column])
-    # Most patients have one value, and need no joining.
-    several = once["subject_id"].duplicated(keep=False)
-    joined = once[several].groupby("subject_id")[column].agg(BETWEEN.join)
-    return pd.concat([once[~several].set_index("subject_id")[column], joined])
+    ordered = table.sort_values(["subject_id", "admittime"], kind="stable")
+    return release.each_once(ordered["subject_id"], ordered[column], path)
 
 
 class Builder(released.Builder):
@@ -290,7 +284,4 @@ class Builder(released.Builder):
         "orientation": tfds.features.Text(),
         "labelled": tfds.features.Scalar(np.int32),
     }
-
-    @classmethod
-    def read_release(cls, config: released.ReleaseConfig) -> released.Release:
-        return read_release(config)
+    read_release = staticmethod(read_release)

@@ -4,7 +4,6 @@ import gzip
 import pathlib
 import re
 import shutil
-import tempfile
 
 import numpy as np
 import pandas as pd
@@ -20,24 +19,14 @@ from tfds_builders.cxr_mimic import cxr_mimic_dataset_builder as mimic
 SMALL = (24, 20)  # rows and columns of the drawn pictures, where they do not matter
 
 
-class CxrMimicTest(tfds.testing.DatasetBuilderTestCase):
+class CxrMimicTest(built.OnADrawnRelease, tfds.testing.DatasetBuilderTestCase):
     """What TFDS asks of every builder, on a release that is drawn for it."""
 
     DATASET_CLASS = mimic.Builder
-    BUILDER_CONFIG_NAMES_TO_TEST = ["squash", "pad_raw"]
 
-    @classmethod
-    def setUpClass(cls):
-        cls._folder = tempfile.TemporaryDirectory(prefix="cxr_mimic-")
-        truth = releases.mimic(pathlib.Path(cls._folder.name), picture=SMALL)
-        cls.EXAMPLE_DIR = cls._folder.name
-        cls.SPLITS = truth.images["split"].value_counts().to_dict()
-        super().setUpClass()
-
-    @classmethod
-    def tearDownClass(cls):
-        super().tearDownClass()
-        cls._folder.cleanup()
+    @staticmethod
+    def draw(folder):
+        return releases.mimic(folder, picture=SMALL)
 
 
 @pytest.fixture

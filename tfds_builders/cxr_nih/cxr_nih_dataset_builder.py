@@ -243,7 +243,4 @@ class Builder(released.Builder):
         "pixel_spacing_x": tfds.features.Scalar(np.float32),
         "pixel_spacing_y": tfds.features.Scalar(np.float32),
     }
-
-    @classmethod
-    def read_release(cls, config: released.ReleaseConfig) -> released.Release:
-        return read_release(config)
+    read_release = staticmethod(read_release)

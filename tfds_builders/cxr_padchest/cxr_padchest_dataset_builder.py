@@ -32,7 +32,6 @@ VIEWS = {"PA": "PA", "AP": "AP", "AP_horizontal": "AP", "L": "LATERAL", "COSTAL"
 # Of the table as torchxrayvision 1.5.7 ships it. One of this many rows that counts otherwise has been altered.
 PUBLISHED = {"images": 160_861, "patients": 67_625}
 
-BETWEEN = "|"
 _OF_THE_STUDY = ("unchanged", "suboptimal study")  # labels that say nothing of the chest
 _MISSING = ("", "nan", "None")  # how the table leaves a cell out
 _COLUMNS = {
@@ -138,7 +137,7 @@ def labels_of(column: pd.Series, path) -> pd.Series:
             words = [label.strip().lower() for label in listed]
         except (ValueError, SyntaxError, AttributeError, TypeError):
             release.refuse(column == text, column, path, "a Python list of labels")
-        parsed[text] = BETWEEN.join(dict.fromkeys(filter(None, words)))
+        parsed[text] = release.BETWEEN.join(dict.fromkeys(filter(None, words)))
     return column.map(parsed).astype("str")
 
 
@@ -150,7 +149,7 @@ def findings_of(labels: pd.Series, path) -> pd.DataFrame:
     Raises UserError for labels that the mapping lacks, each with its count.
     """
     mapping = pd.read_csv(MAPPING, dtype="str", keep_default_na=False)
-    found = labels.str.split(BETWEEN, regex=False).explode()
+    found = labels.str.split(release.BETWEEN, regex=False).explode()
     found = found[found != ""]
     strange = found[~found.isin(mapping["label"])]
     if len(strange):
@@ -203,7 +202,4 @@ class Builder(released.Builder):
         "window_width": tfds.features.Scalar(np.float32),
         "exposure": tfds.features.Scalar(np.float32),
     }
-
-    @classmethod
-    def read_release(cls, config: released.ReleaseConfig) -> released.Release:
-        return read_release(config)
+    read_release = staticmethod(read_release)

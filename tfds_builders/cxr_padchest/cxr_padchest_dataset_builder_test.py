@@ -2,7 +2,6 @@
 
 import ast
 import pathlib
-import tempfile
 
 import numpy as np
 import pandas as pd
@@ -19,24 +18,14 @@ TABLE = padchest.TABLE
 MAPPING = pd.read_csv(padchest.MAPPING, keep_default_na=False)
 
 
-class CxrPadchestTest(tfds.testing.DatasetBuilderTestCase):
+class CxrPadchestTest(built.OnADrawnRelease, tfds.testing.DatasetBuilderTestCase):
     """What TFDS asks of every builder, on a release that is drawn for it."""
 
     DATASET_CLASS = padchest.Builder
-    BUILDER_CONFIG_NAMES_TO_TEST = ["squash", "pad_raw"]
 
-    @classmethod
-    def setUpClass(cls):
-        cls._folder = tempfile.TemporaryDirectory(prefix="cxr_padchest-")
-        truth = releases.padchest(pathlib.Path(cls._folder.name), picture=SMALL)
-        cls.EXAMPLE_DIR = cls._folder.name
-        cls.SPLITS = {"train": len(truth.images)}
-        super().setUpClass()
-
-    @classmethod
-    def tearDownClass(cls):
-        super().tearDownClass()
-        cls._folder.cleanup()
+    @staticmethod
+    def draw(folder):
+        return releases.padchest(folder, picture=SMALL)
 
 
 @pytest.fixture

@@ -24,24 +24,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from cxr_jax.tables import UserError
+from tfds_builders.release import CHEXPERT_FINDINGS
 
 # CheXpert's findings in CheXpert's order (Irvin et al., 2019, https://arxiv.org/abs/1901.07031).
-FINDINGS = (
-    "No Finding",
-    "Enlarged Cardiomediastinum",
-    "Cardiomegaly",
-    "Lung Opacity",
-    "Lung Lesion",
-    "Edema",
-    "Consolidation",
-    "Pneumonia",
-    "Atelectasis",
-    "Pneumothorax",
-    "Pleural Effusion",
-    "Pleural Other",
-    "Fracture",
-    "Support Devices",
-)
+FINDINGS = CHEXPERT_FINDINGS
 _INDEX = {name: i for i, name in enumerate(FINDINGS)}
 # A picture with a support device and nothing else is still one of No Finding, as CheXpert has it.
 PATHOLOGIES = tuple(name for name in FINDINGS if name not in ("No Finding", "Support Devices"))
