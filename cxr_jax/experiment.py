@@ -207,9 +207,22 @@ def diff(config: ml_collections.ConfigDict | Mapping, base: ml_collections.Confi
 
 
 def fingerprint(config: ml_collections.ConfigDict | Mapping) -> str:
-    """Twelve hexadecimal digits that change when a field does on which results depend."""
+    """Twelve hexadecimal digits that change when a field does on which results depend, or the table that one names."""
     kept = {k: v for k, v in fields(config).items() if _stage_of(k) is not None}
+    if table := _race_table_digest(config):
+        kept["dataset.race_table"] = table
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _race_table_digest(config: ml_collections.ConfigDict | Mapping) -> str:
+    """Twelve hexadecimal digits of the content of config.dataset.race_table; "" where none is named. Raises UserError."""
+    path = config["dataset"]["race_table"]
+    if not path:
+        return ""
+    try:
+        return hashlib.sha256(pathlib.Path(path).expanduser().read_bytes()).hexdigest()[:12]
+    except OSError as error:
+        raise UserError(f"config.dataset.race_table: {path}: not a readable table ({error.strerror})") from None
 
 
 def _stage_of(field: str) -> str | None:
@@ -247,10 +260,14 @@ class Run:
         if self.workdir.exists() and not self.workdir.is_dir():
             raise UserError(f"{self.workdir}: the workdir is a file; name a folder with --workdir")
         self.workdir.mkdir(parents=True, exist_ok=True)
-        record = {"stages": {}, "wall_seconds": 0.0}
+        record, table = {"stages": {}, "wall_seconds": 0.0}, _race_table_digest(self.config)
         if config_path.exists() and record_path.exists():
-            differing = diff(self.config, tables.read_json(config_path))
+            there = tables.read_json(config_path)
+            differing = diff(self.config, there)
             record = tables.read_json(record_path)
+            if record.get("race_table", "") != table:  # a file of the same name that says something else is another one
+                was = f"{fields(there).get('dataset.race_table', '')} {record.get('race_table', '')}".strip()
+                differing["dataset.race_table"] = {"base": was, "run": f"{self.config.dataset.race_table} {table}".strip()}
             if not differing:
                 return record
             changed = {k: v for k, v in differing.items() if _stage_of(k)}
@@ -266,6 +283,9 @@ class Run:
             first = min((order.index(_stage_of(k)) for k in changed), default=len(order))
             for stage in order[first:]:
                 record["stages"].pop(stage, None)
+            if changed and list(self.config.stages) == ["prepare"]:
+                record["stages"].clear()  # it draws the cohort by audit.*, which otherwise the report does again
+        record["race_table"] = table
         # The record goes first: were we stopped between the two, stages would run again, never pass for up to date.
         tables.write_json(record_path, record)
         tables.write_json(config_path, self.config.to_dict())

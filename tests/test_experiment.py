@@ -116,6 +116,37 @@ def test_a_workdir_of_another_model_is_refused_and_left_alone(tmp_path):
     assert {p.name: p.read_bytes() for p in tmp_path.glob('*.json')} == before
 
 
+def test_a_race_table_that_was_edited_is_another_one(tmp_path):
+    table = tmp_path / "own.csv"
+    config = experiment.apply_diff(race.get_config("mimic"), {"dataset.race_table": str(table)})
+    with pytest.raises(UserError, match="config.dataset.race_table: .*own.csv: not a readable table .No such file"):
+        experiment.Run(tmp_path / "run", config, base.get_config(), "the command")
+    assert not (tmp_path / "run" / "run.json").exists()
+
+    def opened():
+        return experiment.Run(tmp_path / "run", config, base.get_config(), "the command")
+
+    table.write_text("one")
+    before = experiment.fingerprint(config)
+    with opened().recording({}) as run, run.stage("prepare"):
+        pass
+    assert opened().done("prepare") and experiment.fingerprint(config) == before
+    table.write_text("another")
+    assert experiment.fingerprint(config) != before
+    assert not opened().done("prepare")  # nothing was trained yet
+    with opened().recording({}) as run, run.stage("prepare"):
+        (tmp_path / "run" / "checkpoints").mkdir()
+    assert opened().done("prepare")
+    table.write_text("a third")
+    with pytest.raises(UserError, match="holds a run of another config .dataset.race_table: '.*own.csv .* there, '.*own.csv .* here"):
+        opened()
+    table.write_text("another")
+    assert opened().done("prepare")
+    config.dataset.race_table = ""
+    with pytest.raises(UserError, match="dataset.race_table: '.*own.csv .* there, '' here"):
+        opened()
+
+
 def test_a_first_command_with_a_mistake_in_it_can_be_mended(tmp_path):
     run = experiment.Run(tmp_path, race.get_config(), base.get_config(), "the command")
     with pytest.raises(UserError), run.recording({}), run.stage("prepare"):

@@ -39,6 +39,7 @@ TRUNCATED = "truncated"
 CORRUPT = "corrupt"
 TOO_LARGE = "too large"
 NOT_READABLE = "not readable"
+NO_DECODER = "no decoder"
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"  # the last chunk's type and checksum, the same in every PNG
@@ -51,7 +52,8 @@ class UnreadableImage(Exception):
     """A picture file that cannot be read whole.
 
     reason: MISSING, EMPTY, NOT_AN_IMAGE (neither PNG, JPEG nor DICOM), TRUNCATED (ends before its format's end mark), CORRUPT
-        (whole in length, damaged within), TOO_LARGE (more than MAX_PIXELS) or NOT_READABLE (the file system refuses).
+        (whole in length, damaged within), TOO_LARGE (more than MAX_PIXELS), NOT_READABLE (the file system refuses), or what
+        begins with NO_DECODER, and goes on with a DICOM's transfer syntax and what is to be installed.
     """
 
     def __init__(self, reason: str, detail: str = ""):
@@ -79,8 +81,10 @@ def from_bytes(data: bytes, aspect: str = "squash") -> np.ndarray:
 def decode(data: bytes) -> np.ndarray:
     """Gray values of a PNG, JPEG or DICOM file: uint8 [h, w]; float32 [h, w] in [0, 255] for DICOM and 16-bit gray PNG.
 
-    16-bit gray: the whole range 0..65535 becomes 0..255, whatever values the picture uses, so that two pictures stay
-        comparable; nothing is rounded before the resize. (A 12-bit signal in 16-bit words is dark for that reason.)
+    16-bit gray: the range of 16 bits, or of 12 or 10 where these hold every value of the picture, becomes 0..255, and not
+        the range that the picture uses, so that two pictures stay comparable; nothing is rounded before the resize.
+        Detectors give 10 or 12 bits (in PadChest all do), which some releases keep as they are and others stretch: taken
+        for 16 bits, 12 would be nearly black. No radiograph is stretched and yet darker than a sixteenth of white.
     RGB, palette and CMYK: luma after ITU-R BT.601, which leaves equal channels as they are. 16-bit colour counts by its
         high bytes.
     Alpha is ignored: radiographs that carry one (NIH's RGBA files) have it constant, an artefact of conversion.
@@ -123,7 +127,9 @@ def _decode(data: bytes, least: int | None) -> tuple[np.ndarray, tuple[float, fl
             factor = 2 ** round(np.log2(max(width / image.width, height / image.height)))
             extent = (height / factor, width / factor)
             if image.mode.startswith("I"):
-                return np.clip(np.asarray(image, dtype=np.float32) / np.float32(257), 0, 255), extent
+                deep = np.asarray(image, dtype=np.float32)
+                white = next((2**bits - 1 for bits in (10, 12) if deep.max() < 2**bits), 2**16 - 1)
+                return np.clip(deep * np.float32(255 / white), 0, 255), extent
             if image.mode in ("P", "CMYK"):
                 return np.asarray(image.convert("RGB").convert("L")), extent
             return np.asarray(image.convert("L")), extent
@@ -156,6 +162,7 @@ def _decode_dicom(data: bytes) -> np.ndarray:
                 raise UnreadableImage(CORRUPT, "DICOM with several frames or colours; one gray picture expected")
             if dataset.Rows * dataset.Columns > MAX_PIXELS:
                 raise UnreadableImage(TOO_LARGE, f"{dataset.Columns}x{dataset.Rows} pixels")
+            _check_decoder(dataset.file_meta.TransferSyntaxUID, dataset.BitsStored)
             stored = dataset.pixel_array
             signed, bits = dataset.PixelRepresentation, dataset.BitsStored
             extremes = np.array([-(2 ** (bits - 1)), 2 ** (bits - 1) - 1] if signed else [0, 2**bits - 1], stored.dtype)
@@ -172,6 +179,22 @@ def _decode_dicom(data: bytes) -> np.ndarray:
     low, high = min(limits.min(), shown.min()), max(limits.max(), shown.max())
     gray = (shown - low) / (high - low) * 255 if high > low else np.zeros_like(shown)
     return (255 - gray if dataset.PhotometricInterpretation == "MONOCHROME1" else gray).astype(np.float32)
+
+
+def _check_decoder(syntax, bits: int) -> None:
+    """Raises UnreadableImage, with a reason that says what to install, where nothing decodes `bits` of a transfer syntax."""
+    from pydicom import pixels, uid
+
+    try:
+        decoder = pixels.get_decoder(syntax)
+    except NotImplementedError:
+        raise UnreadableImage(f"{NO_DECODER} for {syntax.name}, nor is one known") from None
+    able = set(decoder.available_plugins)
+    if syntax == uid.JPEGExtended12Bit and bits > 8:
+        able -= {"pillow"}  # which pydicom asks all the same
+    if syntax.is_encapsulated and not able:
+        needed = [dependency.partition(" - requires ")[2] for dependency in decoder.missing_dependencies]
+        raise UnreadableImage(f"{NO_DECODER} for {syntax.name}; install {' or '.join(n for n in needed if 'pylibjpeg' in n)}")
 
 
 def resize(gray: np.ndarray, aspect: str = "squash", extent: tuple[float, float] | None = None) -> np.ndarray:

@@ -9,7 +9,9 @@ import pydicom
 import pytest
 from PIL import Image, ImageFile
 from pydicom.dataset import FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from pydicom.encaps import encapsulate
+from pydicom.pixels import get_decoder
+from pydicom.uid import UID, ExplicitVRLittleEndian, JPEGExtended12Bit, JPEGLSLossless, RLELossless, generate_uid
 
 from cxr_jax.tables import UserError
 from tfds_builders import images
@@ -83,6 +85,12 @@ def test_sixteen_bits_are_scaled_from_their_whole_range():
 def test_a_dim_sixteen_bit_picture_stays_dim():
     dim = np.full((64, 64), 65535 // 5, np.uint16)
     assert (images.resize(images.decode(encoded(dim))) == 51).all()
+
+
+@pytest.mark.parametrize("brightest, bits", [(1023, 10), (1024, 12), (4095, 12), (4096, 16), (65535, 16)])
+def test_sixteen_bit_words_that_hold_fewer_bits_are_scaled_from_those(brightest, bits):
+    ramp = np.linspace(0, brightest, 64 * 64).round().astype(np.uint16).reshape(64, 64)
+    np.testing.assert_allclose(images.decode(encoded(ramp)), ramp / (2**bits - 1) * 255, rtol=1e-6)
 
 
 def test_sixteen_bits_resize_as_eight_do(gray):
@@ -254,6 +262,8 @@ def test_a_jpeg_decoded_at_reduced_size_is_the_picture_decoded_whole(shape, aspe
     data = encoded(radiograph_like(*shape), "JPEG", quality=95)
     whole = images.resize(images.decode(data), aspect).astype(float)
     ours = images.from_bytes(data, aspect)[..., 0].astype(float)
+    # What is decoded at a half or less is faster, and not the same to the bit; what has no such half is decoded as it is.
+    assert (ours != whole).any() == (min(shape) >= 2 * 1.2 * 256)
     assert np.abs(ours - whole).mean() < 0.5
     # A picture that is shifted by a fraction of a pixel differs by as much everywhere; this looks along both axes.
     for axis in (0, 1):
@@ -357,3 +367,39 @@ def test_dicom_that_is_wrong(data, reason):
     with pytest.raises(images.UnreadableImage) as caught:
         images.decode(data)
     assert caught.value.reason == reason
+
+
+def in_syntax(syntax, frame: bytes, stored=RAMP, bits=12) -> bytes:
+    """A DICOM file whose picture is `frame`, encoded in a transfer syntax."""
+    dataset = pydicom.dcmread(io.BytesIO(dicom(stored, bits)))
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.PixelData = encapsulate([frame])
+    dataset["PixelData"].VR = "OB"
+    file = io.BytesIO()
+    dataset.save_as(file, enforce_file_format=True)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "syntax, said",
+    [
+        (JPEGLSLossless, "no decoder for JPEG-LS Lossless Image Compression; install pylibjpeg>="),
+        (JPEGExtended12Bit, "no decoder for JPEG Extended (Process 2 and 4); install pylibjpeg>="),
+        (UID("1.2.840.10008.1.2.4.100"), "no decoder for MPEG2 Main Profile / Main Level, nor is one known"),
+    ],
+)
+def test_dicom_that_wants_a_decoder_says_which(syntax, said):
+    if syntax.name.startswith("JPEG") and set(get_decoder(syntax).available_plugins) - {"pillow"}:
+        pytest.skip(f"a decoder of {syntax.name} is installed")
+    with pytest.raises(images.UnreadableImage) as caught:
+        images.decode(in_syntax(syntax, encoded((RAMP // 16).astype(np.uint8), "JPEG")))
+    assert caught.value.reason.startswith(said)
+
+
+def test_compressed_dicom_is_read_where_there_is_a_decoder_and_corrupt_where_it_fails():
+    dataset = pydicom.dcmread(io.BytesIO(dicom(RAMP)))
+    dataset.compress(RLELossless)
+    file = io.BytesIO()
+    dataset.save_as(file, enforce_file_format=True)
+    np.testing.assert_allclose(images.decode(file.getvalue()), RAMP / 4095 * 255, atol=1e-3)
+    assert reason(in_syntax(RLELossless, b"nothing of the kind ")) == images.CORRUPT

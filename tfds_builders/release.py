@@ -13,8 +13,11 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
 from etils import epath
 
+from cxr_jax.data.race_rules import BETWEEN
 from cxr_jax.tables import UserError
 
 
@@ -77,7 +80,8 @@ def read_table(path: os.PathLike | str, required: Sequence[str]) -> pd.DataFrame
     Raises UserError for a missing or unreadable file, a missing column (naming it and those that are there), a column
     that is there twice, and the first line that has too many or too few cells.
     """
-    lines = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    text = read_text(path)
+    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
     columns: list[list[str]] = [[] for _ in required]
     numbers: list[int] = []
     rows: list[list[str]] = []
@@ -92,6 +96,9 @@ def read_table(path: os.PathLike | str, required: Sequence[str]) -> pd.DataFrame
                 found = "no column" if name not in header else "more than one column"
                 raise UserError(f"{path}: {found} {name!r}; the table has {', '.join(header)}")
         wanted, width = [header.index(name) for name in required], len(header)
+        if plain := _read_plain(text, wanted, width):
+            index = pd.RangeIndex(2, plain.num_rows + 2, name="line")
+            return pd.DataFrame({name: _text(cells, index) for name, cells in zip(required, plain.columns, strict=True)})
 
         def keep() -> None:
             # Some rows at a time: a million lists of cells would be slow to make, and larger than the table.
@@ -118,9 +125,32 @@ def read_table(path: os.PathLike | str, required: Sequence[str]) -> pd.DataFrame
     if not numbers:
         raise UserError(f"{path}: a header and no rows")
     index = pd.Index(numbers, name="line")
-    return pd.DataFrame(
-        {name: pd.Series(cells, index, dtype="str").str.strip() for name, cells in zip(required, columns, strict=True)}
-    )
+    return pd.DataFrame({name: _text(cells, index) for name, cells in zip(required, columns, strict=True)})
+
+
+def _read_plain(text: str, wanted: Sequence[int], width: int) -> pa.Table | None:
+    """Columns `wanted` of a table without quotes, a row a line, in a tenth of the time that csv takes.
+
+    None where it is not so plain, or anything is wrong with it: csv says what, and where.
+    """
+    if '"' in text:
+        return None
+    names = [str(i) for i in range(width)]
+    as_text = dict.fromkeys(names, pa.large_string())
+    try:
+        found = pa.csv.read_csv(
+            pa.BufferReader(text.encode()),
+            pa.csv.ReadOptions(column_names=names, skip_rows=1),
+            pa.csv.ParseOptions(quote_char=False),
+            pa.csv.ConvertOptions(column_types=as_text, include_columns=[names[i] for i in wanted]),
+        )
+    except pa.ArrowInvalid:
+        return None
+    return found if found.num_rows == text.rstrip("\n").count("\n") else None  # blank lines are no rows
+
+
+def _text(cells: pa.ChunkedArray | list[str], index: pd.Index) -> pd.Series:
+    return pd.Series(pd.array(cells, dtype="str"), index).str.strip()
 
 
 def table_path(root: epath.Path, *names: str) -> epath.Path:
@@ -177,7 +207,11 @@ def numbers(column: pd.Series, path: os.PathLike | str, *, whole: bool, least: f
     return values
 
 
-BETWEEN = "|"  # in a record, between several values of one thing
+def optional_numbers(column: pd.Series, path: os.PathLike | str) -> pd.Series:
+    """A text column as float64, NaN for an empty cell. Raises UserError for anything else that is no number."""
+    values = pd.to_numeric(column.mask(column == ""), errors="coerce").astype("float64")
+    refuse(values.isna() & (column != ""), column, path, "a number or an empty cell")
+    return values
 
 
 def each_once(owner: pd.Series, value: pd.Series, path: os.PathLike | str) -> pd.Series:
@@ -207,20 +241,24 @@ def picture_files(folders: Iterable[epath.Path]) -> dict[str, epath.Path]:
 
 
 def sizes(root: epath.Path, paths: pd.Series) -> np.ndarray:
-    """Bytes of each file `paths` (below `root`), -1 where it is missing or cannot be looked at: int64 [n].
+    """Bytes of each file `paths` (below `root`), -1 where it is missing, 0 where it cannot be looked at: int64 [n].
 
+    What cannot be looked at, for lack of permission or as a link in circles, is not missing: reading it says what is wrong.
     Hundreds of thousands of files on a network's disk are a matter of waiting, so that many are asked for at once.
     """
-    local = "://" not in os.fspath(root)
+    local = os.fspath(root) if "://" not in os.fspath(root) else ""
 
     def size(path: str) -> int:
         try:
-            return os.stat(os.path.join(root, path)).st_size if local else (root / path).stat().length
-        except OSError:  # a link that goes in circles too: the build sets such a picture aside
+            return os.stat(f"{local}/{path}").st_size if local else (root / path).stat().length
+        except (FileNotFoundError, NotADirectoryError):
             return -1
+        except OSError:
+            return 0
 
+    listed = paths.to_list()
     with concurrent.futures.ThreadPoolExecutor(32) as pool:
-        chunks = [paths.iloc[i : i + 1024] for i in range(0, len(paths), 1024)]
+        chunks = [listed[i : i + 1024] for i in range(0, len(listed), 1024)]
         found = list(pool.map(lambda chunk: [size(path) for path in chunk], chunks))
     return np.array([n for chunk in found for n in chunk], np.int64)
 
@@ -236,6 +274,5 @@ def fingerprint(documents: Iterable[epath.Path], names: pd.Series, sizes: pd.Ser
         content = _content(path)
         digest.update(f"{path.name.removesuffix('.gz')}\0{len(content)}\0".encode())
         digest.update(content)
-    for name, size in sorted(zip(names, sizes, strict=True)):
-        digest.update(f"{name}\0{size}\n".encode())
+    digest.update("".join(f"{name}\0{size}\n" for name, size in sorted(zip(names.to_list(), sizes.to_list()))).encode())
     return digest.hexdigest()

@@ -182,26 +182,19 @@ _VALUES = {"": np.nan, **{f"{value}{end}": float(value) for value in (1, 0, -1) 
 
 def findings(table: pd.DataFrame, names: Sequence[str], path: os.PathLike | str) -> pd.DataFrame:
     """`finding_NAME`, float32, of columns of text. Raises UserError for a cell that is not 1, 0, -1 or empty."""
+    found = {}
     for name in names:
-        release.refuse(~table[name].isin(_VALUES.keys()), table[name], path, "1, 0, -1 or an empty cell")
-    return pd.DataFrame({FINDING + name: table[name].map(_VALUES).astype("float32") for name in names})
+        code, words = pd.factorize(table[name])  # few words, of which each is judged once
+        strange = ~words.isin(_VALUES.keys())
+        release.refuse(pd.Series(strange[code], table.index), table[name], path, "1, 0, -1 or an empty cell")
+        found[FINDING + name] = np.array([_VALUES[word] for word in words], np.float32)[code]
+    return pd.DataFrame(found, index=table.index)
 
 
 def missing_pictures(records: pd.DataFrame) -> list[str]:
     """At most one statement."""
     absent = records.loc[records["size"] < 0, "image_id"]
     return [f"images of the table that are missing: {len(absent):,}, the first {absent.iloc[0]}"] if len(absent) else []
-
-
-def check_disjoint(records: pd.DataFrame, source: os.PathLike | str) -> None:
-    """Raises UserError where the release's own splits share a patient."""
-    splits = records.groupby("patient_id")["released_split"].nunique()
-    torn = splits.index[splits > 1]
-    if len(torn):
-        raise UserError(
-            f"{source}: patient {torn[0]!r} is in two of the release's splits ({len(torn)} such); splits must not share"
-            " a patient"
-        )
 
 
 def image_feature(storage: str) -> tfds.features.FeatureConnector:
@@ -276,24 +269,27 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             ),
         )
 
+    @functools.cached_property
+    def release(self) -> Release:
+        """What `read_release` says of the config's raw_dir. It is read once, whoever asks first."""
+        return self.read_release(self._source)
+
     def _split_generators(self, dl_manager):
-        source = self._source
-        self._release = self.read_release(
-            source if source.raw_dir else dataclasses.replace(source, raw_dir=os.fspath(dl_manager.manual_dir))
-        )
-        root, records = self._release.root, self._release.records
-        for statement in self._release.statements:
+        if not self._source.raw_dir:
+            self._source = dataclasses.replace(self._source, raw_dir=os.fspath(dl_manager.manual_dir))
+        root, records = self.release.root, self.release.records
+        for statement in self.release.statements:
             logging.warning("%s: %s", root, statement)
 
-        self._quarantine = images.Quarantine(str(root), len(records), source.max_unreadable_share)
+        self._quarantine = images.Quarantine(str(root), len(records), self._source.max_unreadable_share)
         absent = records[records["size"] < 0]
         try:
             self._quarantine.add(*((i, path, images.MISSING) for i, path in zip(absent["image_id"], absent["path"])))
         except UserError as error:
-            raise UserError("; ".join([str(error), *self._release.statements])) from None
+            raise UserError("; ".join([str(error), *self.release.statements])) from None
         present = records[records["size"] >= 0]
         if present.empty:
-            raise UserError(f"{root}: not one image of {self._release.documents[0].name} is there")
+            raise UserError(f"{root}: not one image of {self.release.documents[0].name} is there")
         stored_split = present["released_split"].where(present["released_split"] != "", WHOLE)
         return {
             split: self._generate_examples(rows.drop(columns="size"), split)
@@ -306,7 +302,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return self._in_this_process(records, split)
 
     def _in_this_process(self, records: pd.DataFrame, split: str) -> Iterator[tuple[str, dict]]:
-        root, stored = self._release.root, 0
+        root, stored = self.release.root, 0
         # A dict a record is large: those of a few at a time.
         chunks = (records.iloc[i : i + 4096].to_dict("records") for i in range(0, len(records), 4096))
         for rows in chunks:
@@ -330,7 +326,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         with listed.open("wb") as file:
             records.to_parquet(file, index=False, row_group_size=_CHUNK)
         read = functools.partial(
-            _read_chunk, os.fspath(listed), os.fspath(self._release.root), self.builder_config.aspect, self.FINDINGS
+            _read_chunk, os.fspath(listed), os.fspath(self.release.root), self.builder_config.aspect, self.FINDINGS
         )
         set_aside = functools.partial(_set_aside, os.fspath(self.data_path / f"{_SET_ASIDE}{split}.json"))
 
@@ -359,12 +355,12 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         for path in self.data_path.glob(f"{_LISTED}*"):
             path.unlink()
         self._quarantine.write(self.data_path / "quarantine.csv")
-        self.info.metadata["release_fingerprint"] = self._release.fingerprint
+        self.info.metadata["release_fingerprint"] = self.release.fingerprint
         self.info.metadata["integrity"] = self._integrity()
 
     def _integrity(self) -> dict:
         """The release held against what is published of it, and what became of it; plain JSON."""
-        found = self._release
+        found = self.release
         return {
             "documents": [path.name for path in found.documents],
             "counts": found.counts,

@@ -53,12 +53,15 @@ class Cohort:
         what the rule removed (patients: who lose an image or more by it), "by_race": {group: the same four}}, all int.
         The groups are the same throughout: the rule's classes, and what `race_rules` has in the place of a group. A patient
         recorded with two races counts under both. Rows of splits ("of which in …") come last, and remove nothing.
+    race_table: fingerprint of the tables by which the release's words became groups (`race_rules.fingerprint`); "" where
+        the data set has groups of its own.
     """
 
     table: pd.DataFrame
     findings: tuple[str, ...]
     races: tuple[str, ...]
     attrition: list[dict]
+    race_table: str = ""
 
     @functools.cached_property
     def labelled(self) -> np.ndarray:
@@ -70,7 +73,7 @@ class Cohort:
 
     def write(self, path: os.PathLike | str) -> None:
         """Writes Parquet at `path`, whole or not at all; what is not the table travels in the file's own metadata."""
-        meta = {"findings": list(self.findings), "races": list(self.races), "attrition": self.attrition}
+        meta = {name: getattr(self, name) for name in ("findings", "races", "attrition", "race_table")}
         tables.write_parquet(self.table, path, meta)
 
     @classmethod
@@ -80,7 +83,8 @@ class Cohort:
         if "attrition" not in meta:
             raise UserError(f"{path}: not a cohort written by cxr_jax")
         tables.check_keys(table, str(path))
-        return cls(table, tuple(meta["findings"]), tuple(meta["races"]), meta["attrition"])
+        races = tuple(meta["races"])
+        return cls(table, tuple(meta["findings"]), races, meta["attrition"], meta.get("race_table", ""))
 
 
 def select(keys: pd.DataFrame, findings: Sequence[str], races: Sequence[str], config) -> Cohort:
@@ -92,25 +96,21 @@ def select(keys: pd.DataFrame, findings: Sequence[str], races: Sequence[str], co
     source = f"data set {config.name}"
     tables.check_keys(keys.drop(columns="split", errors="ignore"), source)
     ruled = race_rules.apply(keys, races, config)
-    table = keys.assign(
-        race_recorded=keys["race"],
-        race=ruled.race,
-        race_standing=ruled.standing,
-        dataset=pd.Series(config.name, index=keys.index, dtype="str"),
-    )
     # Every row of the table of attrition has the same groups, so that its columns can be read down.
-    groups = [*ruled.classes, *sorted(set(ruled.standing) - set(ruled.classes))]
-    attrition = [_count("every image of the data set", table, table[:0], groups)]
+    groups = [*ruled.classes, *sorted(set(ruled.standing.unique()) - set(ruled.classes))]
+    count = _counter(keys["patient_id"], ruled.standing, groups)
+    kept, nobody = np.ones(len(keys), bool), np.zeros(len(keys), bool)
+    attrition = [count("every image of the data set", kept, nobody)]
 
     def keep(rule: str, mask: np.ndarray) -> None:
-        nonlocal table
-        attrition.append(_count(rule, table[mask], table[~mask], groups))
-        table = table[mask]
-        if table.empty:
+        nonlocal kept
+        attrition.append(count(rule, kept & mask, kept & ~mask))
+        kept = kept & mask
+        if not kept.any():
             raise UserError(f"{source}: rule {rule!r} leaves no image of {attrition[-2]['images']:,}")
 
     for rule, mask in ruled.steps:
-        keep(rule, mask.loc[table.index].to_numpy(bool))
+        keep(rule, mask.to_numpy(bool))
 
     if config.views:
         known = sorted(keys["view"].dropna().unique())
@@ -119,8 +119,14 @@ def select(keys: pd.DataFrame, findings: Sequence[str], races: Sequence[str], co
                 raise UserError(
                     f"config.dataset.views: no image of {source} is {view!r}; its views are {', '.join(known)}"
                 )
-        keep(f"view is {' or '.join(config.views)}", table["view"].isin(config.views).to_numpy())
+        keep(f"view is {' or '.join(config.views)}", keys["view"].isin(config.views).to_numpy(bool))
 
+    table = keys.assign(
+        race_recorded=keys["race"],
+        race=ruled.race,
+        race_standing=ruled.standing,
+        dataset=pd.Series(config.name, index=keys.index, dtype="str"),
+    )[kept]
     split = _named(SPLIT_RULES, config.split_rule, "config.dataset.split_rule")(table, config)
     table = table.assign(split=pd.Series(split, index=table.index, dtype="str")).reset_index(drop=True)
     tables.check_keys(table, f"{source}, split rule {config.split_rule}")
@@ -138,13 +144,16 @@ def select(keys: pd.DataFrame, findings: Sequence[str], races: Sequence[str], co
             " change config.dataset.split_fractions or split_salt, or take more patients"
         )
     for name in SPLITS:
-        attrition.append(_count(f"of which in {name}", table[table["split"] == name], table[:0], groups))
-    return Cohort(table, tuple(findings), ruled.classes, attrition)
+        in_it = kept.copy()
+        in_it[kept] = split == name
+        attrition.append(count(f"of which in {name}", in_it, nobody))
+    return Cohort(table, tuple(findings), ruled.classes, attrition, ruled.table)
 
 
 # Cohorts that studies have published, by (data set, race rule, views): what a correct builder gives on the whole release.
 # release: images of the whole one, for CheXpert with and without valid.csv. with, without: words of its records by which
-# versions before v2.0 are told from later ones.
+# versions before v2.0 are told from later ones. recorded: images by the release's own words for race, which our reviewed
+# table makes into groups.
 _PUBLISHED = {
     ("mimic", "three_race", FRONTAL): {
         "on": "MIMIC-IV v1.0",
@@ -159,8 +168,7 @@ _PUBLISHED = {
         "release": (377_110,),
         "with": "WHITE - RUSSIAN",
         "images": 377_110,
-        # Of the published count of White, 1,299 are recorded as PORTUGUESE; of Hispanic/Latino, 473 as SOUTH AMERICAN.
-        "race": {"White": 218_203 + 1_299, "Black": 55_837, "Asian": 10_930, "Hispanic/Latino": 18_869 + 473},
+        "recorded": race_rules.PUBLISHED_V22,
     },
     ("chexpert", "three_race", FRONTAL): {
         "on": "CheXpert v1.0",
@@ -192,9 +200,14 @@ def against_published(cohort: Cohort, config) -> list[str]:
     found = {"images": (len(table), published["images"])}
     if "patients" in published:
         found["patients"] = (table["patient_id"].nunique(), published["patients"])
-    for column in ("race", "sex"):
+    expected = {column: published.get(column, {}) for column in ("race", "sex")}
+    if "recorded" in published:
+        group = {value: group for value, (group, _) in race_rules.known_values(config.name)["race"].items()}
+        sums = pd.Series(published["recorded"]).groupby(group).sum()
+        expected["race"] = {name: int(sums[name]) for name in race_rules.RULES["four_race"].keeps}
+    for column, values in expected.items():
         counts = table[column].value_counts()
-        for value, n in published.get(column, {}).items():
+        for value, n in values.items():
             found[f"images of {column} {value}"] = (int(counts.get(value, 0)), n)
     return [
         f"published for {config.race_rule} on {published['on']}: {n:,} {what}; here {m:,}{'' if m == n else ' (differs)'}"
@@ -202,14 +215,22 @@ def against_published(cohort: Cohort, config) -> list[str]:
     ]
 
 
-def _count(rule: str, left: pd.DataFrame, removed: pd.DataFrame, groups: Sequence[str]) -> dict:
-    row, by_race = {"rule": rule}, {group: {} for group in groups}
-    for what, table in (("", left), ("removed_", removed)):
-        row |= {f"{what}images": len(table), f"{what}patients": int(table["patient_id"].nunique())}
-        counts = table.groupby("race_standing")["patient_id"].agg(["size", "nunique"]).reindex(groups, fill_value=0)
-        for group, images, patients in counts.itertuples():
-            by_race[group] |= {f"{what}images": int(images), f"{what}patients": int(patients)}
-    return {**row, "by_race": by_race}
+def _counter(patients: pd.Series, standing: pd.Series, groups: Sequence[str]) -> Callable[..., dict]:
+    """A function (rule, images that it left, those that it removed; bool [n] each) → row of `Cohort.attrition`."""
+    patient, group = pd.factorize(patients)[0], pd.Index(groups).get_indexer(standing)
+
+    def count(rule: str, left: np.ndarray, removed: np.ndarray) -> dict:
+        row, by_race = {"rule": rule}, {name: {} for name in groups}
+        for what, mask in (("", left), ("removed_", removed)):
+            images = np.bincount(group[mask], minlength=len(groups))
+            there = np.zeros((patient.max() + 1, len(groups)), bool)
+            there[patient[mask], group[mask]] = True
+            row |= {f"{what}images": int(mask.sum()), f"{what}patients": int(there.any(axis=1).sum())}
+            for name, n, m in zip(groups, images.tolist(), there.sum(axis=0).tolist(), strict=True):
+                by_race[name] |= {f"{what}images": n, f"{what}patients": m}
+        return {**row, "by_race": by_race}
+
+    return count
 
 
 def _named(rules: Mapping[str, Callable], name: str, field: str) -> Callable:
@@ -279,7 +300,7 @@ def _official(table: pd.DataFrame, config) -> np.ndarray:
 
 def _uniform(table: pd.DataFrame, config) -> np.ndarray:
     codes, patients = pd.factorize(table["patient_id"])
-    return uniform_of_patient(patients, config.split_salt)[codes]
+    return uniform_of_patient(patients.to_list(), config.split_salt)[codes]
 
 
 # A rule is a function (cohort so far, config.dataset) → a split for each row.

@@ -47,6 +47,7 @@ from absl import logging
 from etils import epath
 
 from cxr_jax import tables
+from cxr_jax.data import race_rules
 from cxr_jax.experiment import nearest_first
 from cxr_jax.tables import UserError
 
@@ -182,8 +183,8 @@ def prepare(config) -> Dataset:
 
     A build that is killed leaves nothing that passes for a data set; the next one clears its remains away. Processes
     that ask for the same data set at once wait for one of them to build it.
-    Raises UserError for an unknown data set, a missing release, a full disk, a damaged data set, or one built from
-    another release than `config.raw_dir`.
+    Raises UserError for an unknown data set, a missing release, one whose race `config.race_rule` makes nothing of (before
+    a picture is read), a full disk, a damaged data set, or one built from another release than `config.raw_dir`.
     """
     builder = _builder(config)
     folder = pathlib.Path(builder.data_dir)
@@ -315,9 +316,11 @@ def _builder(config) -> tfds.core.DatasetBuilder:
 
 
 def _build(config, builder) -> None:
-    known = _known(config)
-    if known.fingerprint and not config.raw_dir:
-        known.fingerprint(config)  # raises, and says what should lie there
+    if _known(config).fingerprint:
+        # A rule that does not suit what the release records is told when its tables are read, not after its pictures are.
+        race = [name for name in ("race", "ethnicity") if name in builder.release.records]
+        recorded = builder.release.records[race]
+        race_rules.apply(recorded.where(recorded != "", None), (), config)
     folder = pathlib.Path(builder.data_dir)
     # TFDS writes to incomplete.XXXXXX_VERSION and renames at the end. Under the lock, such a folder has no owner left.
     for remains in folder.parent.glob(f"{tfds.core.constants.INCOMPLETE_PREFIX}*_{folder.name}"):

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
+import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +39,46 @@ GROUPS = (
     "Other",
 )
 UNKNOWN = "Unknown"  # a record that says that race is not known, or not told
-BETWEEN = "|"  # in a key table, between the values that are recorded of a patient
+BETWEEN = "|"  # in a key table, between several values of one thing
+
+# Images of MIMIC-CXR by what their patient's first admission of MIMIC-IV v2.2 records, as a published notebook counts
+# them. Other versions of MIMIC-IV revise admissions, so that a difference is reported and no error.
+PUBLISHED_V22 = {
+    "WHITE": 203_169,
+    "WHITE - OTHER EUROPEAN": 7_287,
+    "WHITE - RUSSIAN": 5_993,
+    "WHITE - EASTERN EUROPEAN": 996,
+    "WHITE - BRAZILIAN": 758,
+    "PORTUGUESE": 1_299,
+    "BLACK/AFRICAN AMERICAN": 47_278,
+    "BLACK/CAPE VERDEAN": 4_193,
+    "BLACK/CARIBBEAN ISLAND": 2_403,
+    "BLACK/AFRICAN": 1_963,
+    "ASIAN": 3_499,
+    "ASIAN - CHINESE": 4_736,
+    "ASIAN - SOUTH EAST ASIAN": 1_285,
+    "ASIAN - ASIAN INDIAN": 1_003,
+    "ASIAN - KOREAN": 407,
+    "HISPANIC OR LATINO": 3_747,
+    "HISPANIC/LATINO - PUERTO RICAN": 7_200,
+    "HISPANIC/LATINO - DOMINICAN": 3_953,
+    "HISPANIC/LATINO - GUATEMALAN": 1_019,
+    "HISPANIC/LATINO - SALVADORAN": 726,
+    "HISPANIC/LATINO - COLUMBIAN": 511,
+    "HISPANIC/LATINO - HONDURAN": 481,
+    "HISPANIC/LATINO - CUBAN": 459,
+    "HISPANIC/LATINO - MEXICAN": 387,
+    "HISPANIC/LATINO - CENTRAL AMERICAN": 386,
+    "SOUTH AMERICAN": 473,
+    "OTHER": 11_721,
+    "UNKNOWN": 10_037,
+    "AMERICAN INDIAN/ALASKA NATIVE": 893,
+    "UNABLE TO OBTAIN": 849,
+    "PATIENT DECLINED TO ANSWER": 652,
+    "MULTIPLE RACE/ETHNICITY": 407,
+    "NATIVE HAWAIIAN OR OTHER PACIFIC ISLANDER": 277,
+    "": 46_663,  # no admission
+}
 
 # What stands in the place of a group where there is none.
 NO_RECORD, NOT_KNOWN, SEVERAL = "no record", "recorded as unknown", "several groups recorded"
@@ -51,11 +92,13 @@ class Ruled:
     race: the group, null where there is none.
     classes: of `race`, in the order of a model's outputs.
     steps: (what is asked of an image, bool mask indexed as the key table), in order, for what the rule drops.
+    table: `fingerprint` of the tables by which values became groups; "" where the data set has groups of its own.
     """
 
     standing: pd.Series
     classes: tuple[str, ...]
     steps: tuple[tuple[str, pd.Series], ...] = ()
+    table: str = ""
 
     @property
     def race(self) -> pd.Series:
@@ -136,14 +179,22 @@ def read_table(path: os.PathLike | str = TABLE) -> pd.DataFrame:
     return table
 
 
-def _known(config) -> dict[str, dict[str, tuple[str, str]]]:
-    """{field: {raw value: (group, hispanic)}} of a data set, rows of the user's own table before ours."""
-    layers = [read_table()] + ([read_table(os.path.expanduser(config.race_table))] if config.race_table else [])
+Known = Mapping[str, Mapping[str, tuple[str, str]]]
+
+
+def known_values(dataset: str, own: str = "") -> Known:
+    """{field: {raw value: (group, hispanic)}} of a data set: our rows, and over them those of the user's `own` table."""
     known: dict[str, dict[str, tuple[str, str]]] = {"race": {}, "ethnicity": {}}
-    for table in layers:
-        for row in table[table["dataset"] == config.name].itertuples():
+    for path in (TABLE, os.path.expanduser(own)) if own else (TABLE,):
+        table = read_table(path)
+        for row in table[table["dataset"] == dataset].itertuples():
             known[row.field][row.value] = (row.group, row.hispanic)
     return known
+
+
+def fingerprint(known: Known) -> str:
+    """Sixteen hexadecimal digits that change when any value is in another group, or says otherwise of Hispanic origin."""
+    return hashlib.blake2b(json.dumps(known, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 # ---- rules ---------------------------------------------------------------------------------------
@@ -220,12 +271,13 @@ def _ruled(keys: pd.DataFrame, config) -> Ruled:
     fields = [field for field in ("race", "ethnicity") if field in keys]
     # A release has few distinct combinations of what is recorded: each is judged once.
     texts = keys[fields].fillna("")
-    code, combinations = pd.factorize(pd.MultiIndex.from_frame(texts))
-    records = _records(combinations.to_frame(index=False, name=fields), np.bincount(code, minlength=len(combinations)), config)
+    code = texts.groupby(fields, sort=False).ngroup().to_numpy()
+    known = known_values(config.name, config.race_table)
+    records = _records(texts.drop_duplicates(), np.bincount(code), known, config.name)
     standing = pd.Series(np.array([rule.of(r) for r in records], object)[code], keys.index, dtype="str")
     if not rule.keeps:
-        found = set(standing)
-        return Ruled(standing, tuple(group for group in GROUPS if group in found))
+        found = set(standing.unique())
+        return Ruled(standing, tuple(group for group in GROUPS if group in found), table=fingerprint(known))
     steps = [
         ("race is recorded", ~standing.isin((NO_RECORD, NOT_KNOWN))),
         ("records of race agree", standing != SEVERAL),
@@ -236,12 +288,14 @@ def _ruled(keys: pd.DataFrame, config) -> Ruled:
         steps.append(("ethnicity is recorded as not Hispanic", pd.Series(not_hispanic, keys.index)))
     if rule.strict and "labelled" in keys:
         steps.append(("the study has labels", keys["labelled"] == 1))
-    return Ruled(standing, rule.keeps, tuple(steps))
+    return Ruled(standing, rule.keeps, tuple(steps), fingerprint(known))
 
 
-def _records(combinations: pd.DataFrame, images: np.ndarray, config) -> list[Records]:
-    """Records of each combination of raw values. images: how many images have it, for the error on unknown values."""
-    known = _known(config)
+def _records(combinations: pd.DataFrame, images: np.ndarray, known: Known, name: str) -> list[Records]:
+    """Records of each combination of raw values.
+
+    images: how many images have it, for the error on unknown values. name: of the data set.
+    """
     strange: dict[tuple[str, str], int] = {}
     found = []
     for row, n in zip(combinations.to_dict("records"), images, strict=True):
@@ -263,7 +317,7 @@ def _records(combinations: pd.DataFrame, images: np.ndarray, config) -> list[Rec
     if strange:
         listed = ", ".join(f"{field} {value!r} ({n:,} images)" for (field, value), n in sorted(strange.items()))
         raise UserError(
-            f"data set {config.name}: values that {TABLE.name} does not know: {listed}; put a row for each, with the"
+            f"data set {name}: values that {TABLE.name} does not know: {listed}; put a row for each, with the"
             f" columns {','.join(COLUMNS)}, into a table of your own and name it in config.dataset.race_table"
         )
     return found

@@ -8,6 +8,7 @@ from configs import base
 from cxr_jax import tables
 from cxr_jax.data import cohorts
 from cxr_jax.tables import Target, UserError
+from tests import releases
 
 RACES = ("Kor", "Bel", "Ani")
 FINDINGS = ("No Finding", "Edema", "Fracture")
@@ -138,6 +139,15 @@ def test_views_and_attrition():
             assert sum(group[what] for group in row["by_race"].values()) == row[what]
 
 
+def test_a_patient_of_two_races_counts_under_both_and_once_in_all():
+    keys = key_table()
+    keys.loc[1, "race"] = "Bel"  # the first image of p0 says Kor
+    first = select(keys).attrition[0]
+    assert (first["images"], first["patients"]) == (120, 60)
+    counts = {name: (group["images"], group["patients"]) for name, group in first["by_race"].items()}
+    assert counts == {"Kor": (35, 18), "Bel": (37, 19), "Ani": (36, 18), "no record": (12, 6)}
+
+
 def test_views_that_the_data_set_lacks():
     keys = key_table()
     keys["view"] = keys["view"].where(keys["view"] != "AP")
@@ -184,6 +194,66 @@ def test_cohort_file_gives_back_what_was_written(tmp_path):
     tables.write_parquet(cohort.table, tmp_path / "other.parquet", {})
     with pytest.raises(UserError, match="not a cohort"):
         cohorts.Cohort.read(tmp_path / "other.parquet")
+
+
+# ---- published cohorts ---------------------------------------------------------------------------
+
+
+def chexpert_keys(valid=234):
+    """As many images as the whole release, of which the published rule keeps what is published, and most of valid.csv besides."""
+    races = {"White": 99_027, "Asian": 18_830, "Black or African American": 9_261, "Other": 223_414 - 127_118}
+    rows = np.arange(223_414 + valid)
+    train = rows < 223_414
+    race = np.where(train, np.repeat([*races, ""], [*races.values(), valid]), "White")
+    number = np.where(train, np.where(rows < 127_118, rows % 42_884, 50_000 + rows % 21_656), 64_541 + rows - 223_414)
+    text = lambda values: pd.Series(values, dtype="str")  # noqa: E731
+    return pd.DataFrame(
+        {
+            "image_id": text(rows.astype(str)),
+            "patient_id": text(number.astype(str)),
+            "released_split": text(np.where(train, "train", "valid")),
+            "race": text(race),
+            "ethnicity": text(np.full(len(rows), "Not Hispanic")),
+            "sex": text(np.full(len(rows), "F")),
+            "view": text(np.full(len(rows), "AP")),
+        }
+    )
+
+
+def test_chexpert_s_published_cohort_is_of_train_csv_alone():
+    dataset = config(name="chexpert", race_rule="three_race", views=("AP", "PA"))
+    keys = chexpert_keys()
+    cohort = cohorts.select(keys, (), (), dataset)
+    assert len(cohort.table) == 127_118 + 234  # the rule itself keeps valid.csv's too
+    told = cohorts.against_published(cohort, dataset)
+    assert told == [
+        f"published for three_race on CheXpert v1.0: {n} {what}; here {n}"
+        for n, what in (
+            ("127,118", "images"), ("42,884", "patients"), ("99,027", "images of race White"),
+            ("18,830", "images of race Asian"), ("9,261", "images of race Black"),
+        )
+    ]  # fmt: skip
+    assert cohorts.against_published(cohorts.select(chexpert_keys(valid=0), (), (), dataset), dataset) == told
+    # One image fewer, and it is not the whole release; another view, and the count is not the published one.
+    assert cohorts.against_published(cohorts.select(keys[1:], (), (), dataset), dataset) == []
+    other = cohorts.select(keys.assign(view=keys["view"].mask(keys.index == 0, "LATERAL")), (), (), dataset)
+    assert cohorts.against_published(other, dataset)[0].endswith("127,118 images; here 127,117 (differs)")
+
+
+def test_mimic_s_published_cohort_is_told_by_group():
+    values = [value or None for value in releases.V22_FIRST_ADMISSION]
+    rows = np.arange(377_110).astype(str)
+    keys = pd.DataFrame({"image_id": rows, "patient_id": rows, "view": "PA", "sex": "F"}, dtype="str")
+    keys["race"] = pd.Series(np.repeat(values, list(releases.V22_FIRST_ADMISSION.values())), dtype="str")
+    dataset = config(name="mimic", race_rule="first_admission")
+    told = cohorts.against_published(cohorts.select(keys, (), (), dataset), dataset)
+    assert told == [
+        f"published for first_admission on MIMIC-IV v2.2: {n:,} {what}; here {n:,}"
+        for n, what in (
+            (377_110, "images"), (218_203 + 1_299, "images of race White"), (55_837, "images of race Black"),
+            (10_930, "images of race Asian"), (18_869 + 473, "images of race Hispanic/Latino"),
+        )
+    ]  # fmt: skip
 
 
 # ---- targets and labels --------------------------------------------------------------------------

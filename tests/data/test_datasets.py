@@ -13,6 +13,7 @@ from cxr_jax import tables
 from cxr_jax.data import datasets
 from cxr_jax.tables import UserError
 from configs import base
+from tests import releases
 from tests.data import tiny
 
 
@@ -203,6 +204,30 @@ def test_phantom_of_each_parameter_set_has_its_own_folder(tmp_path):
     config.variant = "plantd"
     with pytest.raises(UserError, match="planted"):
         datasets.prepare(config)
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"race_rule": "four_race"}, "race 'MARTIAN' (1 images), race 'VENUSIAN' (2 images)"),
+        ({"race_rule": "recorded"}, "race_rule: recorded, but data set mimic records race in the hospital's own words"),
+    ],
+)
+def test_race_that_a_rule_makes_nothing_of_is_told_before_any_picture_is_read(tmp_path, fields, message):
+    truth = releases.mimic(tmp_path / "raw", picture=(24, 20), gz=False)
+    for path in truth.images["path"]:
+        (tmp_path / "raw" / path).write_bytes(b"no picture: the build would end over this")
+    admissions = tmp_path / "raw" / "hosp" / "admissions.csv"
+    table = pd.read_csv(admissions, dtype=str, keep_default_na=False)
+    of = truth.images["patient_id"].value_counts()
+    one, two = (next(p for p in table["subject_id"] if of.get(p) == n) for n in (1, 2))
+    table["race"] = table["race"].mask(table["subject_id"] == one, "MARTIAN").mask(table["subject_id"] == two, "VENUSIAN")
+    table.to_csv(admissions, index=False)
+    config = shipped("mimic", tmp_path / "built", raw_dir=str(tmp_path / "raw"), **fields)
+    with pytest.raises(UserError) as caught:
+        datasets.prepare(config)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert not [path for path in (tmp_path / "built").rglob("*") if path.is_file() and path.suffix != ".lock"]
 
 
 def test_nih_is_held_to_the_release_it_was_built_from(tmp_path):

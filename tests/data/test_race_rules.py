@@ -106,6 +106,24 @@ def test_values_that_the_table_lacks_are_listed_with_their_counts(tmp_path):
     assert list(ruled.standing) == ["Other", "Other", SEVERAL, "Asian"]
 
 
+def test_the_tables_in_force_are_known_by_their_fingerprint(tmp_path):
+    def found(table=keys(["WHITE", "OTHER"]), **fields):
+        return race_rules.apply(table, (), config(rule="all", **fields)).table
+
+    def own(*rows):
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.csv"
+        path.write_text("\n".join([",".join(race_rules.COLUMNS), *rows]) + "\n")
+        return str(path)
+
+    shipped = found()
+    assert len(shipped) == 16 and found(keys(["ASIAN"])) == shipped and found(name="chexpert", table=keys(["White"])) != shipped
+    # What is said again, with another source, or of another data set, changes nothing; a group or an origin does.
+    assert found(race_table=own("mimic,race,WHITE,White,unknown,me", "chexpert,race,White,Other,no,me")) == shipped
+    others = ("mimic,race,WHITE,Other,unknown,me", "mimic,race,WHITE,White,no,me", "mimic,race,BLUE,White,unknown,me")
+    assert len({shipped, *(found(race_table=own(row)) for row in others)}) == 4
+    assert race_rules.apply(keys([""]), (), config("nih", "recorded")).table == ""
+
+
 # ---- rules ---------------------------------------------------------------------------------------
 
 # What is recorded of a patient, and what each rule makes of it; None: dropped.
@@ -192,6 +210,13 @@ def test_classes_are_those_of_the_rule_or_those_there_are():
 
 
 # ---- the cohort of a rule ------------------------------------------------------------------------
+
+
+def test_the_fingerprint_of_the_tables_travels_with_the_cohort(tmp_path):
+    cohort = cohorts.select(keys(["WHITE", "ASIAN"] * 50), (), (), config())
+    cohort.write(tmp_path / "cohort.parquet")
+    again = cohorts.Cohort.read(tmp_path / "cohort.parquet")
+    assert again.race_table == cohort.race_table == race_rules.apply(keys(["WHITE"]), (), config()).table != ""
 
 
 def test_attrition_tells_who_left_and_why():

@@ -8,7 +8,7 @@ import pandas as pd
 import tensorflow_datasets as tfds
 from etils import epath
 
-from cxr_jax.tables import UserError
+from cxr_jax.tables import UserError, check_disjoint
 from tfds_builders import release, released
 
 FINDINGS = release.CHEXPERT_FINDINGS
@@ -51,7 +51,7 @@ def read_release(config: released.ReleaseConfig) -> released.Release:
         raise UserError(f"{root}: the table is missing: no train.csv, with or without .gz")
     records = pd.concat(parts.values(), keys=parts, names=["table", "line"])
     release.refuse_duplicates(records["image_id"], root)
-    released.check_disjoint(records, root)
+    check_disjoint(records.rename(columns={"released_split": "split"}), root)
 
     workbook = next((f / WORKBOOK for f in (top, root, root.parent) if (f / WORKBOOK).is_file()), None)
     if workbook:

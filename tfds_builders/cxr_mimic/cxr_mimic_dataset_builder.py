@@ -13,7 +13,8 @@ import pandas as pd
 import tensorflow_datasets as tfds
 from etils import epath
 
-from cxr_jax.tables import UserError
+from cxr_jax.data.race_rules import PUBLISHED_V22
+from cxr_jax.tables import UserError, check_disjoint
 from tfds_builders import release, released
 
 FINDINGS = release.CHEXPERT_FINDINGS
@@ -26,45 +27,6 @@ OFFICIAL = "mimic-cxr-2.0.0-split.csv"
 PUBLISHED = {"images": 377_110, "patients": 65_379}
 # A few studies have images and no labels, so that the metadata names some more than the label table has.
 PUBLISHED_ROWS = {METADATA: 377_110, LABELS: 227_827, OFFICIAL: 377_110}
-
-# Images by what their patient's first admission of MIMIC-IV v2.2 records, as a published notebook counts them. Other
-# versions of MIMIC-IV revise admissions, so that a difference is reported and no error.
-PUBLISHED_V22 = {
-    "WHITE": 203_169,
-    "WHITE - OTHER EUROPEAN": 7_287,
-    "WHITE - RUSSIAN": 5_993,
-    "WHITE - EASTERN EUROPEAN": 996,
-    "WHITE - BRAZILIAN": 758,
-    "PORTUGUESE": 1_299,
-    "BLACK/AFRICAN AMERICAN": 47_278,
-    "BLACK/CAPE VERDEAN": 4_193,
-    "BLACK/CARIBBEAN ISLAND": 2_403,
-    "BLACK/AFRICAN": 1_963,
-    "ASIAN": 3_499,
-    "ASIAN - CHINESE": 4_736,
-    "ASIAN - SOUTH EAST ASIAN": 1_285,
-    "ASIAN - ASIAN INDIAN": 1_003,
-    "ASIAN - KOREAN": 407,
-    "HISPANIC OR LATINO": 3_747,
-    "HISPANIC/LATINO - PUERTO RICAN": 7_200,
-    "HISPANIC/LATINO - DOMINICAN": 3_953,
-    "HISPANIC/LATINO - GUATEMALAN": 1_019,
-    "HISPANIC/LATINO - SALVADORAN": 726,
-    "HISPANIC/LATINO - COLUMBIAN": 511,
-    "HISPANIC/LATINO - HONDURAN": 481,
-    "HISPANIC/LATINO - CUBAN": 459,
-    "HISPANIC/LATINO - MEXICAN": 387,
-    "HISPANIC/LATINO - CENTRAL AMERICAN": 386,
-    "SOUTH AMERICAN": 473,
-    "OTHER": 11_721,
-    "UNKNOWN": 10_037,
-    "AMERICAN INDIAN/ALASKA NATIVE": 893,
-    "UNABLE TO OBTAIN": 849,
-    "PATIENT DECLINED TO ANSWER": 652,
-    "MULTIPLE RACE/ETHNICITY": 407,
-    "NATIVE HAWAIIAN OR OTHER PACIFIC ISLANDER": 277,
-    "": 46_663,  # no admission
-}
 
 # MIMIC-IV's folder and column of race: v1.0, and v2.x with v3.x.
 LAYOUTS = {"core": "ethnicity", "hosp": "race"}
@@ -102,7 +64,7 @@ def read_release(config: released.ReleaseConfig) -> released.Release:
     if split_path:
         documents.append(split_path)
         records["released_split"], rows[split_path.name] = _released_splits(records, split_path)
-        released.check_disjoint(records, split_path)
+        check_disjoint(records.rename(columns={"released_split": "split"}), split_path)
     else:
         records["released_split"] = ""
         rows[OFFICIAL] = 0
@@ -179,9 +141,11 @@ def _images(path: epath.Path) -> pd.DataFrame:
         "study_id": "study_id",
         "ViewPosition": "view",
         "StudyDate": "study_date",
+        "StudyTime": "study_time",
         "Rows": "original_height",
         "Columns": "original_width",
         "PerformedProcedureStepDescription": "procedure",
+        "ProcedureCodeSequence_CodeMeaning": "procedure_code",
         "ViewCodeSequence_CodeMeaning": "view_code",
         "PatientOrientationCodeSequence_CodeMeaning": "orientation",
     }
@@ -190,11 +154,14 @@ def _images(path: epath.Path) -> pd.DataFrame:
     release.refuse_duplicates(table["dicom_id"], path)
     for name in ("subject_id", "study_id"):
         release.refuse(~table[name].str.fullmatch(r"\d{8}"), table[name], path, "a number of eight digits")
-    shared = table.groupby("study_id")["subject_id"].nunique() > 1
-    release.refuse(table["study_id"].map(shared), table["study_id"], path, "a study of one patient")
+    study, patient = (pd.factorize(table[name])[0] for name in ("study_id", "subject_id"))
+    other = patient != pd.Series(patient).groupby(study).transform("first").to_numpy()
+    release.refuse(pd.Series(other, table.index), table["study_id"], path, "a study of one patient")
     date = table["StudyDate"].str.removesuffix(".0")
     release.refuse(~date.str.fullmatch(r"\d{8}"), table["StudyDate"], path, "a date such as 21800506")
     table["StudyDate"] = date.astype("int32")
+    # Whole seconds are exact in the 32 bits that TFDS stores of any real number; the release's thousandths are not.
+    table["StudyTime"] = np.floor(release.optional_numbers(table["StudyTime"], path))
     for name in ("Rows", "Columns"):
         table[name] = release.numbers(table[name].str.removesuffix(".0"), path, whole=True, least=1)
     records = table.rename(columns=columns)
@@ -264,8 +231,8 @@ def _races(path: epath.Path, column: str) -> pd.Series:
 class Builder(released.Builder):
     """MIMIC-CXR-JPG with MIMIC-IV. See README.md, beside this file."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First release."}
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES = {"1.0.0": "First release.", "1.1.0": "Time of the study, and the code of the procedure."}
     MANUAL_DOWNLOAD_INSTRUCTIONS = """\
     Download MIMIC-CXR-JPG 2.x and, of MIMIC-IV, patients.csv.gz and admissions.csv.gz (both credentialed, PhysioNet)
     into manual_dir, as they are: mimic-cxr-2.0.0-metadata.csv.gz, -chexpert.csv.gz and -split.csv.gz beside files/, and
@@ -276,10 +243,12 @@ class Builder(released.Builder):
     HOMEPAGE = "https://physionet.org/content/mimic-cxr-jpg/"
     EXTRA = {
         "study_date": tfds.features.Scalar(np.int32),
+        "study_time": tfds.features.Scalar(np.float32),
         "original_width": tfds.features.Scalar(np.int32),
         "original_height": tfds.features.Scalar(np.int32),
         "portable": tfds.features.Text(),
         "procedure": tfds.features.Text(),
+        "procedure_code": tfds.features.Text(),
         "view_code": tfds.features.Text(),
         "orientation": tfds.features.Text(),
         "labelled": tfds.features.Scalar(np.int32),

@@ -64,6 +64,10 @@ def test_every_layout_is_stored_as_drawn(tmp_path, layout, gz):
     assert list(found["labelled"] == 1) == list(drawn["labelled"])
     assert list(found["study_date"]) == [int(date) for date in drawn["study_date"]]
     assert list(found["procedure"]) == list(drawn["procedure"])
+    metadata = pd.read_csv(tmp_path / "raw" / f"mimic-cxr-2.0.0-metadata.csv{'.gz' * gz}", index_col="dicom_id").loc[found.index]
+    np.testing.assert_array_equal(found["study_time"], metadata["StudyTime"] // 1)
+    assert list(found["procedure_code"]) == list(metadata["ProcedureCodeSequence_CodeMeaning"].fillna(""))
+    assert (found["procedure_code"] != "").any() and found["study_time"].nunique() > 50
     portable = {"": "", **{p: "yes" if "PORT" in p else "no" for p in drawn["procedure"] if p}}
     assert list(found["portable"]) == [portable[p] for p in drawn["procedure"]] and {"yes", "no"} <= set(found["portable"])
     for quirk in ("admissions out of order", "no admission", "no patients row", "unlabelled", "top-coded", "colour"):
@@ -99,6 +103,18 @@ def test_dicom_files_are_read_where_they_are_asked_for(tmp_path):
     builder = built.build(mimic.Builder, tmp_path / "raw", tmp_path / "out", pictures="dicom")
     assert builder.builder_config.name == "squash_dicom"
     built.assert_as_drawn(builder, truth)
+
+
+def test_a_picture_that_may_not_be_read_is_not_missing(tmp_path):
+    truth = releases.mimic(tmp_path / "raw", picture=SMALL)
+    gone, circle = (tmp_path / "raw" / path for path in truth.images["path"][:2])
+    gone.unlink()
+    circle.unlink()
+    circle.symlink_to(circle.name)  # refused to root too
+    builder = built.build(mimic.Builder, tmp_path / "raw", tmp_path / "out", max_unreadable_share=0.1)
+    set_aside = pd.read_csv(pathlib.Path(builder.data_dir) / "quarantine.csv").set_index("image_id")["reason"]
+    assert set_aside.to_dict() == dict(zip(truth.images["image_id"], ("missing", "not readable")))
+    assert f"images of the table that are missing: 1, the first {truth.images['image_id'][0]}" in builder.release.statements
 
 
 def test_integrity_says_what_the_whole_release_has_besides(tmp_path):
@@ -209,6 +225,7 @@ def test_a_study_of_two_patients_is_refused(raw):
         ("mimic-cxr-2.0.0-metadata.csv", (4, r"^[^,]*", "../../x"), "line 4, column 'dicom_id': '../../x' found, an image"),
         ("mimic-cxr-2.0.0-metadata.csv", (4, r"(,\d{8},\d{8},)", ",1,2,"), "line 4, column 'subject_id': '1' found"),
         ("mimic-cxr-2.0.0-metadata.csv", (4, r",2[12]\d{6},", ",05/06/2180,"), "line 4, column 'StudyDate': '05/06/2180'"),
+        ("mimic-cxr-2.0.0-metadata.csv", (4, r",\d+\.\d+,", ",noon,"), "line 4, column 'StudyTime': 'noon' found, a number"),
         ("mimic-cxr-2.0.0-metadata.csv", (5, r",[^,]*\n$", "\n"), "line 5: 11 cells found, 12 expected"),
         ("mimic-cxr-2.0.0-chexpert.csv", (3, r"(1|0|-1)\.0", "2.0"), "found, 1, 0, -1 or an empty cell expected"),
         ("mimic-cxr-2.0.0-split.csv", (2, r"\w+\n$", "tarin\n"), "line 2, column 'split': 'tarin' found, one of train"),
@@ -263,7 +280,7 @@ def test_an_image_twice_a_patient_in_two_splits_and_two_copies(raw):
     row = table.index[table["subject_id"] == several][0]
     table.loc[row, "split"] = "test" if table.loc[row, "split"] == "train" else "train"
     table.to_csv(split, index=False)
-    with pytest.raises(UserError, match=f"patient '{several}' is in two of the release's splits"):
+    with pytest.raises(UserError, match=f"split.csv: patient '{several}' is in splits .* must not share a patient"):
         read(raw)
     table.iloc[1:].to_csv(split, index=False)
     with pytest.raises(UserError, match=r"split.csv: image .* of the metadata is not in it \(1 such\)"):

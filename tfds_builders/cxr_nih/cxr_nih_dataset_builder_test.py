@@ -516,7 +516,7 @@ def test_a_compressed_table_that_is_cut(real, tmp_path):
                 edit(raw / "train_val_list.txt", "00000001_001.png\n", ""),
                 edit(raw / "test_list.txt", "00000005_000.png\n", "00000005_000.png\n00000001_001.png\n"),
             ],
-            "patient '1' is in two of the release's splits (1 such); splits must not share a patient",
+            "patient '1' is in splits test and train_val (1 such patient); splits must not share a patient",
         ),
     ],
 )

@@ -33,6 +33,7 @@ VIEWS = {"PA": "PA", "AP": "AP", "AP_horizontal": "AP", "L": "LATERAL", "COSTAL"
 PUBLISHED = {"images": 160_861, "patients": 67_625}
 
 _OF_THE_STUDY = ("unchanged", "suboptimal study")  # labels that say nothing of the chest
+PEDIATRIC = {"PED": "yes", "No": "no", "": ""}
 _MISSING = ("", "nan", "None")  # how the table leaves a cell out
 _COLUMNS = {
     "ImageID": "image_id",
@@ -43,15 +44,19 @@ _COLUMNS = {
     "PatientBirth": "birth_year",
     "PatientSex_DICOM": "sex",
     "Projection": "projection",
+    "ViewPosition_DICOM": "view_position",
+    "Pediatric": "pediatric",
     "Labels": "labels",
     "MethodLabel": "method_label",
     "Manufacturer_DICOM": "manufacturer",
     "WindowCenter_DICOM": "window_center",
     "WindowWidth_DICOM": "window_width",
     "Exposure_DICOM": "exposure",
+    "BitsStored_DICOM": "bits_stored",
     "Rows_DICOM": "original_height",
     "Columns_DICOM": "original_width",
 }
+_NUMBERS = ("window_center", "window_width", "exposure", "bits_stored", "original_height", "original_width")
 _WHAT = f"PadChest, with {TABLE} and the folders of pictures in it (BIMCV, on request)"
 
 
@@ -98,7 +103,9 @@ def read_table(path) -> pd.DataFrame:
     sex, view = known["PatientSex_DICOM"], table["Projection"]
     release.refuse(~sex.isin(("F", "M", "O", "")), sex, path, "F, M, O or an empty cell")
     release.refuse(~view.isin(VIEWS.keys()), view, path, f"one of {', '.join(VIEWS)}")
-    birth = _numbers(known["PatientBirth"], path)
+    pediatric = known["Pediatric"]
+    release.refuse(~pediatric.isin(PEDIATRIC.keys()), pediatric, path, "PED, No or an empty cell")
+    birth = release.optional_numbers(known["PatientBirth"], path)
     date = known["StudyDate_DICOM"].str.removesuffix(".0")
     release.refuse(~date.str.fullmatch(r"(?:\d{8})?"), known["StudyDate_DICOM"], path, "a date such as 20140915")
     year = pd.to_numeric(date.str[:4].replace("", np.nan)).astype("float64")
@@ -114,12 +121,13 @@ def read_table(path) -> pd.DataFrame:
             "view": view.map(VIEWS).astype("str"),
             "folder": folder,
             "projection": view,
+            "view_position": known["ViewPosition_DICOM"],
+            "pediatric": pediatric.map(PEDIATRIC).astype("str"),
             "study_date": pd.to_numeric(date.replace("", "0")).astype("int32"),
             "labels": labels,
             "method_label": known["MethodLabel"],
             "manufacturer": known["Manufacturer_DICOM"],
-            **{c: _numbers(known[k], path) for k, c in _COLUMNS.items() if c in ("window_center", "window_width", "exposure")},
-            **{c: _numbers(known[k], path) for k, c in _COLUMNS.items() if c.startswith("original_")},
+            **{name: release.optional_numbers(known[column], path) for column, name in _COLUMNS.items() if name in _NUMBERS},
         }
     )
     return pd.concat([records, findings_of(labels, path)], axis=1)
@@ -171,18 +179,14 @@ def findings_of(labels: pd.Series, path) -> pd.DataFrame:
     )
 
 
-def _numbers(column: pd.Series, path) -> pd.Series:
-    """float64, NaN for an empty cell. Raises UserError for anything else that is no number."""
-    values = pd.to_numeric(column.mask(column == ""), errors="coerce").astype("float64")
-    release.refuse(values.isna() & (column != ""), column, path, "a number or an empty cell")
-    return values
-
-
 class Builder(released.Builder):
     """PadChest. See README.md, beside this file."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First release."}
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES = {
+        "1.0.0": "First release.",
+        "1.1.0": "Pictures of 10 or 12 bits are as bright as the others; view and bits of the DICOM header; who is a child.",
+    }
     MANUAL_DOWNLOAD_INSTRUCTIONS = f"""\
     Request PadChest from BIMCV and unpack its archives into manual_dir: {TABLE} (or .gz), and the folders 0 to 54 of
     pictures.
@@ -192,14 +196,12 @@ class Builder(released.Builder):
     HOMEPAGE = "https://bimcv.cipf.es/bimcv-projects/padchest/"
     EXTRA = {
         "study_date": tfds.features.Scalar(np.int32),
-        "original_width": tfds.features.Scalar(np.float32),
-        "original_height": tfds.features.Scalar(np.float32),
+        **{name: tfds.features.Scalar(np.float32) for name in _NUMBERS},
         "projection": tfds.features.Text(),
+        "view_position": tfds.features.Text(),
+        "pediatric": tfds.features.Text(),
         "labels": tfds.features.Text(),
         "method_label": tfds.features.Text(),
         "manufacturer": tfds.features.Text(),
-        "window_center": tfds.features.Scalar(np.float32),
-        "window_width": tfds.features.Scalar(np.float32),
-        "exposure": tfds.features.Scalar(np.float32),
     }
     read_release = staticmethod(read_release)

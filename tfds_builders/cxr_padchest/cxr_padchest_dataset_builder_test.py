@@ -51,7 +51,10 @@ def test_the_release_is_stored_as_drawn(tmp_path, gz):
     truth = releases.padchest(tmp_path / "raw", gz=gz, faults=True)
     builder = built.build(padchest.Builder, tmp_path / "raw", tmp_path / "out", max_unreadable_share=0.1)
     drawn = truth.images[[c for c in truth.images if not c.startswith("finding_")]]  # by label; ours are by the mapping
-    found = built.assert_as_drawn(builder, releases.Truth(truth.folder, None, drawn, truth.pictures), padchest.VIEWS.get)
+    # White is that of the bits that a picture was drawn with.
+    bits = {i: bits for bits in (10, 12) for i in truth.having(f"{bits} bit")["image_id"]}
+    pictures = {i: picture / (2 ** bits.get(i, 16) - 1) * 255 for i, picture in truth.pictures.items()}
+    found = built.assert_as_drawn(builder, releases.Truth(truth.folder, None, drawn, pictures), padchest.VIEWS.get)
     drawn = drawn.set_index("image_id").loc[found.index]
     assert list(found["projection"]) == list(drawn["view"]) and set(found["race"]) == {""}
     unread = 0
@@ -96,7 +99,11 @@ def test_views_and_acquisition(tmp_path):
     for column, name in (("window_center", "WindowCenter_DICOM"), ("window_width", "WindowWidth_DICOM"), ("exposure", "Exposure_DICOM")):
         np.testing.assert_array_equal(records[column], pd.to_numeric(drawn[name].replace("None", np.nan)).astype(float))
     assert list(records["manufacturer"]) == list(drawn["Manufacturer_DICOM"])
+    np.testing.assert_array_equal(records["bits_stored"], drawn["BitsStored_DICOM"].astype(float))
     assert list(records["method_label"]) == list(drawn["method"])
+    assert list(records["view_position"]) == list(drawn["view_position"].replace("nan", ""))
+    assert list(records["pediatric"]) == ["yes" if age < 10 else "no" for age in drawn["age"]]
+    assert "LATERAL" in set(records["view_position"]) and "yes" in set(records["pediatric"])
 
 
 # ---- the real table ------------------------------------------------------------------------------
@@ -120,6 +127,8 @@ def test_the_real_table(xrayvision):
     unread = sum(said.get(text) is None for text in table)
     assert records["finding_Edema"].isna().sum() == unread == 6_330
     assert counts["finding No Finding"] == 50_447
+    assert (records["pediatric"] == "yes").sum() == 274 and (records["view_position"] == "").sum() == 69_085
+    assert records["bits_stored"].value_counts().to_dict() == {12: 144_051, 10: 16_810}
 
 
 @pytest.mark.peers
@@ -140,6 +149,7 @@ def test_every_label_of_the_real_table_was_reviewed(xrayvision):
         ("ImageDir", "..", "line 3, column 'ImageDir': '..' found"),
         ("PatientSex_DICOM", "X", "line 3, column 'PatientSex_DICOM': 'X' found, F, M, O or an empty cell"),
         ("Projection", "AXIAL", "line 3, column 'Projection': 'AXIAL' found, one of PA, AP"),
+        ("Pediatric", "maybe", "line 3, column 'Pediatric': 'maybe' found, PED, No or an empty cell"),
         ("PatientBirth", "old", "line 3, column 'PatientBirth': 'old' found, a number"),
         ("StudyDate_DICOM", "2014", "line 3, column 'StudyDate_DICOM': '2014' found"),
         ("Labels", "['normal'", "line 3, column 'Labels': \"['normal'\" found, a Python list of labels"),
