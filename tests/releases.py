@@ -66,19 +66,18 @@ class Truth:
 FAULTS = ("missing", "empty", "truncated", "not an image")
 
 
-def _truth(folder, iv_folder, rows: list[dict], findings: Sequence[str], pictures) -> Truth:
-    """The records of `rows`, each with `findings` as a mapping, as columns in one order for all releases."""
-    first = "image_id patient_id study_id sex age view race_records ethnicity split labelled path fault mode".split()
-    first += ["rows", "columns", "gray_mean", "quirks"]
-    for row in rows:
-        drawn = row.pop("findings")
-        row.update({f"finding_{name}": drawn.get(name, np.nan) for name in findings})
-        row.update(gray_mean=float(pictures[row["image_id"]].mean()), quirks=tuple(row["quirks"]))
-    images = pd.DataFrame(rows)
-    last = [f"finding_{name}" for name in findings]
-    own = [name for name in images.columns if name not in first and name not in last]
-    numbers = {name: "float64" for name in ("age", "gray_mean", *last)}
-    return Truth(folder, iv_folder, images[first + own + last].astype(numbers), pictures)
+def _row(**drawn) -> dict:
+    """One image's row of `Truth.images`, as far as it is not like most. A key with _ before it is for the files alone."""
+    usual = {"race_records": (), "ethnicity": "", "split": "", "labelled": True, "fault": "", "mode": "L"}
+    return {**usual, **drawn, "quirks": list(drawn["quirks"])}
+
+
+def _truth(folder, iv_folder, rows: list[dict], pictures) -> Truth:
+    images = pd.DataFrame([{name: value for name, value in row.items() if name[0] != "_"} for row in rows])
+    images["quirks"] = images["quirks"].map(tuple)
+    images["gray_mean"] = [float(pictures[image_id].mean()) for image_id in images["image_id"]]
+    numbers = ["age", *(name for name in images if name.startswith("finding_"))]
+    return Truth(folder, iv_folder, images.astype(dict.fromkeys(numbers, "float64")), pictures)
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------
@@ -92,15 +91,16 @@ def _write(path: pathlib.Path, text: str, gz: bool) -> None:
         path.write_bytes(text.encode())
 
 
-def _write_table(path: pathlib.Path, header: Sequence[str] | str, rows: Iterable[Sequence], gz: bool) -> None:
-    """A CSV as the releases have it: \\n at a line's end, quotes only where needed. A header of str stays as it is."""
+def _write_table(path: pathlib.Path, columns: Mapping[str, str], rows: Iterable[Mapping], gz: bool) -> None:
+    """A CSV as the releases have it: \\n at a line's end, quotes only where needed, NaN an empty cell.
+
+    columns: the table's column -> which entry of a row is in it.
+    """
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
-    if isinstance(header, str):
-        lines.write(header + "\n")
-    else:
-        writer.writerow(header)
-    writer.writerows(rows)
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow("" if row[name] != row[name] else row[name] for name in columns.values())
     _write(path, lines.getvalue(), gz)
 
 
@@ -128,44 +128,39 @@ def _save(path: pathlib.Path, pixels: np.ndarray, mode: str, fault: str) -> None
     if fault == "missing":
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    colours = {"RGB": [pixels] * 3, "RGBA": [pixels] * 3 + [np.full_like(pixels, 255)]}
-    picture = Image.fromarray(np.stack(colours[mode], axis=-1) if mode in colours else pixels)
-    if picture.mode != mode:
-        raise ValueError(f"{path.name}: drawn as {picture.mode}, {mode} meant")
+    if mode in ("RGB", "RGBA"):
+        pixels = np.stack([pixels] * 3 + [np.full_like(pixels, 255)] * (mode == "RGBA"), axis=-1)
     data = io.BytesIO()
     if path.suffix == ".jpg":
-        picture.save(data, "JPEG", quality=95, subsampling=0)
+        Image.fromarray(pixels).save(data, "JPEG", quality=95, subsampling=0)
     else:
-        picture.save(data, "PNG", compress_level=1)
+        Image.fromarray(pixels).save(data, "PNG", compress_level=1)
     written = data.getvalue()
-    spoilt = {
-        "": written,
-        "empty": b"",
-        "truncated": written[: len(written) // 2],
-        "not an image": b"<html><body>503 Service Unavailable</body></html>\n",
-    }
-    path.write_bytes(spoilt[fault])
+    html = b"<html><body>503 Service Unavailable</body></html>\n"
+    path.write_bytes({"": written, "empty": b"", "truncated": written[: len(written) // 2], "not an image": html}[fault])
 
 
-def _spoil(rng: np.random.Generator, rows: list[dict], faults: bool) -> None:
-    """Gives each of FAULTS to one image, so that no quirk goes with its only picture."""
+def _pictures(rng: np.random.Generator, folder: pathlib.Path, rows: list[dict], faults: bool) -> dict[str, np.ndarray]:
+    """Draws and writes the picture of every row; of `faults` each goes to one that no quirk has need of."""
     for fault, row in zip(FAULTS, _plain_first(rng, rows) if faults else ()):
         row["fault"] = fault
-
-
-def _plain_first(rng: np.random.Generator, rows: Sequence[dict], besides: frozenset[str] = frozenset()) -> list[dict]:
-    """Shuffled, those without a quirk (`besides` those) before the others: a further quirk then goes to them."""
-    return sorted(_shuffled(rng, rows), key=lambda row: bool(set(row["quirks"]) - besides))
-
-
-def _save_all(folder: pathlib.Path, rows: list[dict], pictures: Mapping[str, np.ndarray]) -> None:
+    drawn = {row["image_id"]: _draw(rng, row["rows"], row["columns"], row.get("_levels", 256)) for row in rows}
     for row in rows:
-        _save(folder / row["path"], pictures[row["image_id"]], row["mode"], row["fault"])
+        _save(folder / row["path"], drawn[row["image_id"]], row["mode"], row["fault"])
+    return drawn
+
+
+# ---- chance --------------------------------------------------------------------------------------------------------
 
 
 def _at_least(patients: int, least: int) -> None:
     if patients < least:
         raise ValueError(f"patients: {patients} found, at least {least} expected: each quirk needs one")
+
+
+def _plain_first(rng: np.random.Generator, rows: Sequence[dict], besides: frozenset[str] = frozenset()) -> list[dict]:
+    """Shuffled, those without a quirk (`besides` those) before the others: a further quirk then goes to them."""
+    return sorted(_shuffled(rng, rows), key=lambda row: bool(set(row["quirks"]) - besides))
 
 
 def _pick(rng: np.random.Generator, values: Sequence, weights: Sequence[float] | None = None):
@@ -186,118 +181,69 @@ def _distinct(rng: np.random.Generator, low: int, high: int, count: int) -> np.n
     return np.sort(low + rng.choice(high - low, count, replace=False))
 
 
+def _findings(rng: np.random.Generator, names: Sequence[str]) -> dict[str, float]:
+    """As the labellers give them: mostly not mentioned; where there is No Finding, nothing else but Support Devices."""
+    values = {f"finding_{name}": _pick(rng, (np.nan, 1.0, 0.0, -1.0), (10, 4, 3, 2)) for name in names}
+    values["finding_No Finding"] = np.nan
+    if rng.random() < 0.25:
+        values = {f"finding_{name}": _pick(rng, (np.nan, 0.0), (3, 1)) for name in names}
+        values["finding_No Finding"] = 1.0
+        values["finding_Support Devices"] = _pick(rng, (np.nan, 1.0))
+    elif not any(value == value for value in values.values()):
+        values["finding_Lung Opacity"] = 1.0  # only the study drawn for it mentions nothing
+    return values
+
+
 # ---- MIMIC-CXR-JPG 2.x with MIMIC-IV -------------------------------------------------------------------------------
 
 # In the order of its tables. CheXpert has its own.
 MIMIC_FINDINGS = (
-    "Atelectasis",
-    "Cardiomegaly",
-    "Consolidation",
-    "Edema",
-    "Enlarged Cardiomediastinum",
-    "Fracture",
-    "Lung Lesion",
-    "Lung Opacity",
-    "No Finding",
-    "Pleural Effusion",
-    "Pleural Other",
-    "Pneumonia",
-    "Pneumothorax",
-    "Support Devices",
-)
-METADATA_COLUMNS = (
-    "dicom_id",
-    "subject_id",
-    "study_id",
-    "PerformedProcedureStepDescription",
-    "ViewPosition",
-    "Rows",
-    "Columns",
-    "StudyDate",
-    "StudyTime",
-    "ProcedureCodeSequence_CodeMeaning",
-    "ViewCodeSequence_CodeMeaning",
-    "PatientOrientationCodeSequence_CodeMeaning",
-)
-PATIENTS_COLUMNS = ("subject_id", "gender", "anchor_age", "anchor_year", "anchor_year_group", "dod")
-_ADMISSIONS = (
-    "subject_id,hadm_id,admittime,dischtime,deathtime,admission_type,{provider}admission_location,discharge_location,"
-    "insurance,language,marital_status,{race},edregtime,edouttime,hospital_expire_flag"
-)
-ADMISSIONS_COLUMNS = {
-    "1.0": tuple(_ADMISSIONS.format(provider="", race="ethnicity").split(",")),
-    "2.2": tuple(_ADMISSIONS.format(provider="admit_provider_id,", race="race").split(",")),
-    "3.1": tuple(_ADMISSIONS.format(provider="admit_provider_id,", race="race").split(",")),
-}
-MIMIC_LAYOUTS = tuple(ADMISSIONS_COLUMNS)
+    "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Enlarged Cardiomediastinum", "Fracture", "Lung Lesion",
+    "Lung Opacity", "No Finding", "Pleural Effusion", "Pleural Other", "Pneumonia", "Pneumothorax", "Support Devices",
+)  # fmt: skip
+_METADATA = {
+    "dicom_id": "image_id", "subject_id": "patient_id", "study_id": "study_id",
+    "PerformedProcedureStepDescription": "procedure", "ViewPosition": "view", "Rows": "rows", "Columns": "columns",
+    "StudyDate": "study_date", "StudyTime": "_study_time", "ProcedureCodeSequence_CodeMeaning": "procedure",
+    "ViewCodeSequence_CodeMeaning": "_view_meaning", "PatientOrientationCodeSequence_CodeMeaning": "_orientation",
+}  # fmt: skip
+_SPLIT = {"dicom_id": "image_id", "study_id": "study_id", "subject_id": "patient_id", "split": "split"}
+_LABELS = {"subject_id": "patient_id", "study_id": "study_id"} | {name: f"finding_{name}" for name in MIMIC_FINDINGS}
+_PATIENTS = {name: name for name in "subject_id gender anchor_age anchor_year anchor_year_group dod".split()}
+_V2_ADMISSIONS = {name: name for name in (
+    "subject_id hadm_id admittime dischtime deathtime admission_type admit_provider_id admission_location "
+    "discharge_location insurance language marital_status race edregtime edouttime hospital_expire_flag"
+).split()}  # fmt: skip
+_V1_ADMISSIONS = {"ethnicity" if k == "race" else k: v for k, v in _V2_ADMISSIONS.items() if k != "admit_provider_id"}
+_ADMISSIONS = {"1.0": _V1_ADMISSIONS, "2.2": _V2_ADMISSIONS, "3.1": _V2_ADMISSIONS}
+MIMIC_LAYOUTS = tuple(_ADMISSIONS)
 
 # v2.2: images by the race of the patient's first admission, of the whole release; None where there is no admission.
 V22_FIRST_ADMISSION: Mapping[str | None, int] = {
-    "WHITE": 203_169,
-    "WHITE - OTHER EUROPEAN": 7_287,
-    "WHITE - RUSSIAN": 5_993,
-    "WHITE - EASTERN EUROPEAN": 996,
-    "WHITE - BRAZILIAN": 758,
-    "PORTUGUESE": 1_299,
-    "BLACK/AFRICAN AMERICAN": 47_278,
-    "BLACK/CAPE VERDEAN": 4_193,
-    "BLACK/CARIBBEAN ISLAND": 2_403,
-    "BLACK/AFRICAN": 1_963,
-    "ASIAN": 3_499,
-    "ASIAN - CHINESE": 4_736,
-    "ASIAN - SOUTH EAST ASIAN": 1_285,
-    "ASIAN - ASIAN INDIAN": 1_003,
+    "WHITE": 203_169, "WHITE - OTHER EUROPEAN": 7_287, "WHITE - RUSSIAN": 5_993, "WHITE - EASTERN EUROPEAN": 996,
+    "WHITE - BRAZILIAN": 758, "PORTUGUESE": 1_299,
+    "BLACK/AFRICAN AMERICAN": 47_278, "BLACK/CAPE VERDEAN": 4_193, "BLACK/CARIBBEAN ISLAND": 2_403, "BLACK/AFRICAN": 1_963,
+    "ASIAN": 3_499, "ASIAN - CHINESE": 4_736, "ASIAN - SOUTH EAST ASIAN": 1_285, "ASIAN - ASIAN INDIAN": 1_003,
     "ASIAN - KOREAN": 407,
-    "HISPANIC OR LATINO": 3_747,
-    "HISPANIC/LATINO - PUERTO RICAN": 7_200,
-    "HISPANIC/LATINO - DOMINICAN": 3_953,
-    "HISPANIC/LATINO - GUATEMALAN": 1_019,
-    "HISPANIC/LATINO - SALVADORAN": 726,
-    "HISPANIC/LATINO - COLUMBIAN": 511,
-    "HISPANIC/LATINO - HONDURAN": 481,
-    "HISPANIC/LATINO - CUBAN": 459,
-    "HISPANIC/LATINO - MEXICAN": 387,
-    "HISPANIC/LATINO - CENTRAL AMERICAN": 386,
-    "SOUTH AMERICAN": 473,
-    "OTHER": 11_721,
-    "UNKNOWN": 10_037,
-    "AMERICAN INDIAN/ALASKA NATIVE": 893,
-    "UNABLE TO OBTAIN": 849,
-    "PATIENT DECLINED TO ANSWER": 652,
-    "MULTIPLE RACE/ETHNICITY": 407,
-    "NATIVE HAWAIIAN OR OTHER PACIFIC ISLANDER": 277,
+    "HISPANIC OR LATINO": 3_747, "HISPANIC/LATINO - PUERTO RICAN": 7_200, "HISPANIC/LATINO - DOMINICAN": 3_953,
+    "HISPANIC/LATINO - GUATEMALAN": 1_019, "HISPANIC/LATINO - SALVADORAN": 726, "HISPANIC/LATINO - COLUMBIAN": 511,
+    "HISPANIC/LATINO - HONDURAN": 481, "HISPANIC/LATINO - CUBAN": 459, "HISPANIC/LATINO - MEXICAN": 387,
+    "HISPANIC/LATINO - CENTRAL AMERICAN": 386, "SOUTH AMERICAN": 473,
+    "OTHER": 11_721, "UNKNOWN": 10_037, "AMERICAN INDIAN/ALASKA NATIVE": 893, "UNABLE TO OBTAIN": 849,
+    "PATIENT DECLINED TO ANSWER": 652, "MULTIPLE RACE/ETHNICITY": 407, "NATIVE HAWAIIAN OR OTHER PACIFIC ISLANDER": 277,
     None: 46_663,
-}
+}  # fmt: skip
 V2_RACES = tuple(value for value in V22_FIRST_ADMISSION if value is not None)
 V1_RACES = (
-    "WHITE",
-    "BLACK/AFRICAN AMERICAN",
-    "HISPANIC/LATINO",
-    "OTHER",
-    "ASIAN",
-    "UNKNOWN",
-    "UNABLE TO OBTAIN",
+    "WHITE", "BLACK/AFRICAN AMERICAN", "HISPANIC/LATINO", "OTHER", "ASIAN", "UNKNOWN", "UNABLE TO OBTAIN",
     "AMERICAN INDIAN/ALASKA NATIVE",
-)
+)  # fmt: skip
 
 # Images of the whole release by ViewPosition.
 MIMIC_VIEWS: Mapping[str, int] = {
-    "AP": 147_173,
-    "PA": 96_161,
-    "LATERAL": 82_853,
-    "LL": 35_133,
-    "": 15_769,
-    "PA LLD": 4,
-    "LAO": 3,
-    "RAO": 3,
-    "AP AXIAL": 2,
-    "AP LLD": 2,
-    "AP RLD": 2,
-    "XTABLE LATERAL": 2,
-    "SWIMMERS": 1,
-    "PA RLD": 1,
-    "LPO": 1,
-}
+    "AP": 147_173, "PA": 96_161, "LATERAL": 82_853, "LL": 35_133, "": 15_769, "PA LLD": 4, "LAO": 3, "RAO": 3,
+    "AP AXIAL": 2, "AP LLD": 2, "AP RLD": 2, "XTABLE LATERAL": 2, "SWIMMERS": 1, "PA RLD": 1, "LPO": 1,
+}  # fmt: skip
 RARE_VIEWS = tuple(view for view, images in MIMIC_VIEWS.items() if images < 10)
 _VIEW_MEANINGS = {"AP": "antero-posterior", "PA": "postero-anterior", "LATERAL": "lateral", "LL": "left lateral"}
 _STUDIES = (  # description, views of its images, how often
@@ -312,7 +258,7 @@ _STUDIES = (  # description, views of its images, how often
 )
 
 # quirk, the patient's records by time of admission
-_SHARED_RECORDS = (
+_V1_RECORDS = (
     ("no admission", ()),
     ("no admission", ()),
     ("no patients row", ()),
@@ -324,18 +270,15 @@ _SHARED_RECORDS = (
     ("only unknown", ("UNKNOWN", "UNABLE TO OBTAIN")),
     ("repeated", ("WHITE", "WHITE", "WHITE")),
     ("repeated", ("ASIAN", "ASIAN")),
+    ("White and Hispanic", ("WHITE", "HISPANIC/LATINO")),
 )
-_RECORDS = {
-    "1": (*_SHARED_RECORDS, ("White and Hispanic", ("WHITE", "HISPANIC/LATINO"))),
-    "2": (
-        *_SHARED_RECORDS,
-        ("White and Hispanic", ("WHITE", "HISPANIC/LATINO - PUERTO RICAN")),
-        ("White and Hispanic", ("HISPANIC OR LATINO", "WHITE")),
-        ("one group in other words", ("WHITE", "WHITE - RUSSIAN")),
-        ("one group in other words", ("ASIAN - CHINESE", "ASIAN", "ASIAN")),
-    ),
-}
-_ANCHOR_GROUPS = ("2008 - 2010", "2011 - 2013", "2014 - 2016")
+_V2_RECORDS = (
+    *_V1_RECORDS[:-1],
+    ("White and Hispanic", ("WHITE", "HISPANIC/LATINO - PUERTO RICAN")),
+    ("White and Hispanic", ("HISPANIC OR LATINO", "WHITE")),
+    ("one group in other words", ("WHITE", "WHITE - RUSSIAN")),
+    ("one group in other words", ("ASIAN - CHINESE", "ASIAN", "ASIAN")),
+)
 
 
 def mimic(
@@ -365,33 +308,37 @@ def mimic(
     first_in_file (race of the admission that the file has first, '' where none). For ages over 89 the release gives 91
     in the anchor year, and Truth.age goes on from there as it does for others.
     """
-    if layout not in MIMIC_LAYOUTS:
-        raise ValueError(f"layout: {layout!r} found, one of {', '.join(MIMIC_LAYOUTS)} expected")
-    special = _RECORDS["1" if layout == "1.0" else "2"]
+    special, races = (_V1_RECORDS, V1_RACES) if layout == "1.0" else (_V2_RECORDS, V2_RACES)
     _at_least(patients, len(special) + 2)
     rng = np.random.default_rng((seed, 1))
     folder = pathlib.Path(folder)
-    subjects = _mimic_patients(rng, patients, special, V1_RACES if layout == "1.0" else V2_RACES)
-    rows = _mimic_images(rng, subjects, picture)
-    _spoil(rng, rows, faults)
-    pictures = {row["image_id"]: _draw(rng, row["rows"], row["columns"]) for row in rows}
-    _save_all(folder, rows, pictures)
-    _mimic_cxr_tables(rng, folder, rows, gz)
-    _mimic_iv_tables(rng, folder / iv_folder, subjects, layout, gz)
-    for row in rows:
-        for name in ("study_time", "view_meaning", "orientation"):
-            del row[name]
-    return _truth(folder, folder / iv_folder, rows, MIMIC_FINDINGS, pictures)
+    people = _mimic_patients(rng, patients, special, races)
+    rows = _mimic_images(rng, people, picture)
+    pictures = _pictures(rng, folder, rows, faults)
+
+    cxr = {name: folder / f"mimic-cxr-2.0.0-{name}.csv" for name in ("metadata", "split", "chexpert", "negbio")}
+    _write_table(cxr["metadata"], _METADATA, rows, gz)
+    _write_table(cxr["split"], _SPLIT, rows, gz)
+    studies = list({row["study_id"]: row for row in rows if row["labelled"]}.values())
+    _write_table(cxr["chexpert"], _LABELS, studies, gz)
+    # Another labeller: it agrees mostly, so that a builder that takes the wrong table shows.
+    _write_table(cxr["negbio"], _LABELS, [study | _second_opinion(rng, study) for study in studies], gz)
+    _mimic_iv_tables(folder / iv_folder / ("core" if layout == "1.0" else "hosp"), people, layout, gz)
+    return _truth(folder, folder / iv_folder, rows, pictures)
+
+
+def _second_opinion(rng, study: dict) -> dict:
+    names = [f"finding_{name}" for name in MIMIC_FINDINGS]
+    return {name: study[name] if rng.random() < 0.8 else _pick(rng, ("", "1.0", "0.0", "-1.0")) for name in names}
 
 
 def _mimic_patients(rng, count: int, special, races) -> list[dict]:
     """The patients, by subject_id. The special ones lie anywhere among them."""
-    races = [races[i] for i in rng.permutation(len(races))]
+    races = _shuffled(rng, races)
     records = list(special)
     while len(records) < count:
         value = races[(len(records) - len(special)) % len(races)]
         records.append(("", (value,) * int(rng.integers(1, 4))))
-    plain = len(special)  # the first patient without a quirk of race
     order = rng.permutation(count)
     # As the real ones: of eight digits, the first two of which name the folder.
     subject_ids = 10_000_000 + (np.arange(count) * 10_000_000 + rng.integers(0, 9_900_000, count)) // count
@@ -400,30 +347,26 @@ def _mimic_patients(rng, count: int, special, races) -> list[dict]:
     for subject_id, i in zip(subject_ids.tolist(), order.tolist()):
         quirk, values = records[i]
         quirks = {quirk} - {""}
-        top_coded = i == plain
-        anchor_year = int(rng.integers(2112, 2198))
-        admitted = datetime.datetime(anchor_year, 1, 1) + np.cumsum(
-            [datetime.timedelta(minutes=int(m)) for m in rng.integers(20_000, 600_000, len(values))]
-        )
+        known, top_coded = quirk != "no patients row", i == len(special)  # the first without a quirk of race
+        year = int(rng.integers(2112, 2198))
+        waits = np.cumsum([datetime.timedelta(minutes=int(m)) for m in rng.integers(20_000, 600_000, len(values))])
         # The files are sorted by hadm_id, which does not grow with time.
         hadm_ids = sorted(hadm_pool.pop() for _ in values)
-        reverse = len(values) > 1 and (i % 2 == 0 or quirk == "one group in other words")
-        if reverse:
+        if len(values) > 1 and (i % 2 == 0 or quirk == "one group in other words"):
             hadm_ids.reverse()
             quirks.add("admissions out of order")
         if top_coded:
             quirks.add("top-coded")
-        known = quirk != "no patients row"
         patients.append(
             {
                 "subject_id": subject_id,
-                "sex": _pick(rng, "FM") if known else "",
+                "gender": _pick(rng, "FM") if known else "",
                 "anchor_age": (91 if top_coded else int(rng.integers(20, 88))) if known else np.nan,
-                "anchor_year": anchor_year if known else np.nan,
-                "first_year": anchor_year,
-                "admissions": [(h, a, v) for h, a, v in zip(hadm_ids, admitted, values)],
+                "anchor_year": year if known else np.nan,
+                "year": year,
+                "admissions": list(zip(hadm_ids, datetime.datetime(year, 1, 1) + waits, values)),
                 "split": {3: "test", 5: "validate"}.get(i % 7, "train"),
-                "quirks": quirks,
+                "quirks": sorted(quirks),
             }
         )
     return patients
@@ -433,439 +376,180 @@ def _mimic_images(rng, patients: list[dict], picture: tuple[int, int]) -> list[d
     rows = []
     studies = iter(_shuffled(rng, _distinct(rng, 50_000_000, 59_999_999, 4 * len(patients)).tolist()))
     for patient in patients:
+        subject = str(patient["subject_id"])
         for study_id in sorted(next(studies) for _ in range(int(rng.integers(1, 5)))):
             # Mostly in another year than the anchor's, so that anchor_age is seldom the age at the study.
-            years = _pick(rng, (-1, 0, 1, 2, 3, 4, 6))
-            day = datetime.date(patient["first_year"] + years, 1, 1) + datetime.timedelta(
-                days=int(rng.integers(0, 360))
-            )
+            year = patient["year"] + _pick(rng, (-1, 0, 1, 2, 3, 4, 6))
+            day = datetime.date(year, 1, 1) + datetime.timedelta(days=int(rng.integers(0, 360)))
             procedure, views, _ = _pick(rng, _STUDIES, [study[2] for study in _STUDIES])
             labels = _findings(rng, MIMIC_FINDINGS)
             for view in views:
                 dicom_id = "-".join(f"{part:08x}" for part in rng.integers(0, 2**32, 5).tolist())
                 size = picture[::-1] if rng.random() < 0.2 else picture
-                subject = str(patient["subject_id"])
-                rows.append(
-                    {
-                        "image_id": dicom_id,
-                        "patient_id": subject,
-                        "study_id": str(study_id),
-                        "sex": patient["sex"],
-                        "age": patient["anchor_age"] + day.year - patient["anchor_year"],
-                        "view": view,
-                        "race_records": tuple(value for _, _, value in patient["admissions"]),
-                        "ethnicity": "",
-                        "split": patient["split"],
-                        "labelled": True,
-                        "path": f"files/p{subject[:2]}/p{subject}/s{study_id}/{dicom_id}.jpg",
-                        "fault": "",
-                        "mode": "L",
-                        "rows": size[0],
-                        "columns": size[1],
-                        "quirks": sorted(patient["quirks"]),
-                        "findings": labels,
-                        "anchor_age": patient["anchor_age"],
-                        "anchor_year": patient["anchor_year"],
-                        "study_date": f"{day:%Y%m%d}",
-                        "procedure": procedure,
-                        "first_in_file": min(patient["admissions"], default=("", "", ""))[2],
-                        # A number to those who wrote it: 08:15:03.937 is 81503.937, just after midnight 12.5.
-                        "study_time": repr(
-                            round(int(rng.integers(24)) * 10_000 + int(rng.integers(60)) * 100 + rng.random() * 59, 3)
-                        ),
-                        "view_meaning": _VIEW_MEANINGS.get(view, ""),
-                        "orientation": _pick(rng, ("Erect", "Recumbent", "")),
-                    }
-                )
-    _mimic_slips(rng, rows)
-    return rows
+                # A number to those who wrote it: 08:15:03.937 is 81503.937, just after midnight 12.5.
+                clock = int(rng.integers(24)) * 10_000 + int(rng.integers(60)) * 100 + rng.random() * 59
+                rows.append(_row(
+                    image_id=dicom_id, patient_id=subject, study_id=str(study_id), sex=patient["gender"],
+                    age=patient["anchor_age"] + year - patient["anchor_year"], view=view, split=patient["split"],
+                    race_records=tuple(value for _, _, value in patient["admissions"]), quirks=patient["quirks"],
+                    path=f"files/p{subject[:2]}/p{subject}/s{study_id}/{dicom_id}.jpg", rows=size[0], columns=size[1],
+                    anchor_age=patient["anchor_age"], anchor_year=patient["anchor_year"], study_date=f"{day:%Y%m%d}",
+                    procedure=procedure, first_in_file=min(patient["admissions"], default=("", "", ""))[2],
+                    _study_time=round(clock, 3), _view_meaning=_VIEW_MEANINGS.get(view, ""),
+                    _orientation=_pick(rng, ("Erect", "Recumbent", "")), **labels,
+                ))  # fmt: skip
 
-
-def _mimic_slips(rng, rows: list[dict]) -> None:
-    """Quirks of studies and images."""
     common = frozenset(["admissions out of order"])
     studies = dict.fromkeys(row["study_id"] for row in _plain_first(rng, rows, common))
     for quirk, study_id in zip(("unlabelled", "no mention"), studies):
-        for row in rows:
-            if row["study_id"] == study_id:
-                row["quirks"].append(quirk)
-                row["findings"] = {}
-                row["labelled"] = quirk != "unlabelled"
+        for row in (row for row in rows if row["study_id"] == study_id):
+            row["quirks"].append(quirk)
+            row.update(dict.fromkeys(labels, np.nan), labelled=quirk != "unlabelled")
     plain = iter(_plain_first(rng, rows, common))
     for view, row in zip(("", "", "", *RARE_VIEWS[:6]), plain):
-        row.update(view=view, view_meaning=_VIEW_MEANINGS["AP"] if view else "")
+        row.update(view=view, _view_meaning=_VIEW_MEANINGS["AP"] if view else "")
         row["quirks"].append("rare view" if view else "no view")
     row = next(plain)
     row["mode"] = "RGB"
     row["quirks"].append("colour")
+    return rows
 
 
-def _findings(rng, names: Sequence[str]) -> dict[str, float]:
-    """As the labellers give them: mostly not mentioned; where there is No Finding, nothing else but Support Devices."""
-    values = {name: _pick(rng, (np.nan, 1.0, 0.0, -1.0), (10, 4, 3, 2)) for name in names}
-    values["No Finding"] = np.nan
-    if rng.random() < 0.25:
-        values = {name: _pick(rng, (np.nan, 0.0), (3, 1)) for name in names}
-        values["No Finding"] = 1.0
-        values["Support Devices"] = _pick(rng, (np.nan, 1.0))
-    elif not any(value == value for value in values.values()):
-        values["Lung Opacity"] = 1.0  # only the study drawn for it mentions nothing
-    return values
-
-
-def _label_cell(value: float) -> str:
-    return "" if np.isnan(value) else f"{value:.1f}"
-
-
-def _mimic_cxr_tables(rng, folder: pathlib.Path, rows: list[dict], gz: bool) -> None:
-    def table(name, header, lines):
-        _write_table(folder / f"mimic-cxr-2.0.0-{name}.csv", header, lines, gz)
-
-    table(
-        "metadata",
-        METADATA_COLUMNS,
-        [
-            (
-                row["image_id"], row["patient_id"], row["study_id"], row["procedure"], row["view"], row["rows"],
-                row["columns"], row["study_date"], row["study_time"], row["procedure"], row["view_meaning"],
-                row["orientation"],
-            )
-            for row in rows
-        ],
-    )  # fmt: skip
-    table(
-        "split",
-        ("dicom_id", "study_id", "subject_id", "split"),
-        [(row["image_id"], row["study_id"], row["patient_id"], row["split"]) for row in rows],
-    )
-    header = ("subject_id", "study_id", *MIMIC_FINDINGS)
-    studies = {row["study_id"]: row for row in rows if row["labelled"]}.values()
-    for name in ("chexpert", "negbio"):
-        lines = []
-        for row in studies:
-            cells = [_label_cell(row["findings"].get(finding, np.nan)) for finding in MIMIC_FINDINGS]
-            if name == "negbio":  # another labeller: agrees mostly, so that a builder that takes the wrong table shows
-                cells = [cell if rng.random() < 0.8 else _pick(rng, ("", "1.0", "0.0", "-1.0")) for cell in cells]
-            lines.append((row["patient_id"], row["study_id"], *cells))
-        table(name, header, lines)
-
-
-def _mimic_iv_tables(rng, folder: pathlib.Path, patients: list[dict], layout: str, gz: bool) -> None:
-    tables = folder / ("core" if layout == "1.0" else "hosp")
-    # Most of MIMIC-IV's patients were never X-rayed.
-    strangers = [
-        {
-            "subject_id": 19_999_990 + i,
-            "sex": "M",
-            "anchor_age": 50,
-            "anchor_year": 2150,
-            "admissions": [(29_999_990 + i, datetime.datetime(2150, 5, 6, 22, 23), "OTHER")],
-        }
-        for i in range(3)
+def _mimic_iv_tables(folder: pathlib.Path, patients: list[dict], layout: str, gz: bool) -> None:
+    """admissions.csv and patients.csv, with three besides: most of MIMIC-IV's patients were never X-rayed."""
+    for i in range(3):
+        admissions = [(29_999_990 + i, datetime.datetime(2150, 5, 6, 22, 23), "OTHER")]
+        stranger = {"subject_id": 19_999_990 + i, "gender": "M", "anchor_age": 50, "anchor_year": 2150}
+        patients = [*patients, {**stranger, "admissions": admissions}]
+    listed = [{**p, "anchor_year_group": "2011 - 2013", "dod": ""} for p in patients if p["gender"]]
+    _write_table(folder / "patients.csv", _PATIENTS, listed, gz)
+    usual = dict.fromkeys(_ADMISSIONS["2.2"], "") | {
+        "admission_type": "EW EMER.",
+        "insurance": "Medicare",
+        "language": "English" if layout == "3.1" else "ENGLISH",
+        "hospital_expire_flag": 0,
+    }
+    rows = [
+        {**usual, "subject_id": patient["subject_id"], "hadm_id": hadm_id, "admittime": admitted, "race": value}
+        | {"dischtime": admitted + datetime.timedelta(hours=77), "edregtime": admitted - datetime.timedelta(hours=3)}
+        for patient in patients
+        for hadm_id, admitted, value in sorted(patient["admissions"])
     ]
-    everyone = [*patients, *strangers]
-    _write_table(
-        tables / "patients.csv",
-        PATIENTS_COLUMNS,
-        [
-            (p["subject_id"], p["sex"], p["anchor_age"], p["anchor_year"], _pick(rng, _ANCHOR_GROUPS), "")
-            for p in everyone
-            if p["sex"]
-        ],
-        gz,
-    )
-    english = "English" if layout == "3.1" else "ENGLISH"
-    lines = []
-    for patient in everyone:
-        for hadm_id, admitted, value in sorted(patient["admissions"]):
-            left = admitted + datetime.timedelta(hours=int(rng.integers(5, 200)))
-            emergency = rng.random() < 0.5
-            cells = {
-                "subject_id": patient["subject_id"],
-                "hadm_id": hadm_id,
-                "admittime": admitted,
-                "dischtime": left,
-                "deathtime": "",
-                "admission_type": "EW EMER." if emergency else _pick(rng, ("URGENT", "ELECTIVE", "EU OBSERVATION")),
-                "admit_provider_id": f"P{rng.integers(10, 100)}A{rng.integers(10)}K",
-                "admission_location": "EMERGENCY ROOM" if emergency else "PHYSICIAN REFERRAL",
-                "discharge_location": _pick(rng, ("HOME", "SKILLED NURSING FACILITY", "")),
-                "insurance": _pick(rng, ("Medicare", "Medicaid", "Other")),
-                "language": _pick(rng, (english, "Spanish" if layout == "3.1" else "?")),
-                "marital_status": _pick(rng, ("MARRIED", "SINGLE", "WIDOWED", "")),
-                "race": value,
-                "ethnicity": value,
-                "edregtime": admitted - datetime.timedelta(hours=3) if emergency else "",
-                "edouttime": admitted + datetime.timedelta(hours=1) if emergency else "",
-                "hospital_expire_flag": 0,
-            }
-            lines.append([cells[name] for name in ADMISSIONS_COLUMNS[layout]])
-    _write_table(tables / "admissions.csv", ADMISSIONS_COLUMNS[layout], lines, gz)
+    _write_table(folder / "admissions.csv", _ADMISSIONS[layout], rows, gz)
 
 
 # ---- MIMIC at the size of the release: tables alone ----------------------------------------------------------------
 
 MIMIC_PATIENTS = 65_379
 MIMIC_STUDIES = 227_835  # of which the label table has all but eight
-MIMIC_IMAGES_WITHOUT_SEX = 19_568
 MIMIC_UNLABELLED_STUDIES = 8
+MIMIC_IMAGES_WITHOUT_SEX = 19_568  # of patients without a patients row
 
 
-def mimic_tables(
-    folder: os.PathLike | str,
-    race_counts: Mapping[str | None, int] = V22_FIRST_ADMISSION,
-    *,
-    seed: int = 0,
-    gz: bool = False,
-) -> Truth:
+def mimic_tables(folder: os.PathLike | str) -> None:
     """The tables of a MIMIC-CXR-JPG 2.x and MIMIC-IV 2.2 as large as the real ones, without one picture.
 
-    race_counts: images by the race of the patient's first admission in time, None for those without any; 377,110 in
-        all, of which None has more than 19,568: the images of patients without a patients row, who are of no known sex.
-
-    The rest is the release's too: 65,379 patients, 227,827 studies, the images of each view. Eight studies have no
-    labels. Many patients have several admissions, some with other values than the first; the file has them by hadm_id,
-    hence not in time order. Truth is as `mimic`'s, without pictures, quirks, procedure and first_in_file.
+    V22_FIRST_ADMISSION, MIMIC_VIEWS and the counts above hold of them. Many patients have several admissions, some with
+    other values than the first; the file has them by hadm_id, hence not in time order.
     """
-    images = sum(MIMIC_VIEWS.values())
-    if sum(race_counts.values()) != images:
-        raise ValueError(f"race_counts: {sum(race_counts.values()):,} images in all, {images:,} expected")
-    rng = np.random.default_rng((seed, 2))
+    rng = np.random.default_rng((0, 2))
     folder = pathlib.Path(folder)
+    (folder / "hosp").mkdir(parents=True)
 
-    # Patients: to each value its share, and to each patient of a value some of its images, few many and many few.
-    values = [value for value in race_counts if value is not None]
-    per_group = np.array(
-        [race_counts[value] for value in values]
-        + [race_counts.get(None, 0) - MIMIC_IMAGES_WITHOUT_SEX, MIMIC_IMAGES_WITHOUT_SEX]
-    )
-    if per_group.min() < 1:
-        raise ValueError(f"race_counts: an image of each value and {MIMIC_IMAGES_WITHOUT_SEX + 1:,} of None expected")
-    per_group_patients = np.maximum(per_group * MIMIC_PATIENTS // images, 1)
-    per_group_patients[per_group.argmax()] += MIMIC_PATIENTS - per_group_patients.sum()
-    per_patient, group = [], []
-    for i, (total, share) in enumerate(zip(per_group.tolist(), per_group_patients.tolist())):
-        weights = rng.pareto(1.5, share) + 0.1
-        per_patient.append(1 + rng.multinomial(total - share, weights / weights.sum()))
-        group.append(np.full(share, i))
-    order = rng.permutation(MIMIC_PATIENTS)
-    per_patient, group = np.concatenate(per_patient)[order], np.concatenate(group)[order]
-    subjects = _distinct(rng, 10_000_000, 20_000_000, MIMIC_PATIENTS)
-    known = group != len(values) + 1  # has a patients row
-    sexes = np.where(known, np.array(["F", "M"])[rng.integers(0, 2, MIMIC_PATIENTS)], "")
-    anchor_age = rng.integers(18, 90, MIMIC_PATIENTS)
-    anchor_age[rng.random(MIMIC_PATIENTS) < 0.02] = 91
-    anchor_year = rng.integers(2110, 2200, MIMIC_PATIENTS)
-    split = np.array(["train", "validate", "test"])[rng.choice(3, MIMIC_PATIENTS, p=(0.985, 0.0075, 0.0075))]
+    def write(name: str, columns: Mapping[str, str], drawn: pd.DataFrame) -> None:
+        drawn[list(columns.values())].to_csv(folder / name, header=list(columns), index=False)
 
-    # Images, by patient; a study begins at each patient's first and at as many others as there are studies to give.
-    owner = np.repeat(np.arange(MIMIC_PATIENTS), per_patient)
-    begins = np.zeros(images, bool)
-    begins[np.cumsum(per_patient) - per_patient] = True
+    # Patients: to each group of race its share, and an image or more to each. The last two groups have no admission, the
+    # very last no patients row either.
+    images = sum(MIMIC_VIEWS.values())
+    without = V22_FIRST_ADMISSION[None] - MIMIC_IMAGES_WITHOUT_SEX
+    of_group = np.array([*(V22_FIRST_ADMISSION[value] for value in V2_RACES), without, MIMIC_IMAGES_WITHOUT_SEX])
+    patients = np.maximum(of_group * MIMIC_PATIENTS // images, 1)
+    patients[of_group.argmax()] += MIMIC_PATIENTS - patients.sum()
+    group = np.repeat(np.arange(len(patients)), patients)
+    first_of_group = np.cumsum(patients) - patients
+    more = [rng.integers(start, start + n, total - n) for start, n, total in zip(first_of_group, patients, of_group)]
+    owner = np.sort(np.concatenate([np.arange(MIMIC_PATIENTS), *more]))  # of an image: the place of its patient
+    subjects = rng.permutation(_distinct(rng, 10_000_000, 20_000_000, MIMIC_PATIENTS))
+    gender = np.array(["F", "M"])[rng.integers(0, 2, MIMIC_PATIENTS)]
+    age, year = rng.choice([*range(18, 90), 91], MIMIC_PATIENTS), rng.integers(2110, 2200, MIMIC_PATIENTS)
+    people = pd.DataFrame({"subject_id": subjects, "gender": gender, "anchor_age": age, "anchor_year": year})
+    people = people.assign(anchor_year_group="2011 - 2013", dod="")
+    write("hosp/patients.csv", _PATIENTS, people[group < len(V2_RACES) + 1])
+
+    # A study begins at each patient's first image and at as many others as there are studies to give.
+    begins = np.diff(owner, prepend=-1) > 0
     begins[rng.choice(np.flatnonzero(~begins), MIMIC_STUDIES - MIMIC_PATIENTS, replace=False)] = True
-    study = np.cumsum(begins) - 1
+    study, study_owner = np.cumsum(begins) - 1, owner[begins]
     study_ids = rng.permutation(_distinct(rng, 50_000_000, 60_000_000, MIMIC_STUDIES))
-    study_owner = owner[begins]
-    study_year = anchor_year[study_owner] + rng.integers(-2, 7, MIMIC_STUDIES)
-    study_date = study_year * 10_000 + rng.integers(1, 13, MIMIC_STUDIES) * 100 + rng.integers(1, 29, MIMIC_STUDIES)
-    study_time = rng.integers(24, size=MIMIC_STUDIES) * 10_000 + rng.integers(60, size=MIMIC_STUDIES) * 100 + 12.5
-    views = np.repeat(np.array(list(MIMIC_VIEWS)), list(MIMIC_VIEWS.values()))[rng.permutation(images)]
-
-    digits = rng.bytes(20 * images).hex()
-    parts = [digits[i : i + 8] for i in range(0, len(digits), 8)]
-    dicom_ids = ["-".join(parts[i : i + 5]) for i in range(0, len(parts), 5)]
-    subject_cells, study_cells = _cells(subjects), _cells(study_ids)
-    of_subject, of_study = [subject_cells[i] for i in owner], [study_cells[i] for i in study]
-    procedure = ["CHEST (PORTABLE AP)" if view.startswith("AP") else "CHEST (PA AND LAT)" for view in views.tolist()]
-    blank = [""] * images
-    _write_columns(
-        folder / "mimic-cxr-2.0.0-metadata.csv",
-        METADATA_COLUMNS,
-        [
-            dicom_ids, of_subject, of_study, procedure, views.tolist(), ["3056"] * images, ["2544"] * images,
-            _cells(study_date[study]), _cells(study_time[study]), procedure, blank, blank,
-        ],
-        gz,
-    )  # fmt: skip
-    _write_columns(
-        folder / "mimic-cxr-2.0.0-split.csv",
-        ("dicom_id", "study_id", "subject_id", "split"),
-        [dicom_ids, of_study, of_subject, split[owner].tolist()],
-        gz,
-    )
+    dates = (year[study_owner] + rng.integers(-2, 7, MIMIC_STUDIES)) * 10_000 + 101 + rng.integers(0, 28, MIMIC_STUDIES)
+    views = rng.permutation(np.repeat(list(MIMIC_VIEWS), list(MIMIC_VIEWS.values())))
+    listed = pd.DataFrame({
+        "image_id": [f"{i:08x}-00000000-00000000-00000000-00000000" for i in rng.permutation(images)],
+        "patient_id": subjects[owner], "study_id": study_ids[study], "view": views, "study_date": dates[study],
+        "split": np.array(["train", "validate", "test"])[rng.choice(3, MIMIC_PATIENTS, p=(0.985, 0.0075, 0.0075))][owner],
+    }).assign(procedure="CHEST", rows=3056, columns=2544, _study_time=12.5, _view_meaning="", _orientation="")  # fmt: skip
+    write("mimic-cxr-2.0.0-metadata.csv", _METADATA, listed)
+    write("mimic-cxr-2.0.0-split.csv", _SPLIT, listed)
 
     # Labels: drawn from a pool of whole rows, which is quicker than cell by cell and looks no different.
-    pool = [_findings(rng, MIMIC_FINDINGS) for _ in range(500)]
-    pool_values = np.array([[drawn[name] for name in MIMIC_FINDINGS] for drawn in pool])
-    pool_cells = [",".join(map(_label_cell, row)) for row in pool_values]
-    labels = rng.integers(0, len(pool), MIMIC_STUDIES)
-    labelled = np.ones(MIMIC_STUDIES, bool)
-    labelled[rng.choice(MIMIC_STUDIES, MIMIC_UNLABELLED_STUDIES, replace=False)] = False
-    listed = np.flatnonzero(labelled).tolist()
-    _write_columns(
-        folder / "mimic-cxr-2.0.0-chexpert.csv",
-        ("subject_id", "study_id", *MIMIC_FINDINGS),
-        [
-            [subject_cells[study_owner[i]] for i in listed],
-            [study_cells[i] for i in listed],
-            [pool_cells[labels[i]] for i in listed],
-        ],
-        gz,
-    )
+    pool = pd.DataFrame([_findings(rng, MIMIC_FINDINGS) for _ in range(500)])
+    labels = pool.iloc[rng.integers(0, len(pool), MIMIC_STUDIES)].reset_index(drop=True)
+    labels = labels.assign(patient_id=subjects[study_owner], study_id=study_ids)
+    unlabelled = rng.choice(MIMIC_STUDIES, MIMIC_UNLABELLED_STUDIES, replace=False)
+    write("mimic-cxr-2.0.0-chexpert.csv", _LABELS, labels.drop(index=unlabelled))
 
-    records = _mimic_iv_at_scale(
-        rng, folder / "hosp", subjects, values, group, known, sexes, anchor_age, anchor_year, gz
-    )
-    truth = pd.DataFrame(
-        {
-            "image_id": dicom_ids,
-            "patient_id": of_subject,
-            "study_id": of_study,
-            "sex": sexes[owner],
-            "age": np.where(known[owner], anchor_age[owner] + study_year[study] - anchor_year[owner], np.nan),
-            "view": views,
-            "race_records": [records[i] for i in owner],
-            "ethnicity": "",
-            "split": split[owner],
-            "labelled": labelled[study],
-            "path": [f"files/p{p[:2]}/p{p}/s{s}/{d}.jpg" for p, s, d in zip(of_subject, of_study, dicom_ids)],
-            "fault": "missing",
-            "mode": "",
-            "rows": 3056,
-            "columns": 2544,
-            "gray_mean": np.nan,
-            "quirks": [()] * images,
-            "anchor_age": np.where(known, anchor_age, np.nan)[owner],
-            "anchor_year": np.where(known, anchor_year, np.nan)[owner],
-            "study_date": _cells(study_date[study]),
-        }
-    )
-    drawn = np.where(labelled[study][:, None], pool_values[labels[study]], np.nan)
-    names = [f"finding_{name}" for name in MIMIC_FINDINGS]
-    return Truth(folder, folder, pd.concat([truth, pd.DataFrame(drawn, columns=names)], axis=1), {})
-
-
-def _mimic_iv_at_scale(rng, folder, subjects, values, group, known, sexes, anchor_age, anchor_year, gz) -> list[tuple]:
-    """Writes patients.csv and admissions.csv; each patient's race records by time."""
-    subject_cells = _cells(subjects)
-    listed = np.flatnonzero(known)
-    _write_columns(
-        folder / "patients.csv",
-        PATIENTS_COLUMNS,
-        [
-            [subject_cells[i] for i in listed], sexes[listed].tolist(), _cells(anchor_age[listed]),
-            _cells(anchor_year[listed]), ["2011 - 2013"] * len(listed), [""] * len(listed),
-        ],
-        gz,
-    )  # fmt: skip
-
-    admitted = np.flatnonzero(group < len(values))
-    number = 1 + rng.poisson(1.5, len(admitted))
-    owner = np.repeat(admitted, number)
-    first = np.zeros(len(owner), bool)
-    first[np.cumsum(number) - number] = True
-    # The first in time has the value that counts; a tenth of the others has any.
+    # Admissions. The first in time has the value that counts; a tenth of the others has any.
+    admitted = np.flatnonzero(group < len(V2_RACES))
+    owner = np.repeat(admitted, 1 + rng.poisson(1.5, len(admitted)))
+    place = pd.Series(owner).groupby(owner).cumcount().to_numpy()
     value = group[owner]
-    stray = ~first & (rng.random(len(owner)) < 0.1)
-    value[stray] = rng.integers(0, len(values), int(stray.sum()))
-    # Each patient's admissions are at least ten days apart, since the n-th is so many times twenty thousand minutes on.
-    place = np.arange(len(owner)) - np.repeat(np.cumsum(number) - number, number)
-    year = (anchor_year[owner] - 1970).astype("datetime64[Y]").astype("datetime64[m]")
-    when = year + (place * 20_000 + rng.integers(0, 5_000, len(owner))).astype("timedelta64[m]")
+    stray = (place > 0) & (rng.random(len(owner)) < 0.1)
+    value[stray] = rng.integers(0, len(V2_RACES), stray.sum())
+    # A patient's are at least ten days apart, since the n-th is so many times twenty thousand minutes on.
+    minutes = (place * 20_000 + rng.integers(0, 5_000, len(owner))).astype("timedelta64[m]")
+    when = ((year[owner] - 1970).astype("datetime64[Y]") + minutes).astype("datetime64[s]")
     hadm_ids = rng.permutation(_distinct(rng, 20_000_000, 30_000_000, len(owner)))
-    order = np.lexsort((hadm_ids, owner))
-    count = len(owner)
-    columns = {
-        "subject_id": [subject_cells[i] for i in owner[order]],
-        "hadm_id": _cells(hadm_ids[order]),
-        "admittime": _times(when[order]),
-        "dischtime": _times(when[order] + np.timedelta64(4_321, "m")),
-        "admission_type": ["EW EMER."] * count,
-        "insurance": ["Medicare"] * count,
-        "language": ["ENGLISH"] * count,
-        "race": [values[i] for i in value[order]],
-        "hospital_expire_flag": ["0"] * count,
-    }
-    names = ADMISSIONS_COLUMNS["2.2"]
-    _write_columns(folder / "admissions.csv", names, [columns.get(name, [""] * count) for name in names], gz)
-
-    records: list[tuple] = [()] * len(subjects)
-    words = [values[i] for i in value]
-    for i, start, length in zip(admitted.tolist(), (np.cumsum(number) - number).tolist(), number.tolist()):
-        records[i] = tuple(words[start : start + length])
-    return records
-
-
-def _cells(numbers: np.ndarray) -> list[str]:
-    return list(map(str, numbers.tolist()))
-
-
-def _times(when: np.ndarray) -> list[str]:
-    return [time.replace("T", " ") for time in np.datetime_as_string(when, unit="s").tolist()]
-
-
-def _write_columns(path: pathlib.Path, header: Sequence[str], columns: Sequence[Sequence[str]], gz: bool) -> None:
-    """A CSV of cells that need no quotes; several times as quick as the csv module."""
-    lines = [",".join(header), *map(",".join, zip(*columns, strict=True)), ""]
-    _write(path, "\n".join(lines), gz)
+    admissions = pd.DataFrame({**dict.fromkeys(_V2_ADMISSIONS, ""), "subject_id": subjects[owner], "hadm_id": hadm_ids})
+    admissions = admissions.assign(admittime=when, race=np.array(V2_RACES)[value], hospital_expire_flag=0)
+    write("hosp/admissions.csv", _V2_ADMISSIONS, admissions.sort_values(["subject_id", "hadm_id"]))
 
 
 # ---- CheXpert v1.0 -------------------------------------------------------------------------------------------------
 
 CHEXPERT_FINDINGS = (
-    "No Finding",
-    "Enlarged Cardiomediastinum",
-    "Cardiomegaly",
-    "Lung Opacity",
-    "Lung Lesion",
-    "Edema",
-    "Consolidation",
-    "Pneumonia",
-    "Atelectasis",
-    "Pneumothorax",
-    "Pleural Effusion",
-    "Pleural Other",
-    "Fracture",
-    "Support Devices",
-)
-CHEXPERT_COLUMNS = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *CHEXPERT_FINDINGS)
+    "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation",
+    "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture", "Support Devices",
+)  # fmt: skip
+_CHEXPERT = {
+    "Path": "path", "Sex": "sex_written", "Age": "age", "Frontal/Lateral": "projection", "AP/PA": "view",
+    **{name: f"finding_{name}" for name in CHEXPERT_FINDINGS},
+}  # fmt: skip
 CHEXPERT_DEMO = "CHEXPERT DEMO.xlsx"
-CHEXPERT_DEMO_COLUMNS = ("PATIENT", "GENDER", "AGE_AT_CXR", "PRIMARY_RACE", "ETHNICITY")
 CHEXPERT_RACES = (
-    "White",
-    "White, non-Hispanic",
-    "White or Caucasian",
-    "White, Hispanic",
-    "Black or African American",
-    "Black, non-Hispanic",
-    "Black, Hispanic",
-    "Asian",
-    "Asian, non-Hispanic",
-    "Asian, Hispanic",
-    "Asian - Historical Conv",
-    "Native Hawaiian or Other Pacific Islander",
-    "Pacific Islander, non-Hispanic",
-    "Pacific Islander, Hispanic",
-    "American Indian or Alaska Native",
-    "Native American, non-Hispanic",
-    "Native American, Hispanic",
-    "Other",
-    "Other, non-Hispanic",
-    "Other, Hispanic",
-    "Race and Ethnicity Unknown",
-    "Patient Refused",
-    "Unknown",
-)
+    "White", "White, non-Hispanic", "White or Caucasian", "White, Hispanic",
+    "Black or African American", "Black, non-Hispanic", "Black, Hispanic",
+    "Asian", "Asian, non-Hispanic", "Asian, Hispanic", "Asian - Historical Conv",
+    "Native Hawaiian or Other Pacific Islander", "Pacific Islander, non-Hispanic", "Pacific Islander, Hispanic",
+    "American Indian or Alaska Native", "Native American, non-Hispanic", "Native American, Hispanic",
+    "Other", "Other, non-Hispanic", "Other, Hispanic", "Race and Ethnicity Unknown", "Patient Refused", "Unknown",
+)  # fmt: skip
 CHEXPERT_ETHNICITIES = (
-    "Non-Hispanic/Non-Latino",
-    "Not Hispanic",
-    "Hispanic/Latino",
-    "Hispanic",
-    "Unknown",
-    "Patient Refused",
-    "",
-)
+    "Non-Hispanic/Non-Latino", "Not Hispanic", "Hispanic/Latino", "Hispanic", "Unknown", "Patient Refused", "",
+)  # fmt: skip
 _CHEXPERT_SEXES = {"F": "Female", "M": "Male", "": "Unknown"}
+_CHEXPERT_SPECIAL = (  # quirks, race (None: not in the workbook, '': blank), ethnicity, what else is fixed
+    ({"not in demo"}, None, "", {}),
+    ({"not in demo"}, None, "", {}),
+    ({"race blank"}, "", "Unknown", {}),
+    ({"race blank", "ethnicity blank"}, "", "", {}),
+    ({"ethnicity blank"}, "White", "", {}),
+    ({"White and Hispanic"}, "White", "Hispanic/Latino", {}),
+    ({"Hispanic in race alone"}, "White, Hispanic", "Unknown", {}),
+    ({"sex unknown"}, "White", "Not Hispanic", {"sex": ""}),
+    ({"age 0"}, "Asian", "Non-Hispanic/Non-Latino", {"ages": [0]}),
+    ({"age 90"}, "Black or African American", "Not Hispanic", {"ages": [90, 90]}),
+)
 
 
 def chexpert(
@@ -897,79 +581,41 @@ def chexpert(
     people = _chexpert_patients(rng, patients)
     rows = []
     for person in people:
-        ages = person["ages"]
-        for study in _shuffled(rng, range(1, len(ages) + 1)):  # the table has a patient's studies in any order
+        for study in _shuffled(rng, range(1, len(person["ages"]) + 1)):  # the table has a patient's studies in any order
             labels = _findings(rng, CHEXPERT_FINDINGS)
             if person["split"] == "valid":  # read by radiologists, who leave nothing blank or uncertain
                 labels = {name: 1.0 if value == 1 else 0.0 for name, value in labels.items()}
-            lateral = rng.random() < 0.3
-            for number, projection in enumerate(("frontal", "lateral")[: 1 + lateral], 1):
+            for number, projection in enumerate(("frontal", "lateral")[: 1 + (rng.random() < 0.3)], 1):
                 name = f"{person['split']}/{person['patient']}/study{study}/view{number}_{projection}.jpg"
-                rows.append(
-                    {
-                        "image_id": name,
-                        "patient_id": person["patient"],
-                        "study_id": f"{person['patient']}/study{study}",
-                        "sex": person["sex"],
-                        "age": float(ages[study - 1]),
-                        "view": "" if projection == "lateral" else _pick(rng, ("AP", "PA"), (5, 2)),
-                        "race_records": () if person["race"] is None or not demo else (person["race"],),
-                        "ethnicity": person["ethnicity"] if demo else "",
-                        "split": person["split"],
-                        "labelled": True,
-                        "path": f"{version}/{name}",
-                        "fault": "",
-                        "mode": "L",
-                        "rows": picture[0],
-                        "columns": picture[1],
-                        "quirks": sorted(person["quirks"]),
-                        "findings": labels,
-                        "sex_written": _CHEXPERT_SEXES[person["sex"]],
-                        "projection": projection.capitalize(),
-                    }
-                )
+                rows.append(_row(
+                    image_id=name, patient_id=person["patient"], study_id=f"{person['patient']}/study{study}",
+                    sex=person["sex"], age=person["ages"][study - 1], split=person["split"], path=f"{version}/{name}",
+                    view="" if projection == "lateral" else _pick(rng, ("AP", "PA"), (5, 2)),
+                    race_records=() if person["race"] is None or not demo else (person["race"],),
+                    ethnicity=person["ethnicity"] if demo else "", quirks=sorted(person["quirks"]),
+                    rows=picture[0], columns=picture[1], sex_written=_CHEXPERT_SEXES[person["sex"]],
+                    projection=projection.capitalize(), **labels,
+                ))  # fmt: skip
     frontal = [row for row in rows if row["projection"] == "Frontal" and row["split"] == "train"]
     for row, quirk in zip(_plain_first(rng, frontal), ("LL", "RL", "colour")):
         row["quirks"].append(quirk)
         row.update({"mode": "RGB"} if quirk == "colour" else {"view": quirk})
-    _spoil(rng, rows, faults)
-    pictures = {row["image_id"]: _draw(rng, row["rows"], row["columns"]) for row in rows}
-    _save_all(folder, rows, pictures)
+    pictures = _pictures(rng, folder, rows, faults)
     for split in ("train", "valid"):
-        lines = [
-            (
-                row["path"], row["sex_written"], int(row["age"]), row["projection"], row["view"],
-                *(_label_cell(row["findings"][name]) for name in CHEXPERT_FINDINGS),
-            )
-            for row in rows
-            if row["split"] == split
-        ]  # fmt: skip
-        _write_table(folder / version / f"{split}.csv", CHEXPERT_COLUMNS, lines, gz=False)
+        listed = [row for row in rows if row["split"] == split]
+        _write_table(folder / version / f"{split}.csv", _CHEXPERT, listed, gz=False)
     if demo:
         _write_demo(folder / CHEXPERT_DEMO, people)
-    return _truth(folder, None, rows, CHEXPERT_FINDINGS, pictures)
+    return _truth(folder, None, rows, pictures)
 
 
 def _chexpert_patients(rng, count: int) -> list[dict]:
-    # race (None: not in the workbook, '': blank), ethnicity, sex, ages, quirks
-    special = [
-        {"race": None, "ethnicity": "", "quirks": {"not in demo"}},
-        {"race": None, "ethnicity": "", "quirks": {"not in demo"}},
-        {"race": "", "ethnicity": "Unknown", "quirks": {"race blank"}},
-        {"race": "", "ethnicity": "", "quirks": {"race blank", "ethnicity blank"}},
-        {"race": "White", "ethnicity": "", "quirks": {"ethnicity blank"}},
-        {"race": "White", "ethnicity": "Hispanic/Latino", "quirks": {"White and Hispanic"}},
-        {"race": "White, Hispanic", "ethnicity": "Unknown", "quirks": {"Hispanic in race alone"}},
-        {"race": "White", "ethnicity": "Not Hispanic", "sex": "", "quirks": {"sex unknown"}},
-        {"race": "Asian", "ethnicity": "Non-Hispanic/Non-Latino", "ages": [0], "quirks": {"age 0"}},
-        {"race": "Black or African American", "ethnicity": "Not Hispanic", "ages": [90, 90], "quirks": {"age 90"}},
-    ]
+    people = [{"quirks": q, "race": race, "ethnicity": e, **more} for q, race, e, more in _CHEXPERT_SPECIAL]
     # The large ones first, so that few patients do for them; then every value there is, then the large ones again.
     large = ("White", "Black or African American", "Asian", "White, non-Hispanic")
-    others = 0
     races = [*large, *_shuffled(rng, [race for race in CHEXPERT_RACES if race not in large])]
-    while len(special) < count:
-        i = len(special) - 10
+    others = 0
+    for i in range(count - len(people)):
         race = races[i] if i < len(races) else large[i % len(large)]
         if race.endswith("non-Hispanic") or race in large:
             ethnicity = CHEXPERT_ETHNICITIES[int(rng.integers(2))]
@@ -978,8 +624,8 @@ def _chexpert_patients(rng, count: int) -> list[dict]:
         else:
             ethnicity = CHEXPERT_ETHNICITIES[others % (len(CHEXPERT_ETHNICITIES) - 1)]
             others += 1
-        special.append({"race": race, "ethnicity": ethnicity, "quirks": set()})
-    people = _shuffled(rng, special)
+        people.append({"quirks": set(), "race": race, "ethnicity": ethnicity})
+    people = _shuffled(rng, people)
     plain = [i for i, person in enumerate(people) if not person["quirks"]]
     valid = set(_shuffled(rng, plain)[: max(2, count // 8)])
     people = [p for i, p in enumerate(people) if i not in valid] + [people[i] for i in sorted(valid)]
@@ -1001,7 +647,7 @@ def _write_demo(path: pathlib.Path, people: list[dict]) -> None:
 
     book = openpyxl.Workbook()
     sheet = book.active
-    sheet.append(CHEXPERT_DEMO_COLUMNS)
+    sheet.append(("PATIENT", "GENDER", "AGE_AT_CXR", "PRIMARY_RACE", "ETHNICITY"))
     for person in people:
         if person["race"] is not None:
             cells = (person["race"] or None, person["ethnicity"] or None)
@@ -1014,107 +660,51 @@ def _write_demo(path: pathlib.Path, people: list[dict]) -> None:
 # ---- PadChest ------------------------------------------------------------------------------------------------------
 
 PADCHEST_TABLE = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"
-PADCHEST_COLUMNS = (
-    "",
-    "ImageID",
-    "ImageDir",
-    "StudyDate_DICOM",
-    "StudyID",
-    "PatientID",
-    "PatientBirth",
-    "PatientSex_DICOM",
-    "ViewPosition_DICOM",
-    "Projection",
-    "MethodProjection",
-    "Pediatric",
-    "Modality_DICOM",
-    "Manufacturer_DICOM",
-    "PhotometricInterpretation_DICOM",
-    "PixelRepresentation_DICOM",
-    "PixelAspectRatio_DICOM",
-    "SpatialResolution_DICOM",
-    "BitsStored_DICOM",
-    "WindowCenter_DICOM",
-    "WindowWidth_DICOM",
-    "Rows_DICOM",
-    "Columns_DICOM",
-    "XRayTubeCurrent_DICOM",
-    "Exposure_DICOM",
-    "ExposureInuAs_DICOM",
-    "ExposureTime",
-    "RelativeXRayExposure_DICOM",
-    "ReportID",
-    "Report",
-    "MethodLabel",
-    "Labels",
-    "Localizations",
-    "LabelsLocalizationsBySentence",
-    "labelCUIS",
-    "LocalizationsCUIS",
-)
+_PADCHEST = {
+    "": "_place", "ImageID": "image_id", "ImageDir": "_folder", "StudyDate_DICOM": "study_date", "StudyID": "study_id",
+    "PatientID": "patient_id", "PatientBirth": "birth_written", "PatientSex_DICOM": "sex_written",
+    "ViewPosition_DICOM": "view_position", "Projection": "view", "MethodProjection": "_method_projection",
+    "Pediatric": "_pediatric", "Modality_DICOM": "Modality_DICOM", "Manufacturer_DICOM": "Manufacturer_DICOM",
+    "PhotometricInterpretation_DICOM": "_photometric", "PixelRepresentation_DICOM": "_zero",
+    "PixelAspectRatio_DICOM": "PixelAspectRatio_DICOM", "SpatialResolution_DICOM": "SpatialResolution_DICOM",
+    "BitsStored_DICOM": "BitsStored_DICOM", "WindowCenter_DICOM": "WindowCenter_DICOM",
+    "WindowWidth_DICOM": "WindowWidth_DICOM", "Rows_DICOM": "rows", "Columns_DICOM": "columns",
+    "XRayTubeCurrent_DICOM": "XRayTubeCurrent_DICOM", "Exposure_DICOM": "Exposure_DICOM",
+    "ExposureInuAs_DICOM": "ExposureInuAs_DICOM", "ExposureTime": "ExposureTime",
+    "RelativeXRayExposure_DICOM": "RelativeXRayExposure_DICOM", "ReportID": "_report_id", "Report": "_report",
+    "MethodLabel": "method", "Labels": "labels_written", "Localizations": "_places",
+    "LabelsLocalizationsBySentence": "_sentences", "labelCUIS": "_concepts", "LocalizationsCUIS": "_place_concepts",
+}  # fmt: skip
 # Some of its labels, with the concept that the table names for each; several have none.
 PADCHEST_LABELS: Mapping[str, str] = {
-    "normal": "",
-    "COPD signs": "C0024117",
-    "cardiomegaly": "C0018800",
-    "unchanged": "",
-    "aortic elongation": "",
-    "pleural effusion": "C2073625",
-    "scoliosis": "C0036439",
-    "pneumonia": "C0032285",
-    "interstitial pattern": "C2073538",
-    "infiltrates": "C0277877",
-    "atelectasis": "C0004144",
-    "laminar atelectasis": "",
-    "nodule": "C0034079",
-    "pacemaker": "C0030163",
-    "NSG tube": "",
-    "consolidation": "C0521530",
-    "pulmonary edema": "C0034063",
-    "emphysema": "C0034067",
-    "hiatal hernia": "C3489393",
-    "pneumothorax": "C2073565",
-    "pulmonary mass": "C0149726",
-    "callus rib fracture": "C0006767",
-    "exclude": "",
-    "suboptimal study": "C2828075",
-}
+    "normal": "", "COPD signs": "C0024117", "cardiomegaly": "C0018800", "unchanged": "", "aortic elongation": "",
+    "pleural effusion": "C2073625", "scoliosis": "C0036439", "pneumonia": "C0032285", "interstitial pattern": "C2073538",
+    "infiltrates": "C0277877", "atelectasis": "C0004144", "laminar atelectasis": "", "nodule": "C0034079",
+    "pacemaker": "C0030163", "NSG tube": "", "consolidation": "C0521530", "pulmonary edema": "C0034063",
+    "emphysema": "C0034067", "hiatal hernia": "C3489393", "pneumothorax": "C2073565", "pulmonary mass": "C0149726",
+    "callus rib fracture": "C0006767", "exclude": "", "suboptimal study": "C2828075",
+}  # fmt: skip
 PADCHEST_PROJECTIONS = ("PA", "L", "AP", "AP_horizontal", "COSTAL", "EXCLUDE", "UNK")
 _PADCHEST_VIEWS = {"PA": ("POSTEROANTERIOR", "nan"), "L": ("LATERAL", "nan"), "AP": ("ANTEROPOSTERIOR", "nan")}
 # Machines as the table has them: what their pictures come with.
-_PADCHEST_MACHINES = (
-    {
-        "Modality_DICOM": "CR", "Manufacturer_DICOM": "ImagingDynamicsCompanyLtd", "PixelAspectRatio_DICOM": "None",
-        "SpatialResolution_DICOM": "None", "BitsStored_DICOM": "12", "WindowCenter_DICOM": "2092",
-        "WindowWidth_DICOM": "2251", "XRayTubeCurrent_DICOM": "250", "Exposure_DICOM": "2",
-        "ExposureInuAs_DICOM": "2500", "ExposureTime": "10", "RelativeXRayExposure_DICOM": "-1.42",
-    },
-    {
-        "Modality_DICOM": "CR", "Manufacturer_DICOM": "PhilipsMedicalSystems", "PixelAspectRatio_DICOM": "['1', '1']",
-        "SpatialResolution_DICOM": "0.2000000029802", "BitsStored_DICOM": "12", "WindowCenter_DICOM": "2047.0",
-        "WindowWidth_DICOM": "4095.0", "XRayTubeCurrent_DICOM": "None", "Exposure_DICOM": "None",
-        "ExposureInuAs_DICOM": "None", "ExposureTime": "None", "RelativeXRayExposure_DICOM": "509",
-    },
-    {
-        "Modality_DICOM": "CR", "Manufacturer_DICOM": "PhilipsMedicalSystems", "PixelAspectRatio_DICOM": "None",
-        "SpatialResolution_DICOM": "None", "BitsStored_DICOM": "10", "WindowCenter_DICOM": "5.115000e+02",
-        "WindowWidth_DICOM": "1.023000e+03", "XRayTubeCurrent_DICOM": "None", "Exposure_DICOM": "None",
-        "ExposureInuAs_DICOM": "None", "ExposureTime": "None", "RelativeXRayExposure_DICOM": "None",
-    },
-    {
-        "Modality_DICOM": "DX", "Manufacturer_DICOM": "PhilipsMedicalSystems", "PixelAspectRatio_DICOM": "None",
-        "SpatialResolution_DICOM": "0.148", "BitsStored_DICOM": "12", "WindowCenter_DICOM": "2047.5",
-        "WindowWidth_DICOM": "4095", "XRayTubeCurrent_DICOM": "320", "Exposure_DICOM": "3",
-        "ExposureInuAs_DICOM": "3200", "ExposureTime": "9", "RelativeXRayExposure_DICOM": "390",
-    },
-    {
-        "Modality_DICOM": "CR", "Manufacturer_DICOM": "ImagingDynamicsCompanyLtd", "PixelAspectRatio_DICOM": "None",
-        "SpatialResolution_DICOM": "None", "BitsStored_DICOM": "12", "WindowCenter_DICOM": "None",
-        "WindowWidth_DICOM": "None", "XRayTubeCurrent_DICOM": "0", "Exposure_DICOM": "0",
-        "ExposureInuAs_DICOM": "None", "ExposureTime": "0", "RelativeXRayExposure_DICOM": "None",
-    },
-)  # fmt: skip
-_PADCHEST_FOLDERS = ("0", "1", "12", "54")
+_PADCHEST_MACHINES = [
+    dict(zip((name for name in _PADCHEST.values() if name.endswith(("_DICOM", "ExposureTime"))), line.split("|")))
+    for line in (
+        "CR|ImagingDynamicsCompanyLtd|None|None|12|2092|2251|250|2|2500|10|-1.42",
+        "CR|PhilipsMedicalSystems|['1', '1']|0.2000000029802|12|2047.0|4095.0|None|None|None|None|509",
+        "CR|PhilipsMedicalSystems|None|None|10|5.115000e+02|1.023000e+03|None|None|None|None|None",
+        "DX|PhilipsMedicalSystems|None|0.148|12|2047.5|4095|320|3|3200|9|390",
+        "CR|ImagingDynamicsCompanyLtd|None|None|12|None|None|0|0|None|0|None",
+    )
+]
+_PADCHEST_ROLES = ("sex O", "sex nan", "birth empty", "two sexes", "study of two patients", "study of two patients")
+_PADCHEST_SLIPS = (  # quirk, labels, the cell that has them
+    ("labels nan", (), "nan"),
+    ("labels empty", (), "['']"),
+    ("empty label", ("cardiomegaly", "unchanged"), "['cardiomegaly', '', 'unchanged']"),
+    ("space before label", ("cardiomegaly", "pacemaker"), "['cardiomegaly', ' pacemaker']"),
+    ("label twice", ("atelectasis", "pneumonia"), "['atelectasis', 'pneumonia', ' atelectasis']"),
+)
 
 
 def padchest(
@@ -1145,149 +735,94 @@ def padchest(
     _at_least(patients, 12)
     rng = np.random.default_rng((seed, 4))
     folder = pathlib.Path(folder)
-    rows = _padchest_images(rng, patients, picture)
-    _spoil(rng, rows, faults)
-    pictures = {row["image_id"]: _draw(rng, row["rows"], row["columns"], row.pop("levels")) for row in rows}
-    _save_all(folder, rows, pictures)
-    lines = []
+    rows = _padchest_images(rng, _padchest_studies(rng, patients), picture)
+    pictures = _pictures(rng, folder, rows, faults)
     for i, row in enumerate(rows):
-        labels = row["labels"]
-        concepts = " ".join(f"'{PADCHEST_LABELS[label]}'" for label in labels if PADCHEST_LABELS[label])
-        cells = {
-            **row,
-            "": i,
-            "ImageID": row["image_id"],
-            "ImageDir": row["path"].split("/")[0],
-            "StudyDate_DICOM": row["study_date"],
-            "StudyID": row["study_id"],
-            "PatientID": row["patient_id"],
-            "PatientBirth": row["birth_written"],
-            "PatientSex_DICOM": row["sex_written"],
-            "ViewPosition_DICOM": row["view_position"],
-            "Projection": row["view"],
-            "MethodProjection": "Manual review of DICOM fields" if i % 10 else "resnet-50.t7",
-            "Pediatric": "PED" if row["age"] < 10 else "No",
-            "PhotometricInterpretation_DICOM": "MONOCHROME2",
-            "PixelRepresentation_DICOM": "0",
-            "Rows_DICOM": row["rows"],
-            "Columns_DICOM": row["columns"],
-            "ReportID": row["report"],
-            "Report": " torax sin hallazg ." if row["labelled"] else "nan",
-            "MethodLabel": row["method"],
-            "Labels": row["labels_written"],
-            "Localizations": "[]" if row["labelled"] else "nan",
-            "LabelsLocalizationsBySentence": repr([list(labels)]) if row["labelled"] else "nan",
-            "labelCUIS": (f"[{concepts}]" if row["labelled"] else ""),
-            "LocalizationsCUIS": "[]" if row["labelled"] else "",
+        read = row["labelled"]
+        concepts = " ".join(f"'{PADCHEST_LABELS[label]}'" for label in row["labels"] if PADCHEST_LABELS[label])
+        row |= {
+            "_place": i,
+            "_folder": row["path"].split("/")[0],
+            "_method_projection": "Manual review of DICOM fields" if i % 10 else "resnet-50.t7",
+            "_pediatric": "PED" if row["age"] < 10 else "No",
+            "_photometric": "MONOCHROME2",
+            "_zero": "0",
+            "_report": " torax sin hallazg ." if read else "nan",
+            "_places": "[]" if read else "nan",
+            "_sentences": repr([list(row["labels"])]) if read else "nan",
+            "_concepts": f"[{concepts}]" if read else "",
+            "_place_concepts": "[]" if read else "",
         }
-        lines.append([cells[name] for name in PADCHEST_COLUMNS])
-        del row["report"]
-    _write_table(folder / PADCHEST_TABLE, PADCHEST_COLUMNS, lines, gz)
-    return _truth(folder, None, rows, tuple(PADCHEST_LABELS), pictures)
+    _write_table(folder / PADCHEST_TABLE, _PADCHEST, rows, gz)
+    return _truth(folder, None, rows, pictures)
 
 
-def _padchest_images(rng, count: int, picture: tuple[int, int]) -> list[dict]:
-    studies = []  # one a dict; the first of the patients are those with quirks, then all are shuffled
-    roles = ["sex O", "sex nan", "birth empty", "two sexes", "study of two patients", "study of two patients"]
+def _padchest_studies(rng, patients: int) -> list[dict]:
+    studies = []
     shared = None
-    for i in range(count):
-        quirks = [roles[i]] if i < len(roles) else []
-        role = "".join(quirks)
+    for i in range(patients):
+        role = _PADCHEST_ROLES[i] if i < len(_PADCHEST_ROLES) else ""
         written = {"sex O": "O", "sex nan": "nan", "two sexes": "F", "study of two patients": "F"}.get(role)
-        person = {
-            "patient_id": _digits(rng, 38),
-            "sex_written": written or _pick(rng, "FM"),
-            # Children are there too. Who has one study under two names is one person.
-            "birth": 1922
-            if role == "study of two patients"
-            else int(rng.integers(1922, 1992))
-            if i % 13 != 6
-            else 2008,
-        }
+        person = {"patient_id": _digits(rng, 38), "sex": written or _pick(rng, "FM")}
+        # Children are there too. Who has one study under two names is one person.
+        born = 1922 if role == "study of two patients" else int(rng.integers(1922, 1992)) if i % 13 != 6 else 2008
+        person["birth"] = None if role == "birth empty" else born
         for visit in range(2 if role == "two sexes" else int(rng.integers(1, 4))):
-            study = {
-                **person,
-                "quirks": list(quirks),
+            examination = {
                 "study_id": _digits(rng, 39),
                 "study_date": f"{rng.integers(2009, 2018)}{rng.integers(1, 13):02d}{rng.integers(1, 29):02d}",
                 "report": _digits(rng, 7),
                 "method": _pick(rng, ("Physician", "RNN_model")),
-                "labels_drawn": _padchest_labels(rng),
+                "labels": _padchest_labels(rng),
             }
+            quirks = [role] if role else []
+            if role == "study of two patients":  # the first: same day, report and labels, filed under two people
+                if visit == 0:
+                    examination = shared = shared or examination
+                else:
+                    quirks = []
+            studies.append({**person, **examination, "quirks": quirks})
             if role == "two sexes" and visit == 1:
-                study["sex_written"] = "M"
-            if role == "study of two patients" and visit == 0:
-                # One examination, filed under two people: same day, report and labels.
-                names = ("study_id", "study_date", "report", "method", "labels_drawn")
-                shared = shared or {name: study[name] for name in names}
-                study.update(shared)
-            elif visit > 0 and role == "study of two patients":
-                study["quirks"] = []
-            studies.append(study)
+                studies[-1]["sex"] = "M"
     plain = _plain_first(rng, studies)
-    slips = (
-        ("labels nan", (), "nan"),
-        ("labels empty", (), "['']"),
-        ("empty label", ("cardiomegaly", "unchanged"), "['cardiomegaly', '', 'unchanged']"),
-        ("space before label", ("cardiomegaly", "pacemaker"), "['cardiomegaly', ' pacemaker']"),
-        ("label twice", ("atelectasis", "pneumonia"), "['atelectasis', 'pneumonia', ' atelectasis']"),
-    )
-    for study, (quirk, labels, text) in zip(plain, slips):
-        study["labels_drawn"] = (labels, text)
+    for study, (quirk, labels, text) in zip(plain, _PADCHEST_SLIPS):
+        study["labels"] = (labels, text)
         study["quirks"].append(quirk)
-    for study, form in zip(plain[len(slips) :], ("{}_2", "{}-4")):  # so do some of the real ones end
+    for study, ending in zip(plain[len(_PADCHEST_SLIPS) :], ("_2", "-4")):  # so do some of the real ones end
         if "study of two patients" not in study["quirks"]:
-            study["study_id"] = form.format(study["study_id"])
+            study["study_id"] += ending
+    return studies
 
+
+def _padchest_images(rng, studies: list[dict], picture: tuple[int, int]) -> list[dict]:
     rows = []
     for study in _shuffled(rng, studies):
-        labels, text = study["labels_drawn"]
-        birth = None if "birth empty" in study["quirks"] else study["birth"]
-        sex = study["sex_written"]
+        labels, text = study["labels"]
+        birth = study["birth"]
         images = 2 if rng.random() < 0.4 else 1
         machine = _pick(rng, _PADCHEST_MACHINES)
-        place = _pick(rng, _PADCHEST_FOLDERS)
+        place = _pick(rng, ("0", "1", "12", "54"))
         for view in ("PA", "L")[:images] if rng.random() < 0.85 else ("AP_horizontal", "AP")[:images]:
             ending = "".join(_pick(rng, "abcdefghijkmnopqrstuvwxyz0123456789") for _ in range(6))
             if study["method"] == "RNN_model":
                 ending = f"{rng.integers(4):02d}-{rng.integers(1000):03d}-{rng.integers(1000):03d}"
             name = f"{study['study_id']}_{ending}.png"
-            rows.append(
-                {
-                    "image_id": name,
-                    "patient_id": study["patient_id"],
-                    "study_id": study["study_id"],
-                    "sex": sex if sex in ("F", "M") else "",
-                    "age": np.nan if birth is None else float(int(study["study_date"][:4]) - birth),
-                    "view": view,
-                    "race_records": (),
-                    "ethnicity": "",
-                    "split": "",
-                    "labelled": text != "nan",
-                    "path": f"{place}/{name}",
-                    "fault": "",
-                    "mode": "I;16",
-                    "rows": picture[0],
-                    "columns": picture[1],
-                    "quirks": list(study["quirks"]),
-                    "findings": {} if text == "nan" else {label: float(label in labels) for label in PADCHEST_LABELS},
-                    "sex_written": sex,
-                    "view_position": _pick(rng, _PADCHEST_VIEWS.get(view, ("nan",))),
-                    "labels": tuple(labels),
-                    "labels_written": text,
-                    "method": study["method"],
-                    "birth_written": "" if birth is None else f"{birth}.0",
-                    "study_date": study["study_date"],
-                    "report": study["report"],
-                    "levels": 2**16,
-                    **machine,
-                }
-            )
+            rows.append(_row(
+                image_id=name, patient_id=study["patient_id"], study_id=study["study_id"], study_date=study["study_date"],
+                sex=study["sex"] if study["sex"] in ("F", "M") else "", sex_written=study["sex"],
+                age=np.nan if birth is None else int(study["study_date"][:4]) - birth,
+                birth_written="" if birth is None else f"{birth}.0",
+                view=view, view_position=_pick(rng, _PADCHEST_VIEWS.get(view, ("nan",))), path=f"{place}/{name}",
+                labelled=text != "nan", labels=labels, labels_written=text, method=study["method"],
+                quirks=study["quirks"], mode="I;16", rows=picture[0], columns=picture[1], _levels=2**16,
+                _report_id=study["report"], **machine,
+                **{f"finding_{n}": np.nan if text == "nan" else float(n in labels) for n in PADCHEST_LABELS},
+            ))  # fmt: skip
     plain = iter(_plain_first(rng, rows))
     for view, row in zip(PADCHEST_PROJECTIONS[2:], plain):
         row.update(view=view, view_position="OBLICUA" if view == "EXCLUDE" else "nan")
     for machine, row in zip(_PADCHEST_MACHINES, plain):
-        row.update(machine, levels=2 ** int(machine["BitsStored_DICOM"]))
+        row.update(machine, _levels=2 ** int(machine["BitsStored_DICOM"]))
         row["quirks"].append(f"{machine['BitsStored_DICOM']} bit")
     for row in rows:
         row["quirks"] += [row["view"]] * (row["view"] not in ("PA", "L"))
@@ -1307,34 +842,22 @@ def _padchest_labels(rng) -> tuple[tuple[str, ...], str]:
 
 NIH_TABLE = "Data_Entry_2017_v2020.csv"
 # Two columns a bracket: the header has a comma inside of each, and no quotes.
-NIH_HEADER = (
-    "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
-    "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]"
-)
+_NIH = {
+    "Image Index": "image_id", "Finding Labels": "_labels", "Follow-up #": "follow_up", "Patient ID": "patient_id",
+    "Patient Age": "age", "Patient Gender": "sex", "View Position": "view", "OriginalImage[Width": "original_width",
+    "Height]": "original_height", "OriginalImagePixelSpacing[x": "spacing_x", "y]": "spacing_y",
+}  # fmt: skip
 NIH_LISTS = {"train_val": "train_val_list.txt", "test": "test_list.txt"}
 NIH_FINDINGS = (
-    "Atelectasis",
-    "Cardiomegaly",
-    "Effusion",
-    "Infiltration",
-    "Mass",
-    "Nodule",
-    "Pneumonia",
-    "Pneumothorax",
-    "Consolidation",
-    "Edema",
-    "Emphysema",
-    "Fibrosis",
-    "Pleural_Thickening",
-    "Hernia",
-    "No Finding",
-)
+    "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax",
+    "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening", "Hernia", "No Finding",
+)  # fmt: skip
 _NIH_ORIGINALS = (  # width, height, spacing in mm, as the table has them
-    ("2682", "2749", "0.14300000000000002"),
-    ("2500", "2048", "0.168"),
-    ("2992", "2991", "0.14300000000000002"),
-    ("2048", "2500", "0.171"),
-    ("3056", "2544", "0.139"),
+    (2682, 2749, 0.14300000000000002),
+    (2500, 2048, 0.168),
+    (2992, 2991, 0.14300000000000002),
+    (2048, 2500, 0.171),
+    (3056, 2544, 0.139),
 )
 
 
@@ -1360,64 +883,30 @@ def nih(
     folder = pathlib.Path(folder)
     rows = []
     test = set(rng.choice(patients, max(2, patients // 5), replace=False).tolist())
-    infant, late = 3, 5
     for i, number in enumerate(_distinct(rng, 1, 30_806, patients).tolist()):
+        infant, late = i == 3, i == 5
         sex, age = _pick(rng, "FM"), int(rng.integers(1, 90))
-        for visit in range(1 if i == infant else int(rng.integers(1, 5))):
+        for visit in range(1 if infant else int(rng.integers(1, 5))):
             found = ["No Finding"]
             if rng.random() < 0.5:
                 chosen = rng.choice(len(NIH_FINDINGS) - 1, int(rng.integers(1, 4)), replace=False)
                 found = [NIH_FINDINGS[j] for j in sorted(chosen.tolist())]
             width, height, spacing = _pick(rng, _NIH_ORIGINALS)
-            quirks = ["two findings"] * (len(found) > 1)
-            quirks += ["infant"] * (i == infant) + ["first image is not 000"] * (i == late)
-            rows.append(
-                {
-                    "image_id": f"{number:08d}_{visit + (i == late):03d}.png",
-                    "patient_id": str(number),
-                    "study_id": f"{number}_{visit}",
-                    "sex": sex,
-                    "age": 0.0 if i == infant else float(age + visit),
-                    "view": _pick(rng, ("PA", "AP"), (3, 2)),
-                    "race_records": (),
-                    "ethnicity": "",
-                    "split": ("test" if i in test else "train_val") if lists else "",
-                    "labelled": True,
-                    "path": "",
-                    "fault": "",
-                    "mode": "L",
-                    "rows": picture[0],
-                    "columns": picture[1],
-                    "quirks": quirks,
-                    "findings": {name: float(name in found) for name in NIH_FINDINGS},
-                    "follow_up": visit,
-                    "original_width": int(width),
-                    "original_height": int(height),
-                    "spacing_x": float(spacing),
-                    "spacing_y": float(spacing),
-                }
-            )
-    # At least one of several findings, whatever the seed.
-    if not any("two findings" in row["quirks"] for row in rows):
-        rows[0]["findings"] = {name: float(name in NIH_FINDINGS[:2]) for name in NIH_FINDINGS}
-        rows[0]["quirks"].append("two findings")
+            rows.append(_row(
+                image_id=f"{number:08d}_{visit + late:03d}.png", patient_id=str(number), study_id=f"{number}_{visit}",
+                sex=sex, age=0 if infant else age + visit, view=_pick(rng, ("PA", "AP"), (3, 2)),
+                split=("test" if i in test else "train_val") if lists else "", rows=picture[0], columns=picture[1],
+                quirks=["two findings"] * (len(found) > 1) + ["infant"] * infant + ["first image is not 000"] * late,
+                follow_up=visit, original_width=width, original_height=height, spacing_x=spacing, spacing_y=spacing,
+                _labels="|".join(found), **{f"finding_{name}": float(name in found) for name in NIH_FINDINGS},
+            ))  # fmt: skip
     for row in _plain_first(rng, rows)[:2]:
         row["mode"] = "RGBA"
         row["quirks"].append("RGBA")
     for i, row in enumerate(rows):  # the twelve folders take turns in the table's order
         row["path"] = f"images_{1 + i * 12 // len(rows):03d}/images/{row['image_id']}"
-    _spoil(rng, rows, faults)
-    pictures = {row["image_id"]: _draw(rng, row["rows"], row["columns"]) for row in rows}
-    _save_all(folder, rows, pictures)
-    lines = [
-        (
-            row["image_id"], "|".join(name for name in NIH_FINDINGS if row["findings"][name]), row["follow_up"],
-            row["patient_id"], int(row["age"]), row["sex"], row["view"], row["original_width"], row["original_height"],
-            row["spacing_x"], row["spacing_y"],
-        )
-        for row in rows
-    ]  # fmt: skip
-    _write_table(folder / NIH_TABLE, NIH_HEADER, lines, gz)
+    pictures = _pictures(rng, folder, rows, faults)
+    _write_table(folder / NIH_TABLE, _NIH, rows, gz)
     for split, name in NIH_LISTS.items() if lists else ():
         _write(folder / name, "".join(f"{row['image_id']}\n" for row in rows if row["split"] == split), gz=False)
-    return _truth(folder, None, rows, NIH_FINDINGS, pictures)
+    return _truth(folder, None, rows, pictures)
