@@ -5,9 +5,9 @@ stage, or a user, left there.
 
     prepare   release or phantom        cohort.parquet, cohort.html, cohort.csv, quarantine.csv (and TFRecords, outside)
     train     TFRecords                 checkpoints/, metrics.jsonl, tensorboard/
-    predict   checkpoint, TFRecords     predictions.parquet; for predict.dataset, judged_cohort.* as prepare's cohort.*
+    predict   checkpoint, TFRecords     predictions.parquet; for predict.dataset, judged_cohort.parquet
     audit     predictions.parquet       audit.json
-    report    all of these              report.html, figures/
+    report    all of these              report.html, figures/, and the cohorts' pages anew
 """
 
 from __future__ import annotations
@@ -38,18 +38,37 @@ def prepare(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     # A target that the data cannot teach is told now, not after an hour of training.
     _, dropped = cohorts.targets(cohort, config.train.targets, config.dataset)
     about = dataset.summary()
-    summary = {**about, "attrition": cohort.attrition, "findings_dropped": list(dropped)}
+    summary = {**about, "attrition": cohort.attrition, "race_table": cohort.race_table, "findings_dropped": list(dropped)}
     run.record.update(dataset=summary, headline=headline(config))
-    page = demographics.write(run.workdir, cohort.table, cohort.attrition, about, config.audit, cohort.races)
+    page = draw_cohort(config, run, COHORT, "dataset")
     print(run.record["headline"])
-    for statement in [*about["integrity"].get("statements", ()), *cohorts.against_published(cohort, config.dataset)]:
+    # What is printed ends up in logs, and logs are passed on: of data that are not open, nothing of single images.
+    statements = list(about["integrity"].get("statements", ()))
+    if about["open_data"]:
+        print(*(f"  {statement}" for statement in statements), sep="\n", end="\n" * bool(statements))
+    elif statements:
+        print(f"  of the release, {len(statements)} things to know: {run.path('run.json')}, dataset.integrity.statements")
+    for statement in cohorts.against_published(cohort, config.dataset):
         print(f"  {statement}")
-    print(demographics.attrition_text(page.with_suffix(".csv")))
+    print(demographics.attrition_text(demographics.read(page.with_suffix(".csv"))))
     print(f"  who they are: {page}")
     if summary["quarantined"]:
-        print(f"  {summary['quarantined']} images could not be read: {run.path('quarantine.csv')}")
+        print(f"  images could not be read, and are left out: {run.path('quarantine.csv')} lists them")
     if dropped:
         print(f"  left out, since training has no positive or no negative image of them: {', '.join(dropped)}")
+
+
+def draw_cohort(config: ml_collections.ConfigDict, run: experiment.Run, name: str, record: str) -> pathlib.Path:
+    """Draws who is in a cohort of the workdir, from what is written there, by config.audit; returns the page's path.
+
+    name: of the cohort's file. record: what run.json calls the data set that it was drawn from.
+    """
+    from cxr_jax.data import cohorts
+    from cxr_jax.report import demographics
+
+    cohort = cohorts.Cohort.read(run.path(name))
+    stem = pathlib.Path(name).stem
+    return demographics.write(run.workdir, cohort.table, cohort.attrition, run.record[record], config.audit, cohort.races, stem)
 
 
 def headline(config: ml_collections.ConfigDict) -> str:
@@ -125,7 +144,6 @@ def log_loss(labels: np.ndarray, scores: np.ndarray) -> float:
 def predict(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     """Scores the splits of config.predict.splits with a checkpoint; on another data set where config.predict.dataset names one."""
     from cxr_jax.data import cohorts, datasets, pipeline
-    from cxr_jax.report import demographics
     from cxr_jax.training import inference, metrics_log
 
     folder, which = run.path("checkpoints"), config.predict.checkpoint
@@ -143,8 +161,7 @@ def predict(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
         cohort = cohorts.select(dataset.keys, dataset.findings, dataset.races, judged)
         cohort.write(run.path(JUDGED_COHORT))
         about = dataset.summary()
-        demographics.write(run.workdir, cohort.table, cohort.attrition, about, config.audit, cohort.races, "judged_cohort")
-        run.record["judged"] = {"asked": config.predict.dataset, **about, "attrition": cohort.attrition}
+        run.record["judged"] = {"asked": config.predict.dataset, **about, "attrition": cohort.attrition, "race_table": cohort.race_table}
     else:
         run.path(JUDGED_COHORT).unlink(missing_ok=True)
         dataset = datasets.open(judged)
@@ -199,9 +216,12 @@ def audit(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
 
 
 def report(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
-    """One page for people, and the table of AUCs in the terminal."""
+    """The pages for people, and the table of AUCs in the terminal. Who is in the cohort is drawn anew, by config.audit."""
     from cxr_jax.report import html
 
+    for name, record in ((COHORT, "dataset"), (JUDGED_COHORT, "judged")):
+        if run.path(name).exists() and record in run.record:
+            draw_cohort(config, run, name, record)
     path = html.write(run.workdir, examples=examples(config, run))
     print(html.auc_table(run.workdir))
     print(f"report: {path}")

@@ -13,7 +13,7 @@ import functools
 import io
 import re
 import textwrap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
@@ -141,6 +141,11 @@ def _short(text: str, width: int = 28) -> str:
     return textwrap.shorten(text, width, placeholder="\N{HORIZONTAL ELLIPSIS}") if len(text) > width else text
 
 
+def _wrapped(text: str, width: int = 27) -> str:
+    """A label in as many lines as it takes."""
+    return "\n".join(textwrap.wrap(text, width, break_long_words=False))
+
+
 # ------------------------------------------------------------------------------------------------- the cohort
 
 
@@ -181,7 +186,7 @@ def counts(tables: Sequence[cohort.Counts], name_of) -> Drawing | None:
                 left[i] += rest
             longest = max(longest, left[i])
             panel.annotate(note, (left[i], i), (3, 0), textcoords="offset points", va="center", fontsize=8)
-        panel.set_yticks(y, [_short(audit_rows.group_name(g), 22) for g in table.groups])
+        panel.set_yticks(y, [_wrapped(audit_rows.group_name(g)) for g in table.groups])
         panel.set_ylim(len(y) - 0.5, -0.5)
         panel.set_title(f"by {name_of(table.attribute)}")
         panel.grid(axis="y", visible=False)
@@ -209,83 +214,51 @@ def counts(tables: Sequence[cohort.Counts], name_of) -> Drawing | None:
         " age band counts in each."
     )
     if some_hidden:
-        caption += " Hatched: withheld splits together, of which one is too small to show."
+        caption += " Hatched: splits whose numbers are withheld, together."
     return "cohort_counts", figure, alt, caption
 
 
 @_styled
-def ages(
-    table: cohort.Counts, starts: np.ndarray, called: str, least: int, small: Collection[str] = ()
-) -> Drawing | None:
-    """Ages by group: share of a group's patients in each bin, one panel a group; see `cohort.ages`.
-
-    small: groups to leave out, whose size is withheld elsewhere.
-    """
-    groups, years = (
-        [audit_rows.group_name(g) for g in table.groups],
-        int(starts[1] - starts[0]) if len(starts) > 1 else 10,
-    )
-    known = table.patients[:-1, : len(starts)]
-    keep = [i for i, g in enumerate(table.groups) if known[i].any() and not table.hidden[i, -1] and g not in small]
-    keep = sorted(sorted(keep, key=lambda i: -table.patients[i, -1])[:8])
-    if not keep or not len(starts):
+def ages(lines: Sequence[Mapping], attribute: str, called: str, level: float) -> Drawing | None:
+    """Ages by group: quartiles as a box, the mean with its interval as a point. lines: as `demographics` makes them."""
+    if not lines:
         return None
-    across = min(2, len(keep))
-    down = -(-len(keep) // across)
-    figure = _figure(0.5 + 1.25 * down)
-    panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
-    some_hidden = False
-    said = []
-    for panel, i in zip(panels.flat, keep, strict=False):
-        total = table.patients[i, -1]
-        hidden = table.hidden[i, : len(starts)]
-        share = np.where(hidden, 0, known[i] / total)
-        panel.bar(starts, share, width=years, align="edge", color=BLUE, edgecolor="white", linewidth=0.8)
-        if hidden.any():
-            some_hidden = True
-            panel.plot(
-                starts[hidden] + years / 2,
-                np.zeros(hidden.sum()),
-                "x",
-                color=VERMILION,
-                clip_on=False,
-                ms=4.5,
-                mew=1.2,
-                zorder=3,
-            )
-        panel.set_title(f"{_short(groups[i], 20)}, n = {total:,}")
-        panel.grid(axis="x", visible=False)
-        _share(panel.yaxis)
-        if share.any():
-            top = int(starts[np.argmax(share)])
-            mode = f"largest share shown at {top} to {top + years - 1} years"
-        else:
-            mode = "every share is withheld"
-        said.append(f"{groups[i]}: {mode}, n = {total:,}")
-    for panel in list(panels.flat)[len(keep) :]:
-        panel.set_visible(False)
-    panels[0, 0].xaxis.set_major_locator(ticker.MultipleLocator(20))
-    panels[0, 0].set_xlim(0, starts[-1] + years)
-    figure.supxlabel("age at the first image, years", fontsize=9)
-    figure.supylabel("share of the group's patients", fontsize=9)
-    alt = f"Histograms of age, one for each {called}. " + "; ".join(said) + "."
-    caption = f"Age of patients at their first image, in bins of {years} years, by {called}; n counts patients."
-    if some_hidden:
-        caption += (
-            f" A cross marks a bin withheld: fewer than {least} patients, or one that would give such a bin away."
-        )
-    if len(keep) < len(table.groups):
-        caption += f" Shown are the {len(keep)} largest groups whose size is not withheld and where an age is known."
-    return "cohort_ages", figure, alt, caption
+    figure = _figure(0.85 + 0.42 * len(lines))
+    panel = figure.subplots()
+    for y, line in enumerate(lines):
+        first, median, third = line["first quartile"], line["median"], line["third quartile"]
+        panel.barh(y, third - first, left=first, height=0.5, color="white", edgecolor=FAINT, linewidth=1.1)
+        panel.vlines(median, y - 0.25, y + 0.25, color=INK, linewidth=1.4)
+        panel.plot(line["mean"], y, "o", color=BLUE)
+        if np.isfinite(line["low"]):
+            panel.hlines(y, line["low"], line["high"], color=BLUE, linewidth=1.6)
+    panel.set_yticks(range(len(lines)), [f"{_wrapped(audit_rows.group_name(g['group']))}\nn = {g['n']:,}" for g in lines])
+    panel.set_ylim(len(lines) - 0.5, -0.5)
+    panel.set_xlim(0, max(90.0, *(max(line["third quartile"], np.nan_to_num(line["high"])) for line in lines)))
+    panel.grid(axis="y", visible=False)
+    panel.tick_params(axis="y", length=0)
+    panel.set_xlabel("age at the first image, years")
+    said = "; ".join(
+        f"{audit_rows.group_name(g['group'])}: mean {g['mean']:.1f}, median {g['median']:.1f}, n = {g['n']:,}" for g in lines
+    )
+    caption = (
+        f"Age of patients at their first image, by {called}; n counts patients. Boxes: quartiles, with the median. Points:"
+        f" means, with {audit_rows.percent(level)} intervals (Student's), mostly narrower than the point."
+    )
+    return f"cohort_ages_{attribute}", figure, f"Ages by {called}. {said}.", caption
 
 
 @_styled
-def prevalence(table: pd.DataFrame, called: str, least: int, level: float, also: str = "") -> Drawing | None:
-    """Share of images with each finding, by group, with intervals. also: for what else a share was withheld."""
+def prevalence(table: pd.DataFrame, called: str, least: int, level: float) -> Drawing | None:
+    """Share of images with each finding, by group, with intervals.
+
+    table: what (the finding), group, value, low, high, n_images, n_patients, suppressed.
+    """
     sizes = table.drop_duplicates("group").set_index("group")["n_patients"]
-    groups = [g for g in sizes.index if sizes[g] >= least]
+    told = set(table.loc[~table["suppressed"], "group"])  # of the others not one share can be shown
+    groups = [g for g in sizes.index if g in told]
     groups = [g for g in groups if g in set(sizes[groups].sort_values(ascending=False).index[: len(COLOURS)])]
-    findings = audit_rows.in_order(table["finding"])
+    findings = audit_rows.in_order(table["what"])
     if not groups or not findings:
         return None
     step = 0.72 / len(groups)
@@ -293,7 +266,7 @@ def prevalence(table: pd.DataFrame, called: str, least: int, level: float, also:
     panel = figure.subplots()
     withheld, alone = 0, False
     for i, group in enumerate(groups):
-        here = table[table["group"] == group].set_index("finding").loc[findings]
+        here = table[table["group"] == group].set_index("what").loc[findings]
         y = np.arange(len(findings)) + (i - (len(groups) - 1) / 2) * step
         shown = ~here["suppressed"].to_numpy(bool)
         withheld += int((~shown).sum())
@@ -311,7 +284,7 @@ def prevalence(table: pd.DataFrame, called: str, least: int, level: float, also:
             transform=_beside_axes(panel),
             clip_on=False,
         )
-    panel.set_yticks(np.arange(len(findings)), [_short(f) for f in findings])
+    panel.set_yticks(np.arange(len(findings)), [_wrapped(f) for f in findings])
     panel.set_ylim(len(findings) - 0.5, -0.5)
     panel.set_xlim(left=0)
     panel.grid(axis="y", visible=False)
@@ -329,14 +302,14 @@ def prevalence(table: pd.DataFrame, called: str, least: int, level: float, also:
             marker=MARKERS[i],
             ms=4,
             lw=1.3,
-            label=f"{_short(audit_rows.group_name(g), 18)} (n = {images[g]:,})",
+            label=f"{_wrapped(audit_rows.group_name(g))} (n = {images[g]:,})",
         )
         for i, g in enumerate(groups)
     ]
     figure.legend(handles=handles, loc="outside upper left", ncols=2, handlelength=1.6, columnspacing=1.2)
     spread = []
     for finding in findings:
-        here = table[(table["finding"] == finding) & table["group"].isin(groups) & ~table["suppressed"]]
+        here = table[(table["what"] == finding) & table["group"].isin(groups) & ~table["suppressed"]]
         if len(here):
             spread.append(f"{finding} {here['value'].min():.0%} to {here['value'].max():.0%}")
     alt = f"Prevalence of recorded findings by {called}, lowest to highest group: " + "; ".join(spread) + "."
@@ -346,13 +319,12 @@ def prevalence(table: pd.DataFrame, called: str, least: int, level: float, also:
         " estimate clustered by patient)."
     )
     if withheld:
-        few = f"1 to {least - 1} patients"
-        caption += f" A cross left of the axis: withheld, since {few} have the finding, or lack it{also}."
+        caption += f" A cross left of the axis: withheld, lest a number of fewer than {least} patients show."
     if alone:
         caption += " A group of one patient has no interval."
     if len(groups) < len(sizes):
-        caption += f" Shown are the {len(groups)} largest groups of at least {least} patients."
-    return "cohort_prevalence", figure, alt, caption
+        caption += f" Shown are the {len(groups)} largest groups of which anything can be shown."
+    return f"cohort_prevalence_{called}", figure, alt, caption
 
 
 @_styled
@@ -392,7 +364,7 @@ def differences(table: pd.DataFrame, against: str, called: str, least: int, leve
             clip_on=False,
         )  # fmt: skip
         farthest = np.nanmax([farthest, *np.abs(value), *ends[1]])
-    panel.set_yticks(np.arange(len(covariates)), [_short(c) for c in covariates])
+    panel.set_yticks(np.arange(len(covariates)), [_wrapped(c) for c in covariates])
     panel.set_ylim(len(covariates) - 0.5, -0.5)
     panel.set_xlim(0, farthest * 1.05)
     panel.grid(axis="y", visible=False)
@@ -403,7 +375,7 @@ def differences(table: pd.DataFrame, against: str, called: str, least: int, leve
     count = {g: f" (n = {int(sizes[g]):,})" if np.isfinite(sizes[g]) else "" for g in groups}
     handles = [
         Line2D([], [], color=COLOURS[i], marker=MARKERS[i], ms=4, lw=1.3,
-               label=f"{_short(audit_rows.group_name(g), 18)}{count[g]}")
+               label=f"{_wrapped(audit_rows.group_name(g))}{count[g]}")
         for i, g in enumerate(groups)
     ]  # fmt: skip
     figure.legend(handles=handles, loc="outside upper left", ncols=2, handlelength=1.6, columnspacing=1.2)
@@ -421,7 +393,7 @@ def differences(table: pd.DataFrame, against: str, called: str, least: int, leve
         caption += f" A cross left of the axis: withheld, since a cell of fewer than {least} patients would show."
     if dropped:
         caption += f" Shown are the {len(groups)} largest groups."
-    return "cohort_differences", figure, alt, caption
+    return f"cohort_differences_{called}", figure, alt, caption
 
 
 # ------------------------------------------------------------------------------------------------- training

@@ -5,8 +5,8 @@
 
 Words on the first screen are made from audit.json by rules that look at intervals, not at values: a difference is
 called one only where its interval leaves out 0, and an AUC better than guessing only where its interval lies above
-0.5. Nothing here counts or scores anything that the audit has not; cohort counts come from cohort.parquet, or from
-judged_cohort.parquet where the model was judged on other data than it was trained on, small cells withheld.
+0.5. Nothing here counts or scores anything that the audit has not; what is said of the cohort comes from cohort.csv, or
+from judged_cohort.csv where the model was judged on other data than it was trained on, where small cells are withheld.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import base64
 import csv
 import dataclasses
-import importlib.resources
 import io
 import json
 import os
@@ -24,14 +23,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
 from PIL import Image
 
 from cxr_jax import tables
 from cxr_jax.audit import subgroups
-from cxr_jax.report import cohort, demographics, figures
+from cxr_jax.report import demographics, figures, page
 from cxr_jax.report import rows as audit_rows
 
 MOST_EXAMPLES = 24
@@ -40,8 +38,8 @@ MOST_EXAMPLES = 24
 def write(workdir: os.PathLike | str, examples: Sequence[tuple[np.ndarray, str]] = ()) -> pathlib.Path:
     """Writes `report.html` and `figures/*.svg` in `workdir`, each whole or not at all; returns the path of the page.
 
-    Reads config.json, config_diff.json, run.json and audit.json, which must be there, and judged_cohort.parquet where
-    run.json has `judged`, data other than those of training; and cohort.parquet, metrics.jsonl and quarantine.csv where
+    Reads config.json, config_diff.json, run.json and audit.json, which must be there, and judged_cohort.csv where
+    run.json has `judged`, data other than those of training; and cohort.csv, metrics.jsonl and quarantine.csv where
     they are: a run that only audits predictions has none of these.
 
     examples: (uint8 image [h, w], caption). Shown only where run.json says that the data are open, whatever is passed.
@@ -51,27 +49,14 @@ def write(workdir: os.PathLike | str, examples: Sequence[tuple[np.ndarray, str]]
     """
     workdir = pathlib.Path(workdir)
     read = _read(workdir)
-    config, run, rows, table, counted = read.config, read.run, read.rows, read.table, read.counted
-    name_of = read.name_of
-    least, edges, level = (config["audit"][name] for name in ("min_patients", "age_bands", "level"))
+    config, run, rows, name_of = read.config, read.run, read.rows, read.name_of
+    least, level = (config["audit"][name] for name in ("min_patients", "level"))
     checkpoint = pathlib.Path(_field(config, "predict.checkpoint", workdir / "config.json")).name
     diff = tables.read_json(workdir / "config_diff.json")
     records = _records(workdir / "metrics.jsonl")
     quarantine = _quarantine(workdir / "quarantine.csv", read)
     split = audit_rows.main_split(rows)
-    drawn: dict[str, Any] = {"cohort": [], "training": [], "roc": [], "forest": [], "confusion": [], "calibration": []}
-    if counted:
-        by = counted[0].attribute
-        names, group = cohort.groups_of(table, by, edges, read.first)
-        small = {g for g, hidden in zip(counted[0].groups, counted[0].hidden[:-1, -1], strict=True) if hidden}
-        shares = cohort.prevalence(table, names, group, least, level)
-        drawn["cohort"] = [
-            figures.counts(counted, name_of),
-            figures.prevalence(shares[~shares["group"].isin(small)], name_of(by), least, level),
-        ]
-        if "age" in table:
-            ages = figures.ages(*cohort.ages(table, by, edges, least, read.first), name_of(by), least, small)
-            drawn["cohort"].insert(1, ages)
+    drawn: dict[str, Any] = {"training": [], "roc": [], "forest": [], "confusion": [], "calibration": []}
     drawn["training"] = [figures.learning_curves(records, checkpoint)]
     for target in audit_rows.targets(rows):
         drawn["roc"].append(figures.roc(rows, target, split))
@@ -82,21 +67,23 @@ def write(workdir: os.PathLike | str, examples: Sequence[tuple[np.ndarray, str]]
     for drawing in (d for several in drawn.values() for d in several):
         tables.write_text(workdir / "figures" / f"{drawing.name}.svg", drawing.svg)
 
-    page = _template().render(
+    made = page.render(
+        "report.html.jinja",
         headline=run["headline"]
         if "headline" in run
         else f"{config['name'] or 'Predictions'}: an audit of predictions from outside",
         run=_run_facts(run, checkpoint),
         unfinished=_unfinished(run),
-        judged_on=_called(read.judged) if read.elsewhere else "",
-        trained_on=_called(run["dataset"]) if "dataset" in run else "",
+        judged_on=page.called(read.judged) if read.elsewhere else "",
+        trained_on=page.called(run["dataset"]) if "dataset" in run else "",
         invented=read.invented,
         words=[_in_words(rows, target, split, name_of, read.invented) for target in audit_rows.targets(rows)],
         diff=[(f, _shown(v["base"]), _shown(v["run"])) for f, v in sorted(diff.items())],
         config=json.dumps(config, indent=1),
         packages=sorted(run["packages"].items()) if "packages" in run and run["packages"] else [],
-        cohort=None if table is None else _cohort_tables(table, read.attrition, counted, name_of),
+        cohort=None if read.cohort is None else _cohort_tables(read),
         least=least,
+        rounded=read.rounded,
         quarantine=quarantine,
         drawn=drawn,
         auc_tables=_auc_tables(rows, name_of),
@@ -107,7 +94,7 @@ def write(workdir: os.PathLike | str, examples: Sequence[tuple[np.ndarray, str]]
         judged=audit_rows.images_of(split),
         targets=audit_rows.targets(rows),
     )
-    tables.write_text(workdir / "report.html", page)
+    tables.write_text(workdir / "report.html", made)
     return workdir / "report.html"
 
 
@@ -154,6 +141,9 @@ def auc_table(workdir: os.PathLike | str) -> str:
                 "  ".join([name.ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells, widths[1:], strict=True))])
             )
         lines += [f"[{i}] {note}" for i, note in enumerate(notes, 1)]
+        if read.rounded:
+            least = read.config["audit"]["min_patients"]
+            lines.append(f"n is rounded down to a multiple of {least} where the label is unknown of some")
         lines.append("")
     return "\n".join(lines).rstrip()
 
@@ -165,21 +155,20 @@ def auc_table(workdir: os.PathLike | str) -> str:
 class _Read:
     """What a workdir says.
 
-    rows: of audit.json, less the counts that would undo what the cohort's tables withhold.
+    rows: of audit.json, less the counts that would undo what the cohort's table withholds. rounded: whether some of the
+        others are for that rounded down.
     judged: what run.json says of the data set that the model was judged on; elsewhere: whether it is another than that
-        of training. table, attrition, counted: the cohort of these data, what its rules left (None where nobody wrote
-        it down), and its counts by attribute. first: groups to list first.
+        of training. cohort: the rows of cohort.csv about these data, None where there is none. stem: of its name.
     """
 
     config: dict
     run: dict
     rows: pd.DataFrame
+    rounded: bool
     judged: dict
     elsewhere: bool
-    table: pd.DataFrame | None
-    attrition: list[tuple[str, list[str]]] | None
-    first: Sequence[str]
-    counted: list[cohort.Counts]
+    cohort: pd.DataFrame | None
+    stem: str
 
     @property
     def invented(self) -> bool:
@@ -194,7 +183,7 @@ def _read(workdir: pathlib.Path) -> _Read:
     rows = audit_rows.read(workdir / "audit.json")
     if not len(rows):
         raise tables.UserError(f"{workdir / 'audit.json'}: no rows; run the audit stage again")
-    for name in ("audit.min_patients", "audit.age_bands", "audit.level", "audit.attributes", "predict.dataset"):
+    for name in ("audit.min_patients", "audit.level", "predict.dataset"):
         _field(config, name, workdir / "config.json")
     judged = run["judged"]["asked"] if "judged" in run else ""
     if "dataset" in run and judged != config["predict"]["dataset"]:
@@ -210,16 +199,11 @@ def _read(workdir: pathlib.Path) -> _Read:
     for name in ("invented_groups", "open_data"):
         _field(about, f"{which}.{name}", workdir / "run.json")
     stem = "judged_cohort" if elsewhere else "cohort"
-    path = workdir / f"{stem}.parquet"
-    table, meta = _cohort(path) if elsewhere or path.exists() else (None, {})
-    first = meta["races"] if "races" in meta else ()
-    least, edges, wanted = (config["audit"][name] for name in ("min_patients", "age_bands", "attributes"))
-    attributes = _attributes(table, wanted, edges)
-    counted = [cohort.counts(table, a, edges, least, first, _suppressed(rows, a)) for a in attributes]
-    rows = _withhold_counts(_with_reasons(rows), counted)
-    numbers = workdir / f"{stem}.csv"
-    attrition = demographics.attrition(numbers)[1] if table is not None and numbers.exists() else None
-    return _Read(config, run, rows, about[which], elsewhere, table, attrition, first, counted)
+    path = workdir / f"{stem}.csv"
+    found = demographics.read(path) if elsewhere or path.exists() else None
+    rows = _with_reasons(rows)
+    rows, rounded = (rows, False) if found is None else _withhold_counts(rows, found, config["audit"]["min_patients"])
+    return _Read(config, run, rows, rounded, about[which], elsewhere, found, stem)
 
 
 def _field(record: Mapping, dotted: str, source: pathlib.Path):
@@ -229,28 +213,6 @@ def _field(record: Mapping, dotted: str, source: pathlib.Path):
             raise tables.UserError(f"{source}: no field {dotted!r}; run the stage that writes it again")
         record = record[part]
     return record
-
-
-def _cohort(path: pathlib.Path) -> tuple[pd.DataFrame, dict]:
-    """The cohort, and what was written beside it: the order of races."""
-    table, meta = tables.read_parquet(path)
-    tables.check_keys(table, str(path))
-    if "split" not in table:
-        raise tables.UserError(f"{path}: no column 'split'; run the prepare stage again")
-    return table, meta
-
-
-def _attributes(table: pd.DataFrame | None, wanted: Sequence[str], edges: Sequence[float]) -> list[str]:
-    """Those of the audit's attributes that anybody in the cohort has."""
-    return [] if table is None else [a for a in wanted if subgroups.groups(table, a, edges)]
-
-
-def _suppressed(rows: pd.DataFrame, attribute: str) -> set[tuple[str, str]]:
-    """(group, split) that the audit suppresses as a whole."""
-    gone = rows[
-        rows["suppressed"] & (rows["attribute"] == attribute) & rows["class"].isin([subgroups.MACRO, subgroups.ALL])
-    ]
-    return set(zip(gone["group"], gone["split"], strict=True))
 
 
 def _records(path: pathlib.Path) -> list[dict]:
@@ -274,19 +236,25 @@ def _records(path: pathlib.Path) -> list[dict]:
 
 
 def _quarantine(path: pathlib.Path, read: _Read) -> dict | None:
-    """Unreadable images of the data that were judged, by reason, most first; None where nothing says.
+    """Files that could not be read of the data that were judged; None where nothing says.
 
-    quarantine.csv is about the data of training: of others only the number is known.
+    Reasons are told of open data alone, most first. quarantine.csv is about the data of training: of others only the
+    number is known.
     """
     if read.elsewhere or not path.exists():
-        known = "quarantined" in read.judged
-        return {"total": read.judged["quarantined"], "reasons": [], "others": 0} if known else None
-    with open(path, newline="", encoding="utf-8") as handle:
-        listed = list(csv.DictReader(handle))
-    if listed and "reason" not in listed[0]:
-        raise tables.UserError(f"{path}: no column 'reason'")
-    reasons = Counter(row["reason"] for row in listed).most_common()
-    return {"total": len(listed), "reasons": reasons[:12], "others": sum(n for _, n in reasons[12:])}
+        if "quarantined" not in read.judged:
+            return None
+        total, reasons = read.judged["quarantined"], []
+    else:
+        with open(path, newline="", encoding="utf-8") as handle:
+            listed = list(csv.DictReader(handle))
+        if listed and "reason" not in listed[0]:
+            raise tables.UserError(f"{path}: no column 'reason'")
+        total = len(listed)
+        reasons = Counter(row["reason"] for row in listed).most_common() if read.judged["open_data"] else []
+    few = not read.judged["open_data"] and total < read.config["audit"]["min_patients"]
+    told = f"Fewer than {read.config['audit']['min_patients']} files" if few else f"{total:,} file{'s' * (total != 1)}"
+    return {"total": total, "told": told, "reasons": reasons[:12], "others": sum(n for _, n in reasons[12:])}
 
 
 def _with_reasons(rows: pd.DataFrame) -> pd.DataFrame:
@@ -301,19 +269,47 @@ def _with_reasons(rows: pd.DataFrame) -> pd.DataFrame:
     return rows
 
 
-def _withhold_counts(rows: pd.DataFrame, counted: Sequence[cohort.Counts]) -> pd.DataFrame:
-    """Blanks counts that would give away, by subtraction, a cell that the cohort's tables withhold; values stay."""
+def _withhold_counts(rows: pd.DataFrame, cohort: pd.DataFrame, least: int) -> tuple[pd.DataFrame, bool]:
+    """Blanks counts that the cohort's table does not show, since with it they would give away others; values stay.
+
+    Where a finding is not known of all images, uncertain as it is or not mentioned, the number of those of which it is
+    known is rounded down to a multiple of `least`, lest it tell of how few it is not. Returns whether that was so, too.
+    """
+    told = cohort[(cohort["section"] == "counts") & (cohort["what"] == "images")]
+    told = told[told["split"].isin(rows["split"])]
+    attributes = set(told["attribute"])
+    shown = set(told.loc[~told["suppressed"], ["attribute", "group", "split"]].itertuples(index=False, name=None))
+    everybody = {split for _, group, split in shown if group == subgroups.ALL}
+    # The positive images of a finding are told by split; of those in no table, nothing can be given away.
+    found = cohort[(cohort["section"] == "findings") & (cohort["what"] == "images positive") & cohort["suppressed"]]
+    few_positive = set(found[["attribute", "split"]].itertuples(index=False, name=None))
+    # All less those of whom a target is known are those of whom it is not.
+    without = told["group"].map(lambda group: subgroups.MISSING in group or "not recorded" in group)
+    gone = told[without & (told["suppressed"] | (told["group"] != subgroups.MISSING))]
+    unknown = set(gone[["attribute", "split"]].itertuples(index=False, name=None))
+
+    def hides(attribute: str, group: str, split: str) -> bool:
+        return attribute in attributes and (attribute, group, split) not in shown
+
+    sizes = told.set_index(["attribute", "group", "split"])["n_images"].to_dict()
+    sizes |= {(subgroups.ALL, subgroups.ALL, split): n for (_, group, split), n in sizes.items() if group == subgroups.ALL}
+    n, positive, of_some = [], [], []
+    for row in rows.itertuples():
+        split, name = row.split, row[rows.columns.get_loc("class") + 1]
+        of_class = hides(row.target, name, split) and name not in (subgroups.MACRO, subgroups.ALL)
+        few = bool(attributes) and split not in everybody
+        few = few or hides(row.attribute, row.group, split) or (of_class and row.metric == "confusion")
+        n.append(few or (row.attribute != row.target and (row.target, split) in unknown))
+        positive.append(few or of_class or (name, split) in few_positive)
+        whole = (row.attribute, row.group, split)
+        of_some.append(row.target not in attributes and whole in sizes and row.n_images != sizes[whole])
     rows = rows.copy()
-    for table in counted:
-        for i, j in zip(*np.nonzero(table.hidden[:-1, :-1]), strict=True):
-            group, split = table.groups[i], table.splits[j]
-            here = (rows["split"] == split) & (rows["attribute"] == table.attribute) & (rows["group"] == group)
-            rows.loc[here, ["n_images", "n_patients", "n_positive"]] = np.nan
-            named = (rows["split"] == split) & (rows["target"] == table.attribute) & (rows["class"] == group)
-            rows.loc[named, "n_positive"] = np.nan
-            # A confusion row is about the images of its class alone, so its n are the group's.
-            rows.loc[named & (rows["metric"] == "confusion"), ["n_images", "n_patients"]] = np.nan
-    return rows
+    rows.loc[np.array(n, bool), ["n_images", "n_patients"]] = np.nan
+    rows.loc[np.array(positive, bool), "n_positive"] = np.nan
+    for number in ("n_images", "n_patients"):
+        rows.loc[np.array(of_some, bool), number] //= least
+        rows.loc[np.array(of_some, bool), number] *= least
+    return rows, least > 1 and any(of_some)
 
 
 # ------------------------------------------------------------------------------------------------- in words
@@ -507,24 +503,24 @@ def _other_measures(rows: pd.DataFrame, split: str) -> dict:
     return {"measures": [names[m] for m in measures], "lines": lines, "notes": any(line["note"] for line in lines)}
 
 
-def _cohort_tables(table: pd.DataFrame, attrition: Sequence | None, counted: Sequence[cohort.Counts], name_of) -> dict:
-    splits = [split for split in tables.SPLITS if split in set(table["split"])]
-    if attrition is not None:
-        steps = [(rule, *cells[:2]) for rule, cells in attrition]
-    else:
-        here = {split: table["split"] == split for split in splits} | {"all splits": np.ones(len(table), bool)}
-        steps = [(name, f"{int(m.sum()):,}", f"{table.loc[m, 'patient_id'].nunique():,}") for name, m in here.items()]
+def _cohort_tables(read: _Read) -> dict:
+    """What the rules left, and images and patients by group and split."""
+    steps = [(rule, *cells[:2]) for rule, cells in demographics.attrition(read.cohort)[1]]
+    counts = read.cohort[(read.cohort["section"] == "counts") & read.cohort["what"].isin(["images", "patients"])]
     groups = []
-    for counts in counted:
+    for attribute, here in counts.groupby("attribute", sort=False):
+        splits = [split for split in audit_rows.in_order(here["split"]) if split != subgroups.ALL]
+        if not splits:  # nothing of it is recorded
+            continue
+        cells = {(row.group, row.split, row.what): row for row in here.itertuples()}
         lines = []
-        for i, group in enumerate(counts.groups):
-            cells = [
-                "withheld" if counts.hidden[i, j] else f"{counts.patients[i, j]:,} / {counts.images[i, j]:,}"
-                for j in range(len(counts.splits) + 1)
-            ]
-            lines.append((audit_rows.group_name(group), cells))
-        groups.append({"name": name_of(counts.attribute), "splits": counts.splits, "lines": lines})
-    return {"steps": steps, "groups": groups, "withheld": any(c.hidden.any() for c in counted)}
+        for group in (g for g in audit_rows.in_order(here["group"]) if g != subgroups.ALL):
+            told = [cells[group, split, "patients"] for split in [*splits, subgroups.ALL]]
+            shown = ["withheld" if c.suppressed else f"{int(c.n_patients):,} / {int(c.n_images):,}" for c in told]
+            lines.append((audit_rows.group_name(group), shown))
+        groups.append({"name": read.name_of(attribute), "splits": [*splits, "all"], "lines": lines})
+    withheld = bool(counts["suppressed"].any())
+    return {"steps": steps, "groups": groups, "withheld": withheld, "page": f"{read.stem}.html"}
 
 
 def _forests(rows: pd.DataFrame, target: str, split: str, name_of) -> list[figures.Drawing | None]:
@@ -582,10 +578,6 @@ def _unfinished(run: Mapping) -> list[str]:
     return [name for name, stage in stages.items() if name != "report" and stage["status"] != "done"]
 
 
-def _called(dataset: Mapping) -> str:
-    return " ".join(str(dataset[k]) for k in ("name", "variant", "version") if k in dataset and dataset[k])
-
-
 def _run_facts(run: Mapping, checkpoint: str) -> list[tuple[str, str]]:
     """What was run, as (name, words); what the record does not say is left out."""
     commit = run["git_commit"] if "git_commit" in run else None
@@ -599,7 +591,7 @@ def _run_facts(run: Mapping, checkpoint: str) -> list[tuple[str, str]]:
     told = []
     for name, key in (("data set", "dataset"), ("judged on", "judged")):
         dataset = run[key] if key in run else {}
-        told.append((name, _called(dataset)))
+        told.append((name, page.called(dataset)))
         description = dataset["description"] if "description" in dataset else ""
         told.append(("what it is", textwrap.shorten(description, 400, placeholder=" …")))
     told.append(("checkpoint", checkpoint if "predict" in stages else None))
@@ -645,12 +637,3 @@ def _examples(examples: Sequence[tuple[np.ndarray, str]]) -> list[tuple[str, str
         Image.fromarray(image).save(data, format="PNG", optimize=True)
         made.append((base64.b64encode(data.getvalue()).decode(), caption, image.shape[1], image.shape[0]))
     return made
-
-
-def _template() -> jinja2.Template:
-    source = importlib.resources.files(__package__).joinpath("report.html.jinja").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["data_uri"] = lambda svg: "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
-    return environment.from_string(source)

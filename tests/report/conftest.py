@@ -15,6 +15,7 @@ from scipy import stats
 
 from cxr_jax import tables
 from cxr_jax.audit import subgroups
+from cxr_jax.report import demographics
 
 FINDINGS = (
     "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation",
@@ -62,6 +63,55 @@ def draw_cohort(patients: int, seed: int = 0) -> pd.DataFrame:
     return table
 
 
+def four(left, before):
+    gone = before[~before["image_id"].isin(left["image_id"])]
+    who = gone["patient_id"].nunique()
+    numbers = len(left), left["patient_id"].nunique(), len(gone), who
+    return dict(zip(("images", "patients", "removed_images", "removed_patients"), numbers, strict=True))
+
+
+def narrowed(table, *rules):
+    """What is left of a table after rules (words, function: table -> bool mask), and the attrition."""
+    race = table["race"].fillna("no record") if "race" in table else pd.Series("no record", table.index)
+    steps, groups = [], sorted(set(race))
+
+    def step(rule, left, before):
+        by_race = {g: four(left[race[left.index] == g], before[race[before.index] == g]) for g in groups}
+        steps.append({"rule": rule, **four(left, before), "by_race": by_race})
+
+    step("every image of the data set", table, table)
+    for words, keep in rules:
+        left = table[keep(table)]
+        step(words, left, table)
+        table = left
+    for split in ("train", "validation", "test"):
+        part = table[table["split"] == split]
+        step(f"of which in {split}", part, part)
+    return table.reset_index(drop=True), steps
+
+
+def odd_cohort(patients=900, seed=0):
+    """A cohort with rare groups, rare findings, uncertain and unmentioned ones, and values missing here and there."""
+    table = draw_cohort(patients, seed)
+    rng = np.random.default_rng(seed + 1)
+    who = table["patient_id"].str[1:].astype(int).to_numpy()
+    race = np.array(["A", "B", "C", "D", "E", "F"], object)[
+        rng.choice(6, patients, p=[0.55, 0.25, 0.1, 0.06, 0.03, 0.01])
+    ]
+    race[rng.random(patients) < 0.1] = None
+    table["race"] = pd.Series(race[who], dtype="str")
+    table.loc[rng.random(patients)[who] < 0.02, "sex"] = None
+    table.loc[rng.random(patients)[who] < 0.02, "age"] = np.nan
+    table.loc[rng.random(len(table)) < 0.01, "view"] = None
+    table["portable"] = pd.Series(np.where(rng.random(len(table)) < 0.3, None, "yes"), dtype="str")
+    for name in FINDINGS:
+        column = table[f"finding_{name}"].to_numpy().copy()
+        column[(column == 0) & (rng.random(len(table)) < rng.choice([0.5, 0.99, 1.0]))] = np.nan
+        column[(column == 0) & (rng.random(len(table)) < 0.02)] = -1
+        table[f"finding_{name}"] = column
+    return table
+
+
 def history(epochs: int, classes) -> str:
     lines = []
     steps = 40
@@ -95,14 +145,22 @@ def history(epochs: int, classes) -> str:
     return "".join(json.dumps(line) + "\n" for line in lines)
 
 
-def make_workdir(path: pathlib.Path, target: str = "race", patients: int = 700, replicates: int = 50) -> pathlib.Path:
-    """Writes every file that the report reads."""
+def make_workdir(
+    path: pathlib.Path, target: str = "race", patients: int = 700, replicates: int = 50, table=None, steps=None
+) -> pathlib.Path:
+    """Writes every file that the report reads. table, steps: a cohort and its attrition, else one is drawn."""
     path.mkdir(parents=True, exist_ok=True)
-    table = draw_cohort(patients)
+    table, steps = narrowed(draw_cohort(patients)) if table is None else (table, steps)
     rng = np.random.default_rng(2)
     keys = [c for c in tables.KEY_COLUMNS if c in table]
     judged = table[keys].copy()
-    if target == "race":
+    races = GROUPS if set(table["race"]) <= set(GROUPS) else tuple(sorted(table["race"].dropna().unique()))
+    if target == "race" and races != GROUPS:
+        classes, kind = races, "multiclass"
+        raw = np.exp(rng.normal(size=(len(table), len(classes))) + (table["race"].to_numpy(object)[:, None] == np.array(classes)))
+        scores = raw / raw.sum(1, keepdims=True)
+        judged["label_race"] = table["race"]
+    elif target == "race":
         classes, kind = GROUPS, "multiclass"
         posterior = table[[f"ceiling_{g}" for g in classes]].to_numpy()
         raw = np.exp(np.log(posterior + 1e-3) + rng.normal(size=posterior.shape) * 0.8)
@@ -117,15 +175,14 @@ def make_workdir(path: pathlib.Path, target: str = "race", patients: int = 700, 
     else:
         classes, kind = FINDINGS, "multilabel"
         labels = table[[f"finding_{f}" for f in classes]].to_numpy()
-        scores = 1 / (
-            1 + np.exp(-(np.linspace(0.1, 1.2, len(classes)) * (labels - 0.5) * 2 - 1 + rng.normal(size=labels.shape)))
-        )
-        judged[[f"label_{f}" for f in classes]] = labels
+        strength = np.linspace(0.1, 1.2, len(classes)) * (np.nan_to_num(labels) - 0.5) * 2
+        scores = 1 / (1 + np.exp(-(strength - 1 + rng.normal(size=labels.shape))))
+        judged[[f"label_{f}" for f in classes]] = np.where(labels < 0, np.nan, labels)
     judged[[f"score_{c}" for c in classes]] = scores
     judged = judged[judged["split"] == "test"].reset_index(drop=True)
     predictions = tables.Predictions(judged, {target: tables.Target(kind, tuple(classes))}, True)
     predictions.write(path / "predictions.parquet")
-    tables.write_parquet(table, path / "cohort.parquet", {"races": list(GROUPS)})
+    tables.write_parquet(table, path / "cohort.parquet", {"races": list(races)})
     titles = {"race": "D_race", "sex": "D_sex", "findings": "D_disease"}
     config = {
         "name": titles[target],
@@ -186,6 +243,7 @@ def make_workdir(path: pathlib.Path, target: str = "race", patients: int = 700, 
     }
     settings = types.SimpleNamespace(**config["audit"])
     tables.write_json(path / "audit.json", subgroups.audit(predictions, settings))
+    demographics.write(path, table, steps, run["dataset"], settings, races)
     tables.write_json(path / "config.json", config)
     tables.write_json(path / "config_diff.json", diff)
     tables.write_json(path / "run.json", run)
@@ -221,8 +279,15 @@ def audit_only(workdir):
 
     def made(target="sex"):
         path = workdir(target)
-        for name in ("cohort.parquet", "metrics.jsonl", "quarantine.csv"):
+        for name in ("cohort.parquet", "cohort.csv", "cohort.html", "metrics.jsonl", "quarantine.csv"):
             (path / name).unlink()
         return path
 
     return made
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """No figures of the cohort, which take most of the time and hold no number that the table lacks."""
+    for name in ("counts", "ages", "prevalence", "differences"):
+        monkeypatch.setattr(demographics.figures, name, lambda *_: None)

@@ -1,128 +1,102 @@
+"""Groups, counts and ages of a cohort, held against pandas and by hand."""
+
+import types
+
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
 
 from cxr_jax.report import cohort
+from cxr_jax.report.cohort import EVERYBODY, key
+from tests.report.conftest import narrowed
 
 LEAST = 11
+
+
+def study(table, least=LEAST, edges=(0, 20), attributes=("race", "sex", "age_band", "view")):
+    table = table.assign(image_id=[f"i{i}" for i in range(len(table))])
+    table = table if "split" in table else table.assign(split="train")
+    settings = types.SimpleNamespace(attributes=attributes, age_bands=edges, level=0.95, min_patients=least)
+    return cohort.Study(table, settings, False, (), narrowed(table)[1])
 
 
 def test_counts_are_of_patients_and_of_images():
     table = pd.DataFrame(
         {
-            "image_id": [f"i{i}" for i in range(60)],
             "patient_id": [f"p{i // 2}" for i in range(60)],
             "split": ["train"] * 30 + ["test"] * 30,
             "sex": (["F"] * 16 + ["M"] * 14) + ([None] * 30),
             "age": np.repeat([19.9, 20.0, np.nan], 20).astype(np.float32),
         }
     )
-    counts = cohort.counts(table, "sex", [0, 20], least=1)
+    found = study(table, least=1)
+    counts = found.counts("sex")
     assert counts.groups == ["F", "M", "missing"] and counts.splits == ["train", "test"]
     np.testing.assert_array_equal(counts.patients, [[8, 0, 8], [7, 0, 7], [0, 15, 15], [15, 15, 30]])
     np.testing.assert_array_equal(counts.images, 2 * counts.patients)
     assert not counts.hidden.any()
-    bands = cohort.counts(table, "age_band", [0, 20], least=1)
+    bands = found.counts("age_band")
     assert bands.groups == ["0-19", "20+", "missing"]
     np.testing.assert_array_equal(bands.patients[:, -1], [10, 10, 10, 30])
 
 
-def test_ages_count_each_patient_once_at_the_first_image():
-    table = pd.DataFrame(
-        {"patient_id": ["a", "a", "b", "c"], "age": [31.0, 29.0, 55.0, np.nan], "sex": ["F", "F", "F", "M"]}
-    )
-    counts, starts = cohort.ages(table, "sex", [0], least=1)
-    np.testing.assert_array_equal(starts, [0, 10, 20, 30, 40, 50])
-    np.testing.assert_array_equal(counts.patients[0], [0, 0, 1, 0, 0, 1, 0, 2])
-    np.testing.assert_array_equal(counts.patients[1], [0, 0, 0, 0, 0, 0, 1, 1])
-
-
-def test_ages_withhold_what_the_totals_of_bins_would_give_away():
-    sizes = {("F", 15): 5, ("F", 35): 100, ("F", 55): 100, ("M", 15): 100, ("M", 35): 100, ("M", 55): 100}
-    sizes |= {("X", 15): 100, ("X", 35): 100, ("X", 55): 100}
-    people = [key for key, n in sizes.items() for _ in range(n)]
-    table = pd.DataFrame(people, columns=["sex", "age"]).assign(patient_id=range(len(people)))
-    counts, starts = cohort.ages(table, "sex", [0], LEAST)
-    hidden = counts.hidden[:-1, : len(starts)]
-    assert hidden[0, list(counts.patients[0]).index(5)]
-    # In a row or a column of which all but one is shown, that one is the total less the others.
-    assert set(hidden.sum(axis=0)) | set(hidden.sum(axis=1)) == {0, 2}
-
-
-def one_group(y, m, least=1):
-    """Prevalence in one group of patients with y positive of m images each."""
-    patient = np.repeat(np.arange(len(m)), m)
-    positive = np.concatenate([[1.0] * a + [0.0] * (b - a) for a, b in zip(y, m, strict=True)])
-    table = pd.DataFrame({"patient_id": patient, "finding_Edema": positive})
-    return cohort.prevalence(table, ["g"], np.zeros(len(table), int), least, 0.95).iloc[0]
-
-
-def test_prevalence_of_single_images_is_wilsons():
-    row = one_group([1] * 30 + [0] * 70, [1] * 100)
-    wanted = stats.binomtest(30, 100).proportion_ci(0.95, method="wilson")
-    assert row["value"] == pytest.approx(0.3)
-    # The variance of clusters divides by k - 1, a hundredth more than the binomial's.
-    np.testing.assert_allclose([row["low"], row["high"]], wanted, atol=1e-3)
-
-
-def test_images_that_repeat_a_patient_add_no_certainty():
-    once, four = one_group([1] * 30 + [0] * 70, [1] * 100), one_group([4] * 30 + [0] * 70, [4] * 100)
-    np.testing.assert_allclose(
-        once[["value", "low", "high"]].astype(float), four[["value", "low", "high"]].astype(float)
-    )
-    assert four["n_images"] == 400 and four["n_patients"] == 100
-
-
-def test_prevalence_interval_agrees_with_resampling_patients():
-    rng = np.random.default_rng(0)
-    m = rng.integers(1, 5, 400)
-    y = rng.binomial(m, rng.beta(1, 3, 400))
-    row = one_group(y, m)
-    who = rng.integers(0, 400, (4000, 400))
-    wanted = np.percentile(y[who].sum(1) / m[who].sum(1), [2.5, 97.5])
-    np.testing.assert_allclose([row["low"], row["high"]], wanted, atol=0.006)
-
-
-@pytest.mark.parametrize(
-    "ill,shown", [(0, True), (1, False), (10, False), (11, True), (39, True), (40, False), (50, True)]
-)
-def test_prevalence_of_few_patients_is_withheld(ill, shown):
-    row = one_group([1] * ill + [0] * (50 - ill), [1] * 50, least=LEAST)
-    assert row["suppressed"] == (not shown)
-    assert np.isfinite(row["value"]) == shown
-
-
-def test_a_group_too_small_shows_no_prevalence():
-    row = one_group([0] * 10, [1] * 10, least=LEAST)
-    assert row["suppressed"] and np.isnan(row["value"])
-
-
-def test_one_patient_has_a_prevalence_and_no_interval():
-    row = one_group([1], [2])
-    assert row["value"] == 0.5 and not row["suppressed"] and np.isnan(row["low"]) and np.isnan(row["high"])
-
-
-def test_uncertain_and_unmentioned_findings_are_not_positive():
-    table = pd.DataFrame({"patient_id": range(4), "finding_Edema": [1, -1, np.nan, 0], "finding_Mass": [np.nan] * 4})
-    found = cohort.prevalence(table, ["g"], np.zeros(4, int), 1, 0.95)
-    assert list(found["finding"]) == ["Edema"] and found["value"].iloc[0] == 0.25
-
-
-def test_what_another_table_withholds_is_withheld_here():
-    table = pd.DataFrame(
-        {"patient_id": range(400), "split": ["train", "test"] * 200, "sex": np.repeat(["F", "M", "X"], [150, 150, 100])}
-    )
-    assert not cohort.counts(table, "sex", [0], LEAST).hidden.any()
-    hidden = cohort.counts(table, "sex", [0], LEAST, hide={("X", "test")}).hidden
-    assert hidden[2, 1] and hidden[2].sum() == 2 and hidden[:, 1].sum() == 2  # nor does it follow from what is shown
+def of_sizes(sizes):
+    """One image a patient; sizes: {(values): patients}, the columns being sex and split."""
+    rows = [values for values, n in sizes.items() for _ in range(n)]
+    return pd.DataFrame(rows, columns=["sex", "split"]).assign(patient_id=[f"p{i}" for i in range(len(rows))])
 
 
 def test_the_split_that_is_judged_and_totals_are_spared_where_others_will_do():
     sizes = {("F", "train"): 300, ("F", "validation"): 50, ("F", "test"): 100}
     sizes |= {("M", "train"): 200, ("M", "validation"): 30, ("M", "test"): 60}
     sizes |= {("X", "train"): 80, ("X", "validation"): 5, ("X", "test"): 20}
-    rows = [key for key, n in sizes.items() for _ in range(n)]
-    table = pd.DataFrame(rows, columns=["sex", "split"]).assign(patient_id=range(len(rows)))
-    hidden = cohort.counts(table, "sex", [0], LEAST).hidden
+    hidden = study(of_sizes(sizes)).counts("sex").hidden
     assert hidden[2, 1] and not hidden[:, 2:].any() and not hidden[-1].any()
+
+
+def test_a_split_of_few_patients_is_not_told():
+    found = study(of_sizes({("F", "train"): 300, ("M", "train"): 200, ("F", "test"): 4, ("M", "validation"): 60}))
+    assert found.hides(key(split="test")) and found.hides(key(sex="F", split="test"))
+    hidden = found.counts("sex").hidden
+    assert hidden[-1].sum() >= 2 and (hidden.sum(axis=1) != 1).all()
+
+
+@pytest.mark.parametrize(
+    "sizes, in_order, wanted",
+    [
+        ({"a": 40, "b": 30}, False, [["a"], ["b"]]),
+        ({"a": 400, "b": 30, "missing": 2}, False, [["a"], ["b", "missing"]]),
+        ({"a": 400, "b": 30, "c": 4, "missing": 2}, False, [["a"], ["b", "c", "missing"]]),
+        ({"0": 3, "1": 50, "2": 20, "missing": 1}, True, [["0", "1"], ["2", "missing"]]),
+        ({"a": 0, "b": 5, "c": 70}, False, [["a"], ["c", "b"]]),
+        ({"a": 4, "b": 5}, False, [["b", "a"]]),
+    ],
+)
+def test_small_groups_are_told_of_together_with_a_neighbour(sizes, in_order, wanted):
+    found = cohort._together(list(sizes), list(sizes.values()), LEAST, in_order)
+    assert sorted(map(sorted, found)) == sorted(map(sorted, wanted))
+
+
+def test_first_images_are_those_of_the_lowest_age():
+    age = np.array([31.0, 29.0, 55.0, np.nan, np.nan, 40.0, 40.0])
+    patient = np.array([0, 0, 1, 2, 3, 3, 3])
+    np.testing.assert_array_equal(cohort.first_images(age, patient), [1, 2, 3, 5])
+
+
+def test_rare_categories_count_as_one():
+    code = np.repeat([0, 1, 2, 3, 4], [500, 490, 5, 5, 7])
+    found = cohort._rare_as_one(cohort.Groups("view", [*"abcd", "missing"], code, np.arange(len(code))))
+    assert found.names == ["a", "b", "missing", "other"] and found.of == "view, rare as one"
+    np.testing.assert_array_equal(np.bincount(found.code), [500, 490, 7, 10])
+
+
+def test_a_patient_of_two_groups_counts_in_both_and_is_compared_in_the_first():
+    table = pd.DataFrame({"patient_id": np.repeat(np.arange(60), 2), "age": np.tile([40.0, 41.0], 60), "sex": "F"})
+    table.loc[table.index[1:100:2], "sex"] = "M"  # 50 patients are F at first and M later
+    found = study(table.astype({"patient_id": str}))
+    assert list(found.counts("sex").patients[:, -1]) == [60, 50, 60]
+    first = found.at_first("sex")
+    assert first.of == "sex at the first image" and (first.code == 0).all()
+    assert not found.hides(EVERYBODY)
+    table.loc[table.index[9:100:2], "sex"] = "F"  # now 4 are: that F has all and M those 4 would say so
+    assert list(study(table.astype({"patient_id": str})).groups["sex"].names) == ["F or M"]

@@ -87,30 +87,23 @@ def test_a_long_run_draws_no_more_than_a_short_one():
     assert len(records(30_000)) < 1.2 * len(records(300))
 
 
-def test_withheld_bars_and_bins_are_marked_not_drawn():
+def test_withheld_bars_are_marked_not_drawn():
     counts = np.array([[300, 200, 500], [20, 5, 25], [320, 205, 525]])
     table = cohort.Counts("sex", ["F", "missing"], ["train", "test"], counts, counts, counts == 5)
     drawing = figures.counts([table], lambda a: a)
     assert "not recorded 25" in drawing.alt and "Hatched" in drawing.caption
-    starts, cross = np.array([0.0, 10.0]), figures.VERMILION.lower()
-    ages = figures.ages(table, starts, "sex", 11)
-    assert "A cross marks a bin withheld" in ages.caption and cross in ages.svg
-    assert "F: largest share shown at 0 to 9 years, n = 500; not recorded: largest share" in ages.alt
-    table.hidden[1] = [True, True, False]
-    assert "not recorded: every share is withheld, n = 25" in figures.ages(table, starts, "sex", 11).alt
     table.hidden[:] = False
-    shown = figures.ages(table, starts, "sex", 11)
-    assert "withheld" not in shown.caption and cross not in shown.svg
+    assert "Hatched" not in figures.counts([table], lambda a: a).caption
 
 
-def test_ages_say_which_groups_are_not_shown():
-    patients = np.array([[20 + i, 20, 40 + i] for i in range(10)] + [[245, 200, 445]])
-    names = [f"group {i}" for i in range(10)]
-    table = cohort.Counts("race", names, ["0", "unknown"], patients, patients, np.zeros((11, 3), bool))
-    drawing = figures.ages(table, np.array([0.0]), "race", 11)
-    assert "Shown are the 8 largest groups" in drawing.caption
-    assert [name for name in names if name in drawing.alt] == names[2:]
-    assert "Shown are the 7 largest groups" in figures.ages(table, np.array([0.0]), "race", 11, names[1:4]).caption
+def test_ages_are_told_by_group_with_n():
+    line = {"mean": 51.04, "low": 49.0, "high": 53.0, "SD": 10.0, "first quartile": 40.0, "median": 50.0}
+    line |= {"third quartile": 61.0, "n": 1234}
+    lines = [line | {"group": "F"}, line | {"group": "missing", "low": np.nan, "high": np.nan}]
+    drawing = figures.ages(lines, "sex", "sex", 0.95)
+    assert "F: mean 51.0, median 50.0, n = 1,234; not recorded: mean" in drawing.alt and drawing.name == "cohort_ages_sex"
+    assert "95\N{NO-BREAK SPACE}% intervals" in drawing.caption
+    assert figures.ages([], "sex", "sex", 0.95) is None
 
 
 def test_groups_beyond_the_palette_are_left_to_the_tables():
@@ -118,7 +111,7 @@ def test_groups_beyond_the_palette_are_left_to_the_tables():
     table = pd.DataFrame(
         [
             {
-                "finding": "Edema",
+                "what": "Edema",
                 "group": g,
                 "value": 0.2,
                 "low": 0.1,
