@@ -56,6 +56,7 @@ KEYS = (
     "level", "method", "n_images", "n_patients", "n_positive", "suppressed", "reason",
 )  # fmt: skip
 ALL, MACRO, MISSING = "all", "macro", "missing"
+IDENTIFIERS = ("image_id", "patient_id", "study_id", "split", "stored_split", "released_split", "dataset", "record")
 FALSE_POSITIVE_RATES = np.arange(51) / 50
 CALIBRATION_BINS = 10  # at most
 SHARES = ("accuracy", "calibration", "confusion")  # means of values that are 0 or 1
@@ -72,8 +73,9 @@ def audit(predictions: Predictions, settings) -> list[Row]:
     settings: the config's `audit` section: attributes, splits, age_bands (lower edges, years), level, replicates, seed,
         min_patients.
     A table without a column `split` is judged as one split, called 'all'.
-    Raises UserError for a split without images.
+    Raises UserError for a split without images, and for an attribute that says which image or patient.
     """
+    check_attributes(settings.attributes)
     rows = []
     for split in settings.splits if "split" in predictions.table else (ALL,):
         table = predictions.table
@@ -86,6 +88,13 @@ def audit(predictions: Predictions, settings) -> list[Row]:
         for judgement in _judgements(part, split, settings, bootstrap):
             rows += judgement.rows()
     return rows
+
+
+def check_attributes(attributes: Sequence[str]) -> None:
+    """Raises UserError for one that says which image or which patient, and so makes no groups."""
+    for attribute in attributes:
+        if attribute in IDENTIFIERS:
+            raise UserError(f"config.audit.attributes: {attribute} says which image or patient, and makes no groups")
 
 
 def select(rows: Sequence[Mapping[str, Any]], **fields) -> list[Row]:

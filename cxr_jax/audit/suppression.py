@@ -44,6 +44,8 @@ class Ledger:
     ) -> None:
         """Adds a cell; one of the same key is the same cell, and is secret, or shown, if either is.
 
+        Raises ValueError where the patients of that are others.
+
         patients: distinct patients, integers. reluctance: of cells that would do, those of the lowest number go first,
         the smallest of them before the others; a negative number says that the cell is known anyway, so that
         withholding it would not help. published: False for what nobody means to show, but sums have among their parts.
@@ -54,6 +56,8 @@ class Ledger:
             self._reluctance.append(reluctance)
             self._secret.append(0 < len(patients) < self._least)
             self._published.append(False)
+        if not np.array_equal(self._patients[at], patients):
+            raise ValueError(f"two cells are called {key!r}")
         self._secret[at] |= secret and len(patients) > 0
         self._published[at] |= published
         self._withheld = None
@@ -63,7 +67,7 @@ class Ledger:
     ) -> None:
         """Says that the images of cells, all of which are there, or the patients make up those of another.
 
-        patients: None for where the numbers say so. With many patients in several of the parts it is not so.
+        patients: None for where the numbers say so; with patients in several of the parts it is not so.
         """
         whole, of = self._number[total], tuple(self._number[part] for part in parts)
         if images:
@@ -76,10 +80,6 @@ class Ledger:
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._number
-
-    def size(self, key: Hashable) -> int:
-        """Patients of a cell."""
-        return len(self._patients[self._number[key]])
 
     def hides(self, *keys: Hashable) -> bool:
         """Whether any of these cells must not be shown."""
@@ -217,17 +217,20 @@ class _Part:
         """`unknown` and `null_space` once a cell is shown; None where a secret would follow."""
         if cell not in self.unknown:
             return self.unknown, self.null_space  # it is known as it is
+        # What can change with this cell alone is fixed once it is: the rows that are parallel to its own.
         row = self.null_space[self._at[cell]]
-        column = int(np.abs(row).argmax())
-        free = self.null_space - np.outer(self.null_space[:, column] / row[column], row)
-        free = np.delete(free, column, axis=1)
-        moves = np.abs(free).max(axis=1, initial=0) > _ZERO
-        unknown = {other for other in self.unknown if moves[self._at[other]]}
-        fixed = self.unknown - unknown
+        squares = np.einsum("ij,ij->i", self.null_space, self.null_space)
+        parallel = squares * (row @ row) - (self.null_space @ row) ** 2 < _ZERO * squares * (row @ row)
+        fixed = {other for other in self.unknown if parallel[self._at[other]]}
+        unknown = self.unknown - fixed
         found = {other for other in fixed if self.sums.secret[other]}
         for line in {line for other in fixed for line in self.sums.of_cell[other]}:
             found |= set(self.sums.few_together(line, unknown))
-        return None if found - self._hopeless else (unknown, free)
+        if found - self._hopeless:
+            return None
+        column = int(np.abs(row).argmax())
+        free = self.null_space - np.outer(self.null_space[:, column] / row[column], row)
+        return unknown, np.delete(free, column, axis=1)
 
 
 _ZERO = 1e-9

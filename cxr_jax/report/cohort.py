@@ -4,11 +4,14 @@ All numbers of the page are in one `audit.suppression.Ledger`, since its tables 
 withholds another would give away. A cell is named by what its images have in common, {("race", "Asian"), ("split",
 "test")}, everybody by nothing, so that the same cell of two tables is one. What is added up are
 
-    counts          images by group and split
-    rules           images left after each, and removed by it, by race
-    findings        by state, by split, and by race, sex and age band; patients who ever and never have one
-    missing values  by race
+    counts          images by group and split, patients by group at their first image and split
+    rules           images and patients left after each, and removed by it, by race
+    findings        images by state, by split, and by race, sex and age band; patients who ever and never have one
+    missing values  images by race
     comparisons     patients by race or sex, and by sex, view or finding
+
+Patients are told of only where each is in one group. With one in two, that the groups have more patients together than
+there are would say how many are in both, and all less a group's how many never are in it.
 
 Small groups are told of together with a neighbour ("F or not recorded"): they would be withheld otherwise, and the
 neighbour with them.
@@ -26,16 +29,16 @@ import pandas as pd
 
 from cxr_jax import tables
 from cxr_jax.audit import subgroups
-from cxr_jax.audit.subgroups import ALL, MISSING
+from cxr_jax.audit.subgroups import ALL, IDENTIFIERS, MISSING
 from cxr_jax.audit.suppression import Ledger
+from cxr_jax.experiment import nearest_first
 from cxr_jax.report import rows as audit_rows
 
 FINDING = "finding_"
 STATES = ("positive", "negative", "uncertain", "not mentioned")
 MOST_GROUPS = 30  # of an attribute that gets a table
 MOST_TEXT_VALUES = 200  # of a text column that is a category; with more it is free text or names something
-RARE = 0.01  # categories of fewer patients than this share count as one, 'other', in a comparison
-IDENTIFIERS = ("image_id", "patient_id", "study_id", "split", "stored_split", "released_split", "dataset")
+RARE = 0.01  # categories of fewer patients than this share count as one in a comparison
 OF_WHICH = "of which "
 EVERYBODY: frozenset = frozenset()
 
@@ -52,10 +55,10 @@ class Groups:
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """Images and patients by group and split.
+    """Images and patients, at their first image, by group and split.
 
-    groups [g] and splits [s]: names. patients, images, hidden: [g + 1, s + 1], whose last row is all groups and whose
-    last column is all splits; what `hidden` marks must not be shown.
+    groups [g] and splits [s]: names. patients, images, hidden_…: [g + 1, s + 1], whose last row is all groups and whose
+    last column is all splits; what the latter mark must not be shown.
     """
 
     attribute: str
@@ -63,7 +66,8 @@ class Counts:
     splits: list[str]
     patients: np.ndarray
     images: np.ndarray
-    hidden: np.ndarray
+    hidden_patients: np.ndarray
+    hidden_images: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,9 +99,13 @@ class Study:
     """
 
     def __init__(self, table: pd.DataFrame, settings, invented: bool, races: Sequence[str], attrition: Sequence[Mapping]):
+        subgroups.check_attributes(settings.attributes)
         for attribute in settings.attributes:
-            if attribute in IDENTIFIERS:
-                raise tables.UserError(f"config.audit.attributes: {attribute} says which image or patient, and makes no groups")
+            if attribute == "age" or attribute.startswith((FINDING, "race_", "ceiling_")):
+                raise tables.UserError(f"config.audit.attributes: {attribute} makes no groups of its own; use race, sex, age_band, view")
+            if attribute not in table and attribute not in ("race", "sex", "age_band", "view"):
+                near = nearest_first(attribute, [c for c in table if c not in IDENTIFIERS and not c.startswith(FINDING)] + ["age_band"])
+                raise tables.UserError(f"config.audit.attributes: the cohort has no {attribute!r}; it has {', '.join(near)}")
         self.settings, self.invented, self.races = settings, invented, races
         self.least, self.level = settings.min_patients, settings.level
         self.attributes = list(dict.fromkeys(("race", "sex", "age_band", "view", *settings.attributes)))
@@ -156,27 +164,39 @@ class Study:
         return self.ledger.hides(*keys)
 
     def counts(self, attribute: str) -> Counts:
-        """Of the groups of an attribute, by split."""
-        groups = self.groups[attribute]
-        cells = _cells(groups.code, self._split.code, self.patient, (len(groups.names), len(self.splits)))
-        images = np.zeros((len(groups.names) + 1, len(self.splits) + 1), int)
-        np.add.at(images, (groups.code, self._split.code), 1)
-        images[-1], images[:, -1] = images.sum(axis=0), images.sum(axis=1)
-        images[-1, -1] = len(groups.code)
-        names = [[key(**{attribute: g, "split": s}) for s in [*self.splits, ALL]] for g in [*groups.names, ALL]]
+        """Of the groups of an attribute, by split: images, and patients at their first image."""
+        groups, first = self.groups[attribute], self.at_first(attribute)
+        shape = len(groups.names) + 1, len(self.splits) + 1
+
+        def counted(code: np.ndarray, split: np.ndarray) -> np.ndarray:
+            found = np.zeros(shape, int)
+            np.add.at(found, (code, split), 1)
+            found[-1] = found.sum(axis=0)
+            found[:, -1] = found.sum(axis=1)
+            return found
+
+        def hidden(of: str) -> np.ndarray:
+            names = [[key(**{of: g, "split": s}) for s in [*self.splits, ALL]] for g in [*groups.names, ALL]]
+            return np.array([[self.hides(name) for name in line] for line in names])
+
+        split = self._split.code
         return Counts(
             attribute,
             groups.names,
             self.splits,
-            patients=np.array([[len(cell) for cell in line] for line in cells]),
-            images=images,
-            hidden=np.array([[self.hides(name) for name in line] for line in names]),
+            patients=counted(first.code, split[self.first]),
+            images=counted(groups.code, split),
+            hidden_patients=hidden(first.of),
+            hidden_images=hidden(attribute),
         )
 
     def _group(self, attribute: str) -> None:
         if attribute in self.table and self.table[attribute].nunique() > MOST_GROUPS:
             self.crowded[attribute] = self.table[attribute].nunique()
             return
+        for reserved in (ALL, MISSING):
+            if attribute in self.table and (self.table[attribute] == reserved).any():
+                raise tables.UserError(f"cohort: {attribute} is recorded as {reserved!r}, which stands for something else here; rename it")
         first = self.races if attribute == "race" else ()
         masks = subgroups.groups(self.table, attribute, tuple(self.settings.age_bands), first)
         if masks:
@@ -204,8 +224,8 @@ class Study:
 
     # ---- cells and sums
 
-    def _cross(self, *groups: Groups, reluctance: int = 0) -> None:
-        """Cells of one or two sharings of the same images or patients, and how they add up."""
+    def _cross(self, *groups: Groups, unit: str, reluctance: int = 0) -> None:
+        """Cells of one or two sharings of the same images or patients, and how they add up. unit: images, patients, both."""
         a, b = groups if len(groups) == 2 else (groups[0], None)
         other = b if b is not None else Groups(ALL, [ALL], np.zeros(len(a.code), int), a.who)
         cells = _cells(a.code, other.code, a.who, (len(a.names), len(other.names)))
@@ -216,25 +236,19 @@ class Study:
                 # Totals go last, and what readers look for, the split that is judged, after other splits.
                 order = reluctance + 4 * (2 - len(name)) + (("split", "test") in name)
                 self.ledger.cell(name, patients, order)
-        columns, people, images = list(zip(*keys, strict=True)), len(cells[-1][-1]), a.who is self.patient
-        for line in keys if b is not None else ():
-            self.ledger.add_up(line[:-1], line[-1], images)
-        for column in columns:
-            self.ledger.add_up(column[:-1], column[-1], images)
-        # Where the number of a group's patients is that of all, they are all, in every part.
-        for i in (i for i, who in enumerate(cells[:-1]) if len(who[-1]) == people):
-            for part, whole in zip(keys[i][:-1], keys[-1], strict=False):
-                self.ledger.add_up([part], whole, images=False)
-        for j in (j for j, who in enumerate(cells[-1][:-1]) if len(who) == people and b is not None):
-            for part, whole in zip(columns[j][:-1], columns[-1], strict=False):
-                self.ledger.add_up([part], whole, images=False)
+        for line in [*(keys if b is not None else ()), *zip(*keys, strict=True)]:
+            self.ledger.add_up(line[:-1], line[-1], images=unit != "patients", patients=unit != "images")
 
     def _add_counts(self) -> None:
         code = np.argmax([self.table["split"] == split for split in self.splits], axis=0)
         self._split = Groups("split", self.splits, code, self.patient)
-        self._cross(self._split, reluctance=1)
+        of_patients = Groups("split", self.splits, code[self.first], np.arange(self.patients, dtype=np.int32))
+        self._cross(self._split, unit="both", reluctance=1)
         for attribute, groups in self.groups.items():
-            self._cross(groups, self._split)
+            first = self.at_first(attribute)
+            self._cross(groups, self._split, unit="both" if first.of == attribute else "images")
+            if first.of != attribute:
+                self._cross(first, of_patients, unit="patients")
             # What groups are made of is told nowhere, but for those not recorded: see `_add_missing`.
             for name, who in self._alone[attribute].items():
                 self.ledger.cell(key(**{attribute: name}), who, published=False)
@@ -244,17 +258,17 @@ class Study:
 
     def _add_findings(self) -> None:
         for name, state in self.states.items():
-            self._cross(Groups(name, list(STATES), state, self.patient))
+            self._cross(Groups(name, list(STATES), state, self.patient), unit="images")
             two = Groups(name, ["positive", "not positive"], np.where(state == 0, 0, 1), self.patient)
             three = ["positive", "negative or uncertain", "not mentioned"]
             three = Groups(name, three, np.array([0, 1, 1, 2])[state], self.patient)
             for attribute in (a for a in ("sex", "age_band") if a in self.groups):
-                self._cross(two, self.groups[attribute])
-            self._cross(two, self._split)
+                self._cross(two, self.groups[attribute], unit="images")
+            self._cross(two, self._split, unit="images")
             mentioned = Groups(name, ["mentioned", "not mentioned"], np.where(state == 3, 1, 0), self.patient)
             by = [self.of(self.by)] if self.by != ALL else []
             for states in (two, three, mentioned):
-                self._cross(states, *by)
+                self._cross(states, *by, unit="images")
             for group in dict.fromkeys([*self.of(self.by).names, ALL]):
                 self._link(["negative or uncertain", "not mentioned"], "not positive", name, group)
                 self._link(["positive", "negative or uncertain"], "mentioned", name, group)
@@ -262,46 +276,32 @@ class Study:
 
     def _link(self, parts: Sequence[str], total: str, finding: str, group: str) -> None:
         cells = [key(**{finding: state, self.by: group}) for state in (*parts, total)]
-        self.ledger.add_up(cells[:-1], cells[-1])
+        self.ledger.add_up(cells[:-1], cells[-1], patients=False)
 
     def _add_missing(self) -> None:
         for variable, empty in self.variables.items():
             by = [self.of(self.by)] if self.by not in (ALL, variable) else []
-            self._cross(self._missing(variable), *by)
+            self._cross(self._missing(variable), *by, unit="images")
 
     def _missing(self, variable: str) -> Groups:
         return Groups(variable, [MISSING, "recorded"], np.where(self.variables[variable], 0, 1), self.patient)
 
     def _add_comparisons(self) -> None:
         """Patients by what groups are compared in, and in cells of their own those whose age is known: means add up too."""
+        for name in self.findings:
+            self._cross(self.ever(name), unit="patients")
+        everybody = np.flatnonzero(np.isfinite(self.age[self.first])).astype(np.int32)
+        self.ledger.cell(("ages", ALL), everybody, reluctance=9)
         for attribute in (a for a in ("race", "sex") if a in self.groups):
             groups = self.at_first(attribute)
-            if groups.of != attribute:
-                self._cross(groups)
-                images = self.groups[attribute]
-                for i, name in enumerate(groups.names):
-                    elsewhere = np.setdiff1d(images.who[images.code == i], np.flatnonzero(groups.code == i))
-                    self.ledger.cell(("elsewhere", attribute, name), elsewhere.astype(np.int32))
-                    parts = [key(**{groups.of: name}), ("elsewhere", attribute, name)]
-                    self.ledger.add_up(parts, key(**{attribute: name}), images=False)
             for name in self.findings:
-                self._cross(self.ever(name), groups)
-                for group in [*(groups.names if groups.of == attribute else ()), ALL]:
-                    # Who ever has it are those of its positive images.
-                    parts = [key(**{f"{name} in any image": "ever", attribute: group})]
-                    self.ledger.add_up(parts, key(**{name: "positive", attribute: group}), images=False)
+                self._cross(self.ever(name), groups, unit="patients")
             for covariate in self.covariates(attribute):
-                self._cross(covariate, groups)
-            known = np.isfinite(self.age[self.first])
+                self._cross(covariate, groups, unit="patients")
             for i, name in enumerate(groups.names):
-                who = np.flatnonzero(known & (groups.code == i)).astype(np.int32)
+                who = everybody[groups.code[everybody] == i]
                 self.ledger.cell(("ages", attribute, name), who)
-            self.ledger.cell(("ages", ALL), np.flatnonzero(known).astype(np.int32), reluctance=9)
             self.ledger.add_up([("ages", attribute, name) for name in groups.names], ("ages", ALL))
-        if ("ages", ALL) not in self.ledger:
-            self.ledger.cell(("ages", ALL), np.flatnonzero(np.isfinite(self.age[self.first])).astype(np.int32))
-        for name in self.findings if not {"race", "sex"} & set(self.groups) else ():
-            self._cross(self.ever(name))
 
     def ever(self, finding: str) -> Groups:
         """Patients by whether any of their images has a finding."""
@@ -343,7 +343,8 @@ class Study:
             for t in range(last + 1):
                 # The counts tell what is left in the end, and it goes after what there was.
                 order = total + (4 if t == last else 2)
-                ledger.cell(left(i, t), i * stride + np.arange(patients[i, t]), order)
+                if left(i, t) != EVERYBODY:
+                    ledger.cell(left(i, t), i * stride + np.arange(patients[i, t]), order)
                 if t:
                     few = wholly[i, t] if 0 < wholly[i, t] < self.least else touched[i, t]
                     ledger.cell(("removed", i, t), i * stride + np.arange(few), total)
@@ -420,7 +421,7 @@ def _joined(members: Sequence[str]) -> str:
 
 
 def _rare_as_one(groups: Groups) -> Groups:
-    """Groups of patients with those of a smaller share than RARE as one, but for those not recorded."""
+    """Groups of patients with those of a smaller share than RARE as one, last, but for those not recorded."""
     sizes = np.bincount(groups.code, minlength=len(groups.names))
     rare = [i for i, name in enumerate(groups.names) if name != MISSING and sizes[i] < RARE * sizes.sum()]
     if not rare:
@@ -428,7 +429,8 @@ def _rare_as_one(groups: Groups) -> Groups:
     kept = [i for i in range(len(groups.names)) if i not in rare]
     to = np.full(len(groups.names), len(kept))
     to[kept] = np.arange(len(kept))
-    return Groups(f"{groups.of}, rare as one", [*(groups.names[i] for i in kept), "other"], to[groups.code], groups.who)
+    together = " or ".join(groups.names[i] for i in rare) if len(rare) < 3 else f"{len(rare)} rare ones"
+    return Groups(f"{groups.of}, rare as one", [*(groups.names[i] for i in kept), together], to[groups.code], groups.who)
 
 
 def first_images(age: np.ndarray, patient: np.ndarray) -> np.ndarray:

@@ -34,6 +34,8 @@ COLUMNS = (
     "note",
 )  # fmt: skip
 NUMBERS = ("value", "low", "high", "n_images", "n_patients")
+AT_FIRST = "patients at the first image"  # what is counted where images of a patient differ
+FEWEST = 5  # times `least`: of fewer patients a median would be one patient's age
 WITHHELD, UNDEFINED = "withheld", "\N{EN DASH}"
 
 
@@ -207,18 +209,22 @@ def _counts(study: Study) -> _Part:
     for attribute in study.groups:
         counts = study.counts(attribute)
         every.append(counts)
+        unit = "patients" if study.at_first(attribute).of == attribute else AT_FIRST
         lines = []
         for i, group in enumerate([*counts.groups, ALL]):
             cells = []
             for j, split in enumerate([*counts.splits, ALL]):
-                hidden, images, patients = (x[i, j] for x in (counts.hidden, counts.images, counts.patients))
-                cells.append(WITHHELD if hidden else f"{patients:,} / {images:,}")
-                both = {"n_images": images, "n_patients": patients, "split": split, "suppressed": hidden}
-                part.rows.append(_row("counts", attribute, group, "images", images, **both))
-                part.rows.append(_row("counts", attribute, group, "patients", patients, **both))
+                images, few_images = counts.images[i, j], counts.hidden_images[i, j]
+                patients, few_patients = counts.patients[i, j], counts.hidden_patients[i, j]
+                told = f"{_count(patients, few_patients)} / {_count(images, few_images)}"
+                cells.append(WITHHELD if few_images and few_patients else told)
+                more = {"split": split, "n_images": images, "suppressed": few_images}
+                part.rows.append(_row("counts", attribute, group, "images", images, **more))
+                more = {"split": split, "n_patients": patients, "suppressed": few_patients}
+                part.rows.append(_row("counts", attribute, group, unit, patients, **more))
             lines.append(("everybody" if group == ALL else audit_rows.group_name(group), cells))
         name = study.name_of(attribute)
-        part.tables.append(_table(f"By {name}: patients / images", [name, *counts.splits, "all"], lines))
+        part.tables.append(_table(f"By {name}: {unit} / images", [name, *counts.splits, "all"], lines))
         small = [group for group, members in study.members[attribute].items() if len(members) > 1]
         if small:
             told = "; ".join(small)
@@ -299,7 +305,7 @@ def _findings(study: Study) -> _Part:
         cells = []
         for k, what in enumerate(STATES):
             hidden = study.hides(key(**{name: what}))
-            cells.append(_finding_cell(part, study, name, state == k, ALL, f"images {what}", hidden))
+            cells.append(_finding_cell(part, name, state == k, ALL, f"images {what}", hidden))
         ever = study.ever(name)
         n, hidden = int((ever.code == 0).sum()), study.hides(key(**{ever.of: "ever"}))
         part.rows.append(_row("findings", name, ALL, "patients positive", n, n_patients=n, suppressed=hidden))
@@ -307,7 +313,7 @@ def _findings(study: Study) -> _Part:
         for one in study.splits:
             hidden = study.hides(key(**{name: "positive", "split": one}))
             here = (state == 0) & (split == one)
-            cells.append(_finding_cell(part, study, name, here, one, "images positive", hidden))
+            cells.append(_finding_cell(part, name, here, one, "images positive", hidden))
         lines.append((name, cells))
     if lines:
         head = ["finding", *(f"images\n{state}" for state in STATES), "patients\never positive"]
@@ -316,9 +322,9 @@ def _findings(study: Study) -> _Part:
     return part
 
 
-def _finding_cell(part: _Part, study: Study, name: str, here: np.ndarray, split: str, what: str, hidden: bool) -> str:
-    n, who = int(here.sum()), len(np.unique(study.patient[here]))
-    more = {"n_images": n, "n_patients": who, "split": split, "suppressed": hidden}
+def _finding_cell(part: _Part, name: str, here: np.ndarray, split: str, what: str, hidden: bool) -> str:
+    n = int(here.sum())
+    more = {"n_images": n, "split": split, "suppressed": hidden}
     part.rows.append(_row("findings", name, ALL, what, n, **more))
     return _count(n, hidden)
 
@@ -347,10 +353,11 @@ def _shares(study: Study, attribute: str, has: Mapping[str, np.ndarray], values:
     """Share of each group's images that have something, bool [n] by name, with an interval over patients.
 
     values: what the cells of those that do and do not are called. Columns: what, group, value, low, high, n_images,
-    n_patients, with_images, with_patients (who have it), suppressed.
+    n_patients (NaN where patients may be in several groups), with_images (that have it), suppressed.
     """
     made = []
     groups = study.of(attribute)
+    steady = study.at_first(attribute).of == attribute
     for name, mask in has.items():
         for i, group in enumerate(groups.names):
             here = groups.code == i
@@ -358,8 +365,7 @@ def _shares(study: Study, attribute: str, has: Mapping[str, np.ndarray], values:
             value, low, high = description.share(y, m, study.level)
             cells = [key(**{name: value, attribute: group}) for value in values]
             row = {"what": name, "group": group, "value": value, "low": low, "high": high}
-            row |= {"n_images": int(m.sum()), "n_patients": len(m)}
-            row |= {"with_images": int(y.sum()), "with_patients": int((y > 0).sum())}
+            row |= {"n_images": int(m.sum()), "n_patients": len(m) if steady else np.nan, "with_images": int(y.sum())}
             # From a share and the group's size anybody has the number with and the number without.
             made.append(row | {"suppressed": study.hides(key(**{attribute: group}), *cells)})
     shares = pd.DataFrame(made)
@@ -437,7 +443,10 @@ def _age_line(study: Study, attribute: str, group: str, ages: np.ndarray) -> dic
     mean, low, high = description.mean(ages, about, study.level)
     if len(ages) and np.isnan(low) and not hidden:
         note = "one patient alone has no SD and no interval"
-    first, median, third = np.quantile(ages, [0.25, 0.5, 0.75]) if len(ages) else np.full(3, np.nan)
+    many = len(ages) >= (FEWEST * study.least if study.least > 1 else 1)
+    first, median, third = np.quantile(ages, [0.25, 0.5, 0.75]) if many else np.full(3, np.nan)
+    if len(ages) and not many and not hidden:
+        note = "; ".join(filter(None, [note, f"of fewer than {FEWEST * study.least} patients quartiles would be single ones' ages"]))
     deviation = float(np.std(ages, ddof=1)) if len(ages) > 1 else np.nan
     measured = {"mean": mean, "SD": deviation, "first quartile": first, "median": median, "third quartile": third}
     told["rows"] = [
@@ -449,7 +458,7 @@ def _age_line(study: Study, attribute: str, group: str, ages: np.ndarray) -> dic
     if hidden:
         return told | {"cells": [*[WITHHELD] * 5, note]}
     write = lambda x: audit_rows.number(x, 1) if np.isfinite(x) else UNDEFINED  # noqa: E731
-    between = f"{first:.1f} to {third:.1f}" if len(ages) else UNDEFINED
+    between = f"{first:.1f} to {third:.1f}" if many else UNDEFINED
     n_told = _count(n, study.hides(key(**{study.at_first(attribute).of: group})))
     told["cells"] = [n_told, _with_ends(mean, low, high, write), write(deviation), write(median), between, note]
     return told | (measured | {"low": low, "high": high, "n": n} if len(ages) else {})
@@ -461,8 +470,8 @@ def _about(study: Study, known: int, n: int) -> tuple[int, str]:
     Where a few of n patients have none, the number of those who have one would tell how many. A multiple of `least`,
     rounded down, leaves that open and makes the interval no narrower than it should be.
     """
-    if known == n:
-        return known, ""
+    if known == n or study.least == 1:
+        return known, "" if known == n else f"recorded of {known:,} patients"
     rounded = known // study.least * study.least
     return rounded, f"not recorded of all; the interval is that of {rounded:,} patients"
 
@@ -485,9 +494,9 @@ def _missing(study: Study) -> _Part:
         whole[word] = overall
         part.rows += _missing_rows(ALL, overall)
         for s in overall.to_dict("records"):
-            n = [_count(s[f"with_{unit}"], s["suppressed"]) for unit in ("images", "patients")]
-            lines.append((_variable(study, s["what"]), [*n, _share_cell(s)]))
-    head = ["", "images\nwithout", "patients with\nsuch an image", "% of images,\ninterval"]
+            n = _count(s["with_images"], s["suppressed"])
+            lines.append((_variable(study, s["what"]), [n, _share_cell(s)]))
+    head = ["", "images\nwithout", "% of images,\ninterval"]
     n = " of ".join(_n(study, unit, ALL, ALL) for unit in ("images", "patients"))
     part.tables.append(_table(f"Not recorded, or of a finding not mentioned, of {n}", head, lines))
     for word, has in values.items() if by != ALL else ():
@@ -505,14 +514,11 @@ def _either(word: str) -> tuple[str, str]:
 
 
 def _missing_rows(attribute: str, shares: pd.DataFrame) -> list[dict]:
-    """Rows on shares, and beside each on the images, and of everybody the patients, that it is of."""
+    """Rows on shares, and beside each on the images that it is of."""
     rows = _share_rows("missingness", attribute, shares)
     for s in shares.to_dict("records"):
-        n = {f"n_{unit}": s[f"with_{unit}"] for unit in ("images", "patients")}
-        for unit in ("images", "patients") if attribute == ALL else ("images",):
-            what = f"{s['what']}: {unit} missing"
-            more = {f"n_{unit}": n[f"n_{unit}"], "suppressed": s["suppressed"]}
-            rows.append(_row("missingness", attribute, s["group"], what, n[f"n_{unit}"], **more))
+        n, what = s["with_images"], f"{s['what']}: images missing"
+        rows.append(_row("missingness", attribute, s["group"], what, n, n_images=n, suppressed=s["suppressed"]))
     return rows
 
 
@@ -566,12 +572,13 @@ def _differences(study: Study) -> _Part:
     for attribute in ("race", "sex"):
         called = study.name_of(attribute)
         if attribute not in study.groups:
-            part.said.append(f"By {called} nothing can be compared: nobody's is recorded.")
+            why = "it is recorded in too many ways" if attribute in study.crowded else "nobody's is recorded"
+            part.said.append(f"By {called} nothing can be compared: {why}.")
             continue
         groups = study.at_first(attribute)
         pairs = _pairs(study, attribute, groups.names)
         if not pairs:
-            why = "F and M are not both recorded" if attribute == "sex" else "there is one group alone"
+            why = "it is not recorded as F and M" if attribute == "sex" else "there is one group alone"
             part.said.append(f"By {called} nothing can be compared: {why}.")
             continue
         drawn = [
@@ -616,7 +623,9 @@ def _difference(
     a, b = (covariate.values[who & covariate.known] for who in (these, those))
     value, low, high = description.standardised(a, b, covariate.categories, study.level)
     (n, some), (m, more) = (_about(study, len(x), int(who.sum())) for x, who in ((a, these), (b, those)))
-    note = f"against {m:,} patients" + ("; of some it is not recorded, and both n are rounded down" if some or more else "")
+    note = f"against {m:,} patients"
+    if some or more:
+        note += "; an n is rounded down where it is not recorded of all" if study.least > 1 else ""
     if hidden:
         value, low, high, n, note = *[np.nan] * 4, f"fewer than {study.least} patients are behind it, or would follow from it"
     elif np.isnan(value):
@@ -677,17 +686,19 @@ def _in_words(study: Study, dataset: Mapping, apart: _Part) -> list[str]:
     n = " of ".join(_n(study, unit, ALL, ALL) for unit in ("images", "patients"))
     after = f" after {len(rules)} {'rule' if len(rules) == 1 else 'rules'} ({'; '.join(rules)})"
     said = [f"The cohort is {n} of the data set {page.called(dataset)}{after if rules else ', which no rule narrows'}."]
-    if "race" not in study.groups:
+    if "race" in study.crowded:
+        said.append(f"Race is recorded in {study.crowded['race']} ways, too many for anything here to be told by it.")
+    elif "race" not in study.groups:
         said.append("No race is recorded, so nothing here is told by race.")
     else:
         name = "group" if study.invented else "race"
         groups = study.groups["race"]
-        without = len(np.unique(study.patient[study.variables["race"]]))
-        steady = study.at_first("race").of == "race"
-        if without and (MISSING not in groups.names or study.hides(key(race=MISSING), EVERYBODY) or not steady):
+        first = study.at_first("race")
+        known = study.patients - int((first.code == groups.names.index(MISSING)).sum() if MISSING in groups.names else 0)
+        together = study.variables["race"].any() and MISSING not in groups.names
+        if together or (known < study.patients and study.hides(key(**{first.of: MISSING}))):
             said.append(f"Of not all patients the {name} is recorded; of how many is withheld, lest fewer than {study.least} show.")
         else:
-            known = study.patients - without
             ends = wilson(known / study.patients, study.patients, study.level)
             said.append(
                 f"Of {known:,} of {study.patients:,} patients the {name} is recorded: {_percent(known / study.patients)}"
@@ -709,6 +720,6 @@ def _in_words(study: Study, dataset: Mapping, apart: _Part) -> list[str]:
 
 
 def _apart(row: Mapping) -> str:
-    who = f"{audit_rows.group_name(row['group'])} against {'everybody else' if row['attribute'] == 'race' else 'the other sex'}"
+    who = f"{audit_rows.group_name(row['group'])} against {'everybody else' if row['attribute'] == 'race' else 'the other group of sex'}"
     value, ends = _with_ends(row["value"], row["low"], row["high"], lambda x: audit_rows.number(x, 2))
     return f"{row['what']}, {who}, {value} ({ends}), n = {row['n_patients']:,} {row['note'].split(';')[0]}"

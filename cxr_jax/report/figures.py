@@ -161,13 +161,13 @@ def counts(tables: Sequence[cohort.Counts], name_of) -> Drawing | None:
         y = np.arange(len(table.groups))
         left = np.zeros(len(y))
         for j, split in enumerate(table.splits):
-            size = np.where(table.hidden[:-1, j], 0, table.patients[:-1, j]).astype(float)
+            size = np.where(table.hidden_patients[:-1, j], 0, table.patients[:-1, j]).astype(float)
             panel.barh(y, size, left=left, height=0.72, color=SPLIT_COLOURS[split], edgecolor="white", linewidth=0.6)
             left += size
         for i in y:
-            withheld = [s for j, s in enumerate(table.splits) if table.hidden[i, j]]
+            withheld = [s for j, s in enumerate(table.splits) if table.hidden_patients[i, j]]
             some_hidden |= bool(withheld)
-            if table.hidden[i, -1]:
+            if table.hidden_patients[i, -1]:
                 note = " and ".join(withheld) + " withheld"
             else:
                 note = f"{table.patients[i, -1]:,}"
@@ -203,15 +203,14 @@ def counts(tables: Sequence[cohort.Counts], name_of) -> Drawing | None:
     alt = "Bars: patients by group and split. " + " ".join(
         f"By {name_of(c.attribute)}: "
         + ", ".join(
-            f"{audit_rows.group_name(g)} {'withheld' if c.hidden[i, -1] else format(c.patients[i, -1], ',')}"
+            f"{audit_rows.group_name(g)} {'withheld' if c.hidden_patients[i, -1] else format(c.patients[i, -1], ',')}"
             for i, g in enumerate(c.groups)
         )
         + "."
         for c in tables
     )
     caption = (
-        "Patients by group and split; the figure at a bar's end is the total. A patient whose images differ in view or"
-        " age band counts in each."
+        "Patients by group and split, each in the group of the first image; the figure at a bar's end is the total."
     )
     if some_hidden:
         caption += " Hatched: splits whose numbers are withheld, together."
@@ -227,22 +226,23 @@ def ages(lines: Sequence[Mapping], attribute: str, called: str, level: float) ->
     panel = figure.subplots()
     for y, line in enumerate(lines):
         first, median, third = line["first quartile"], line["median"], line["third quartile"]
-        panel.barh(y, third - first, left=first, height=0.5, color="white", edgecolor=FAINT, linewidth=1.1)
-        panel.vlines(median, y - 0.25, y + 0.25, color=INK, linewidth=1.4)
+        if np.isfinite(median):
+            panel.barh(y, third - first, left=first, height=0.5, color="white", edgecolor=FAINT, linewidth=1.1)
+            panel.vlines(median, y - 0.25, y + 0.25, color=INK, linewidth=1.4)
         panel.plot(line["mean"], y, "o", color=BLUE)
         if np.isfinite(line["low"]):
             panel.hlines(y, line["low"], line["high"], color=BLUE, linewidth=1.6)
     panel.set_yticks(range(len(lines)), [f"{_wrapped(audit_rows.group_name(g['group']))}\nn = {g['n']:,}" for g in lines])
     panel.set_ylim(len(lines) - 0.5, -0.5)
-    panel.set_xlim(0, max(90.0, *(max(line["third quartile"], np.nan_to_num(line["high"])) for line in lines)))
+    panel.set_xlim(0, np.nanmax([90.0, *(line[end] for line in lines for end in ("third quartile", "high"))]))
     panel.grid(axis="y", visible=False)
     panel.tick_params(axis="y", length=0)
     panel.set_xlabel("age at the first image, years")
     said = "; ".join(
-        f"{audit_rows.group_name(g['group'])}: mean {g['mean']:.1f}, median {g['median']:.1f}, n = {g['n']:,}" for g in lines
+        f"{audit_rows.group_name(g['group'])}: mean {g['mean']:.1f}, n = {g['n']:,}" for g in lines
     )
     caption = (
-        f"Age of patients at their first image, by {called}; n counts patients. Boxes: quartiles, with the median. Points:"
+        f"Age of patients at their first image, by {called}; n counts patients. Boxes: quartiles, with the median, of groups that are large enough. Points:"
         f" means, with {audit_rows.percent(level)} intervals (Student's), mostly narrower than the point."
     )
     return f"cohort_ages_{attribute}", figure, f"Ages by {called}. {said}.", caption
@@ -400,10 +400,11 @@ def differences(table: pd.DataFrame, against: str, called: str, least: int, leve
 
 
 @_styled
-def learning_curves(records: Sequence[Mapping], checkpoint: str) -> Drawing | None:
+def learning_curves(records: Sequence[Mapping], checkpoint: str, n_hidden: bool = False) -> Drawing | None:
     """Loss in training and validation, and macro AUC in validation, by epoch.
 
-    checkpoint: which one was judged: best, last, or the name of another run.
+    checkpoint: which one was judged: best, last, or the name of another run. n_hidden: whether it must not be said of how
+    many images and patients validation is.
     """
     train = pd.DataFrame([(r["epoch"], r["loss"]) for r in records if r["split"] == "train"], columns=["epoch", "loss"])
     held = pd.DataFrame(
@@ -460,7 +461,9 @@ def learning_curves(records: Sequence[Mapping], checkpoint: str) -> Drawing | No
             "last": "The checkpoint judged is the last, not that of the best",
         }
         caption += (
-            f"; and macro AUC in validation ({int(best['images']):,} images of {int(best['patients']):,} patients), for"
+            "; and macro AUC in validation"
+            + (" (n withheld)" if n_hidden else f" ({int(best['images']):,} images of {int(best['patients']):,} patients)")
+            + ", for"
             " choosing only; without interval. "
             + (chosen[checkpoint] if checkpoint in chosen else f"The checkpoint judged is that of the run {checkpoint}")
             + ". Dotted: 0.5, what guessing reaches"

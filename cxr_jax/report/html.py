@@ -57,7 +57,7 @@ def write(workdir: os.PathLike | str, examples: Sequence[tuple[np.ndarray, str]]
     quarantine = _quarantine(workdir / "quarantine.csv", read)
     split = audit_rows.main_split(rows)
     drawn: dict[str, Any] = {"training": [], "roc": [], "forest": [], "confusion": [], "calibration": []}
-    drawn["training"] = [figures.learning_curves(records, checkpoint)]
+    drawn["training"] = [figures.learning_curves(records, checkpoint, _validation_is_hidden(workdir))]
     for target in audit_rows.targets(rows):
         drawn["roc"].append(figures.roc(rows, target, split))
         drawn["forest"] += _forests(rows, target, split, name_of)
@@ -143,7 +143,8 @@ def auc_table(workdir: os.PathLike | str) -> str:
         lines += [f"[{i}] {note}" for i, note in enumerate(notes, 1)]
         if read.rounded:
             least = read.config["audit"]["min_patients"]
-            lines.append(f"n is rounded down to a multiple of {least} where the label is unknown of some")
+            lines.append(f"n is rounded down to a multiple of {least} where a label is not known of all,")
+            lines.append("and n of patients where one may be in several groups")
         lines.append("")
     return "\n".join(lines).rstrip()
 
@@ -236,7 +237,7 @@ def _records(path: pathlib.Path) -> list[dict]:
 
 
 def _quarantine(path: pathlib.Path, read: _Read) -> dict | None:
-    """Files that could not be read of the data that were judged; None where nothing says.
+    """Files, which are no patients, that could not be read of the data that were judged; None where nothing says.
 
     Reasons are told of open data alone, most first. quarantine.csv is about the data of training: of others only the
     number is known.
@@ -252,9 +253,7 @@ def _quarantine(path: pathlib.Path, read: _Read) -> dict | None:
             raise tables.UserError(f"{path}: no column 'reason'")
         total = len(listed)
         reasons = Counter(row["reason"] for row in listed).most_common() if read.judged["open_data"] else []
-    few = not read.judged["open_data"] and total < read.config["audit"]["min_patients"]
-    told = f"Fewer than {read.config['audit']['min_patients']} files" if few else f"{total:,} file{'s' * (total != 1)}"
-    return {"total": total, "told": told, "reasons": reasons[:12], "others": sum(n for _, n in reasons[12:])}
+    return {"total": total, "told": f"{total:,} {'file' if total == 1 else 'files'}", "reasons": reasons[:12], "others": sum(n for _, n in reasons[12:])}
 
 
 def _with_reasons(rows: pd.DataFrame) -> pd.DataFrame:
@@ -269,47 +268,67 @@ def _with_reasons(rows: pd.DataFrame) -> pd.DataFrame:
     return rows
 
 
+def _validation_is_hidden(workdir: pathlib.Path) -> bool:
+    """Whether the table of the cohort that was trained on withholds how large validation is."""
+    if not (workdir / "cohort.csv").exists():
+        return False
+    rows = demographics.read(workdir / "cohort.csv")
+    rows = rows[(rows["section"] == "attrition") & (rows["note"] == "of which in validation")]
+    return bool(rows["suppressed"].any())
+
+
+# Whose n are those of the group; of others they are of a bin of scores, or of a true class.
+_OF_THE_GROUP = ("auc", "average_precision", "accuracy", "brier", "auc_ceiling", "auc_difference", "roc_tpr")
+
+
 def _withhold_counts(rows: pd.DataFrame, cohort: pd.DataFrame, least: int) -> tuple[pd.DataFrame, bool]:
     """Blanks counts that the cohort's table does not show, since with it they would give away others; values stay.
 
-    Where a finding is not known of all images, uncertain as it is or not mentioned, the number of those of which it is
-    known is rounded down to a multiple of `least`, lest it tell of how few it is not. Returns whether that was so, too.
+    Where a label is not known of all images of a group, the number of those of which it is known is rounded down to a
+    multiple of `least`, lest it tell of how few it is not; and so is the number of patients where one may be in several
+    groups, of whom the table counts each in one. Returns whether that was so, too.
     """
-    told = cohort[(cohort["section"] == "counts") & (cohort["what"] == "images")]
-    told = told[told["split"].isin(rows["split"])]
+    told = cohort[(cohort["section"] == "counts") & cohort["split"].isin(rows["split"])]
+    overlapping = set(told.loc[told["what"] == demographics.AT_FIRST, "attribute"])
+    told = told[told["what"] == "images"]
     attributes = set(told["attribute"])
-    shown = set(told.loc[~told["suppressed"], ["attribute", "group", "split"]].itertuples(index=False, name=None))
-    everybody = {split for _, group, split in shown if group == subgroups.ALL}
+    sizes = told[~told["suppressed"]].set_index(["attribute", "group", "split"])["n_images"].to_dict()
+    everybody = {split: n for (_, group, split), n in sizes.items() if group == subgroups.ALL}
+    sizes |= {(subgroups.ALL, subgroups.ALL, split): n for split, n in everybody.items()}
     # The positive images of a finding are told by split; of those in no table, nothing can be given away.
     found = cohort[(cohort["section"] == "findings") & (cohort["what"] == "images positive") & cohort["suppressed"]]
     few_positive = set(found[["attribute", "split"]].itertuples(index=False, name=None))
     # All less those of whom a target is known are those of whom it is not.
-    without = told["group"].map(lambda group: subgroups.MISSING in group or "not recorded" in group)
+    without = told["group"].map(lambda group: not {subgroups.MISSING, "not recorded"}.isdisjoint(group.split(" or ")))
     gone = told[without & (told["suppressed"] | (told["group"] != subgroups.MISSING))]
     unknown = set(gone[["attribute", "split"]].itertuples(index=False, name=None))
 
     def hides(attribute: str, group: str, split: str) -> bool:
-        return attribute in attributes and (attribute, group, split) not in shown
+        return attribute in attributes and (attribute, group, split) not in sizes
 
-    sizes = told.set_index(["attribute", "group", "split"])["n_images"].to_dict()
-    sizes |= {(subgroups.ALL, subgroups.ALL, split): n for (_, group, split), n in sizes.items() if group == subgroups.ALL}
-    n, positive, of_some = [], [], []
+    blank, no_positives, of_some, in_several = [], [], [], []
     for row in rows.itertuples():
         split, name = row.split, row[rows.columns.get_loc("class") + 1]
+        group = (row.attribute, row.group, split)
         of_class = hides(row.target, name, split) and name not in (subgroups.MACRO, subgroups.ALL)
-        few = bool(attributes) and split not in everybody
-        few = few or hides(row.attribute, row.group, split) or (of_class and row.metric == "confusion")
-        n.append(few or (row.attribute != row.target and (row.target, split) in unknown))
-        positive.append(few or of_class or (name, split) in few_positive)
-        whole = (row.attribute, row.group, split)
-        of_some.append(row.target not in attributes and whole in sizes and row.n_images != sizes[whole])
+        hidden = bool(attributes) and split not in everybody
+        hidden = hidden or hides(*group) or (of_class and row.metric == "confusion")
+        hidden = hidden or (row.attribute == subgroups.ALL and (row.target, split) in unknown)
+        blank.append(hidden or (bool(attributes) and row.metric == "calibration"))
+        no_positives.append(hidden or of_class or (name, split) in few_positive)
+        whole = sizes.get(group, np.nan)
+        # Of everybody the table of the target's own groups tells it.
+        elsewhere = row.attribute == subgroups.ALL and row.target in attributes
+        some = row.metric in _OF_THE_GROUP and row.attribute != row.target and not elsewhere and row.n_images < whole
+        of_some.append(some)
+        in_several.append(row.attribute in overlapping and row.n_patients > 0)
     rows = rows.copy()
-    rows.loc[np.array(n, bool), ["n_images", "n_patients"]] = np.nan
-    rows.loc[np.array(positive, bool), "n_positive"] = np.nan
-    for number in ("n_images", "n_patients"):
-        rows.loc[np.array(of_some, bool), number] //= least
-        rows.loc[np.array(of_some, bool), number] *= least
-    return rows, least > 1 and any(of_some)
+    rows.loc[np.array(blank, bool), ["n_images", "n_patients"]] = np.nan
+    rows.loc[np.array(no_positives, bool), "n_positive"] = np.nan
+    for number, which in (("n_images", of_some), ("n_patients", [a or b for a, b in zip(of_some, in_several, strict=True)])):
+        at = np.array(which, bool)
+        rows.loc[at, number] = rows.loc[at, number] // least * least
+    return rows, least > 1 and any(a or b for a, b in zip(of_some, in_several, strict=True))
 
 
 # ------------------------------------------------------------------------------------------------- in words
@@ -506,19 +525,21 @@ def _other_measures(rows: pd.DataFrame, split: str) -> dict:
 def _cohort_tables(read: _Read) -> dict:
     """What the rules left, and images and patients by group and split."""
     steps = [(rule, *cells[:2]) for rule, cells in demographics.attrition(read.cohort)[1]]
-    counts = read.cohort[(read.cohort["section"] == "counts") & read.cohort["what"].isin(["images", "patients"])]
+    units = ["images", "patients", demographics.AT_FIRST]
+    counts = read.cohort[(read.cohort["section"] == "counts") & read.cohort["what"].isin(units)]
     groups = []
     for attribute, here in counts.groupby("attribute", sort=False):
         splits = [split for split in audit_rows.in_order(here["split"]) if split != subgroups.ALL]
         if not splits:  # nothing of it is recorded
             continue
+        unit = demographics.AT_FIRST if (here["what"] == demographics.AT_FIRST).any() else "patients"
         cells = {(row.group, row.split, row.what): row for row in here.itertuples()}
         lines = []
         for group in (g for g in audit_rows.in_order(here["group"]) if g != subgroups.ALL):
-            told = [cells[group, split, "patients"] for split in [*splits, subgroups.ALL]]
-            shown = ["withheld" if c.suppressed else f"{int(c.n_patients):,} / {int(c.n_images):,}" for c in told]
-            lines.append((audit_rows.group_name(group), shown))
-        groups.append({"name": read.name_of(attribute), "splits": [*splits, "all"], "lines": lines})
+            told = [[cells[group, split, what] for what in (unit, "images")] for split in [*splits, subgroups.ALL]]
+            told = [["withheld" if c.suppressed else f"{int(c.value):,}" for c in both] for both in told]
+            lines.append((audit_rows.group_name(group), [p if p == i == "withheld" else f"{p} / {i}" for p, i in told]))
+        groups.append({"unit": unit, "name": read.name_of(attribute), "splits": [*splits, "all"], "lines": lines})
     withheld = bool(counts["suppressed"].any())
     return {"steps": steps, "groups": groups, "withheld": withheld, "page": f"{read.stem}.html"}
 

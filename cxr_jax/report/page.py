@@ -7,6 +7,7 @@ import importlib.resources
 from collections.abc import Mapping
 
 import jinja2
+import markupsafe
 
 
 def render(template: str, **values) -> str:
@@ -20,6 +21,8 @@ def render(template: str, **values) -> str:
         lstrip_blocks=True,
     )
     environment.filters["data_uri"] = lambda svg: "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+    # Long names of groups may be broken after a slash, where browsers would not.
+    environment.filters["breakable"] = lambda text: markupsafe.escape(text).replace("/", markupsafe.Markup("/<wbr>"))
     style = folder.joinpath("style.css").read_text(encoding="utf-8")
     return environment.get_template(template).render(style=style, **values)
 

@@ -668,6 +668,12 @@ def test_a_split_without_images_is_told():
         audit(people(), settings(splits=("train",)))
 
 
+@pytest.mark.parametrize("attribute", ["patient_id", "image_id", "study_id"])
+def test_what_says_which_patient_is_refused_before_a_row_names_it(attribute):
+    with pytest.raises(UserError, match=f"config.audit.attributes: {attribute} says which image or patient"):
+        audit(people(), settings(attributes=("sex", attribute)))
+
+
 def test_a_table_without_splits_is_one():
     predictions = drop(people(), "split")
     rows = audit(predictions, settings(attributes=()))

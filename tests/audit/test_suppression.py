@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from cxr_jax.audit.suppression import withhold
+from cxr_jax.audit.suppression import Ledger, null_space, withhold
 
 LEAST = 11
 
@@ -149,3 +149,68 @@ def test_what_is_withheld_in_a_row_adds_up_to_enough(seed):
             continue
         together = counts[row, :-1][open_[row, :-1]].sum()
         assert together == 0 or together >= LEAST
+
+
+def ledger(**cells):
+    """A ledger of cells with so many patients each, no two of which share any."""
+    made, start = Ledger(LEAST), 0
+    for key, n in cells.items():
+        made.cell(key, np.arange(start, start + n))
+        start += n
+    return made
+
+
+def test_two_tables_that_share_a_total_are_decided_together():
+    """Either is safe alone; together, b + c is told by the one and b by the other."""
+    book = ledger(a=100, b=50, c=5, d=60)
+    book.cell("b and c", np.arange(100, 155))
+    book.cell("all", np.arange(155))
+    book.add_up(["a", "b and c"], "all")
+    book.add_up(["b", "c"], "b and c")
+    assert book.hides("c") and (book.hides("b") or book.hides("b and c"))
+    assert not book.hides("d")
+    if book.hides("b and c"):
+        assert book.hides("a") or book.hides("all")
+
+
+def test_patients_and_images_add_up_each_for_themselves():
+    """Three of b are in a as well: of images a + b make up all, of patients they do not."""
+    book = Ledger(LEAST)
+    book.cell("a", np.arange(60))
+    book.cell("b", np.arange(57, 100))
+    book.cell("all", np.arange(100))
+    book.cell("never a", np.arange(60, 100))
+    book.add_up(["a", "b"], "all")
+    book.add_up(["a", "never a"], "all", images=False)
+    assert not book.hides("a", "b", "all", "never a")
+    book.cell("never b", np.arange(8))
+    book.cell("ever b", np.arange(8, 100))
+    book.add_up(["never b", "ever b"], "all", images=False)
+    assert book.hides("never b") and book.hides("ever b")
+
+
+def test_what_is_not_published_is_no_cover_and_tells_nothing():
+    book = ledger(a=5, b=70)
+    book.cell("a and b", np.arange(75))
+    book.cell("c", np.arange(75, 90), published=False)
+    book.cell("all", np.arange(90))
+    book.add_up(["a", "b"], "a and b")
+    book.add_up(["a and b", "c"], "all")
+    assert book.hides("a") and (book.hides("b") or (book.hides("a and b") and book.hides("c")))
+
+
+def test_two_cells_of_one_name_are_refused():
+    book = ledger(a=20)
+    book.cell("a", np.arange(20))
+    with pytest.raises(ValueError, match="two cells are called 'a'"):
+        book.cell("a", np.arange(5, 25))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_null_space_is_that_of_singular_values(seed):
+    rng = np.random.default_rng(seed)
+    matrix = rng.choice([-1.0, 0.0, 0.0, 1.0], size=(rng.integers(1, 12), rng.integers(1, 15)))
+    found = null_space(matrix)
+    assert found.shape == (matrix.shape[1], matrix.shape[1] - np.linalg.matrix_rank(matrix))
+    np.testing.assert_allclose(matrix @ found, 0, atol=1e-9)
+    assert np.linalg.matrix_rank(found) == found.shape[1]

@@ -2,11 +2,15 @@
 
 Every number that is shown is a sum over single images, or single patients, none of which is known: a row of zeros and
 ones. A small cell follows from what is shown if, and only if, its own row is a combination of those. Nothing here knows
-how the code under test thinks of tables and totals.
+how the code under test adds up tables and totals.
 """
+
+import itertools
 
 import numpy as np
 import pandas as pd
+
+from cxr_jax.report.demographics import AT_FIRST
 
 BANDS = ["0-19", "20-39", "40-59", "60-79", "80+"]
 STATES = {"positive": 1, "negative": 0, "uncertain": -1}
@@ -25,6 +29,8 @@ class People:
         age = pd.cut(whole["age"], [0, 20, 40, 60, 80, 200], right=False, labels=BANDS).astype(object)
         self.values = {a: whole[a].astype(object).fillna("missing").to_numpy(object) for a in ("race", "sex", "view", "split")}
         self.values["age_band"] = age.astype(object).where(age.notna(), "missing").to_numpy(object)
+        self.at_first = np.zeros(len(whole), bool)
+        self.at_first[self.first] = True
         self.findings = {c.removeprefix("finding_"): whole[c].to_numpy(float) for c in whole if c.startswith("finding_")}
 
     def cell(self, **having):
@@ -41,6 +47,10 @@ class People:
                 members = [m.replace("not recorded", "missing") for m in value.split(" or ")]
                 mask &= np.isin(self.values[name].astype(str), members)
         return mask
+
+    def steady(self, attribute):
+        """Whether no patient is in two groups."""
+        return pd.Series(self.values[attribute][self.cohort]).groupby(self.patient[self.cohort]).nunique().max() == 1
 
     def who(self, images):
         """Patients of some images: float [patients]."""
@@ -61,8 +71,10 @@ def shown_in_table(people, rows):
 
     for row in rows.to_dict("records"):
         section, attribute, group, what = (row[k] for k in ("section", "attribute", "group", "what"))
-        if section == "counts" and np.isfinite(row["n_images"]):
-            tell(people.cell(**{attribute: group, "split": row["split"]}))
+        if section == "counts" and what.startswith(("images", "patients")) and np.isfinite(row["value"]):
+            mask = people.cell(**{attribute: group, "split": row["split"]})
+            mask &= people.at_first if what == AT_FIRST and group != "all" else True
+            tell(mask, what == "images", what != "images")
         elif section == "attrition" and not row["note"].startswith("of which"):
             t = [rule for rule, _ in people.steps].index(row["note"])
             left, before = people.steps[t][1], people.steps[max(t - 1, 0)][1]
@@ -78,16 +90,15 @@ def shown_in_table(people, rows):
         elif section == "findings" and what == "patients positive":
             patients.append(people.who(people.cell(**{attribute: "positive"})))
         elif section == "findings":
-            tell(people.cell(**{attribute: what.removeprefix("images "), "split": row["split"]}))
+            images.append(people.cell(**{attribute: what.removeprefix("images "), "split": row["split"]}))
         elif section == "prevalence":
             images.append(people.cell(**{what: "positive", attribute: group}))
-            tell(people.cell(**{attribute: group}))
+            tell(people.cell(**{attribute: group}), n_patients=np.isfinite(row["n_patients"]))
         elif section == "missingness" and np.isfinite(row["value"]):
-            variable, _, unit = what.partition(": ")
+            variable = what.partition(": ")[0]
             missing = {variable: "not mentioned"} if variable in people.findings else {variable: "missing"}
             if variable in (*people.findings, *people.values):
-                mask = people.cell(**{attribute: group, **missing})
-                tell(mask, not unit.startswith("patients"), unit.startswith("patients"))
+                images.append(people.cell(**{attribute: group, **missing}))
         elif section == "differences" and np.isfinite(row["value"]):
             patients += compared(people, attribute, group, what)
     return images, patients
@@ -95,14 +106,12 @@ def shown_in_table(people, rows):
 
 def compared(people, attribute, group, what):
     """What a difference tells: how many of a group's patients are of each kind."""
-    at_first = np.zeros(len(people.whole), bool)
-    at_first[people.first] = True
-    here = people.who(people.cell(**{attribute: group}) & at_first)
+    here = people.who(people.cell(**{attribute: group}) & people.at_first)
     if what in people.findings:
         return [here * people.who(people.cell(**{what: "positive"})), here]
     covariate, _, kept = what.partition(" (")
     return [
-        here * people.who(people.cell(**{covariate: value}) & at_first)
+        here * people.who(people.cell(**{covariate: value}) & people.at_first)
         for value in kept.rstrip(")").split(", ") if covariate in people.values and value != "other"
     ]  # fmt: skip
 
@@ -126,10 +135,18 @@ def shown_in_report(people, rows):
             mask &= people.values[target] != "missing"
         elif target == "findings" and row["class"] in people.findings:
             mask &= np.isfinite(people.findings[row["class"]]) & (people.findings[row["class"]] >= 0)
-        if row["n_images"] == mask.sum():  # else it is rounded down
+        # Where a label is not known of all, and of patients who may be in several groups, n is rounded down, as is said.
+        whole = people.cell(**{row["attribute"]: row["group"], "split": split})
+        if mask.sum() == whole.sum() or (row["attribute"] == "all" and target in people.values):
+            assert row["n_images"] == mask.sum()
             images.append(mask)
-        if row["n_patients"] == people.who(mask).sum():
-            patients.append(people.who(mask))
+            if row["attribute"] == "all" or people.steady(row["attribute"]):
+                assert row["n_patients"] == people.who(mask).sum()
+                patients.append(people.who(mask))
+            else:
+                assert row["n_patients"] % people.least == 0
+        else:
+            assert row["n_images"] % people.least == 0 and row["n_patients"] % people.least == 0
         # By group the report says of no class how many are positive.
         if row["attribute"] == "all" and np.isfinite(row["n_positive"]):
             name = row["class"]
@@ -145,6 +162,10 @@ def small_cells(people):
     def add(mask, *name):
         if people.few(mask):
             found.append((name, mask, people.who(mask)))
+
+    def add_patients(who, *name):
+        if 0 < who.sum() < people.least:
+            found.append((name, np.zeros(len(people.whole), bool), who))
 
     groups = {a: [*sorted(set(v[people.cohort].astype(str))), "all"] for a, v in people.values.items()}
     for attribute in ("race", "sex", "age_band", "view"):
@@ -163,16 +184,28 @@ def small_cells(people):
                 add(people.cell(**{attribute: group}) & ~positive, f"no {name}", attribute, group)
         for group in groups["race"]:
             add(people.cell(**{name: "not mentioned", "race": group}), name, "not mentioned", group)
-    for variable in ("sex", "age_band", "view"):
-        for group in groups["race"]:
-            add(people.cell(**{variable: "missing", "race": group}), variable, "missing", group)
+    for variable, attribute in itertools.permutations(("race", "sex", "age_band", "view"), 2):
+        for group, split in itertools.product(groups[attribute], ("test", "all")):
+            if split == "test" or attribute == "race":
+                cell = people.cell(**{variable: "missing", attribute: group, "split": split})
+                add(cell, variable, "missing", attribute, group, split)
+    for attribute, split in itertools.product(("race", "sex", "age_band", "view"), groups["split"]):
+        everybody = people.who(people.cell(split=split))
+        who = {group: people.who(people.cell(**{attribute: group, "split": split})) for group in groups[attribute][:-1]}
+        for group, some in who.items():
+            add_patients(everybody - some, "never", attribute, group, split)
+        for (a, one), (b, other) in itertools.combinations(who.items(), 2):
+            add_patients(one * other, "both", a, b, split)
+    for name in people.findings:
+        ever = people.who(people.cell(**{name: "positive"}))
+        for attribute in ("race", "sex"):
+            for group in groups[attribute]:
+                add_patients(people.who(people.cell(**{attribute: group})) * (1 - ever), "never", name, group)
     for (_, before), (rule, left) in zip(people.steps, people.steps[1:], strict=False):
         for group in groups["race"]:
             here = flow_group(people, group)
             add(before & ~left & here, "removed", rule, group)
-            gone = people.who(before & here) - people.who(left & here)
-            if 0 < gone.sum() < people.least:
-                found.append((("removed altogether", rule, group), before & ~left & here, gone))
+            add_patients(people.who(before & here) - people.who(left & here), "removed altogether", rule, group)
             add(left & here, "left", rule, group)
     return found
 
@@ -202,5 +235,5 @@ def attack(people, *shown):
             if unit == "patients" and len(people.patients) < 150:
                 continue
             known = follows(sums, [cell[k] for cell in small])
-            out += [(unit, cell[0]) for cell, yes in zip(small, known, strict=True) if yes]
+            out += [(unit, cell[0]) for cell, yes in zip(small, known, strict=True) if yes and cell[k].any()]
     return out, len(small)

@@ -8,6 +8,7 @@ import pytest
 
 from cxr_jax.report import cohort
 from cxr_jax.report.cohort import EVERYBODY, key
+from cxr_jax.tables import UserError
 from tests.report.conftest import narrowed
 
 LEAST = 11
@@ -34,7 +35,7 @@ def test_counts_are_of_patients_and_of_images():
     assert counts.groups == ["F", "M", "missing"] and counts.splits == ["train", "test"]
     np.testing.assert_array_equal(counts.patients, [[8, 0, 8], [7, 0, 7], [0, 15, 15], [15, 15, 30]])
     np.testing.assert_array_equal(counts.images, 2 * counts.patients)
-    assert not counts.hidden.any()
+    assert not counts.hidden_images.any() and not counts.hidden_patients.any()
     bands = found.counts("age_band")
     assert bands.groups == ["0-19", "20+", "missing"]
     np.testing.assert_array_equal(bands.patients[:, -1], [10, 10, 10, 30])
@@ -50,14 +51,14 @@ def test_the_split_that_is_judged_and_totals_are_spared_where_others_will_do():
     sizes = {("F", "train"): 300, ("F", "validation"): 50, ("F", "test"): 100}
     sizes |= {("M", "train"): 200, ("M", "validation"): 30, ("M", "test"): 60}
     sizes |= {("X", "train"): 80, ("X", "validation"): 5, ("X", "test"): 20}
-    hidden = study(of_sizes(sizes)).counts("sex").hidden
+    hidden = study(of_sizes(sizes)).counts("sex").hidden_images
     assert hidden[2, 1] and not hidden[:, 2:].any() and not hidden[-1].any()
 
 
 def test_a_split_of_few_patients_is_not_told():
     found = study(of_sizes({("F", "train"): 300, ("M", "train"): 200, ("F", "test"): 4, ("M", "validation"): 60}))
     assert found.hides(key(split="test")) and found.hides(key(sex="F", split="test"))
-    hidden = found.counts("sex").hidden
+    hidden = found.counts("sex").hidden_images
     assert hidden[-1].sum() >= 2 and (hidden.sum(axis=1) != 1).all()
 
 
@@ -86,17 +87,30 @@ def test_first_images_are_those_of_the_lowest_age():
 def test_rare_categories_count_as_one():
     code = np.repeat([0, 1, 2, 3, 4], [500, 490, 5, 5, 7])
     found = cohort._rare_as_one(cohort.Groups("view", [*"abcd", "missing"], code, np.arange(len(code))))
-    assert found.names == ["a", "b", "missing", "other"] and found.of == "view, rare as one"
+    assert found.names == ["a", "b", "missing", "c or d"] and found.of == "view, rare as one"
     np.testing.assert_array_equal(np.bincount(found.code), [500, 490, 7, 10])
 
 
-def test_a_patient_of_two_groups_counts_in_both_and_is_compared_in_the_first():
+def test_a_patient_of_two_groups_counts_in_that_of_the_first_image():
+    """That the groups have more patients together than there are would say how many are in both."""
     table = pd.DataFrame({"patient_id": np.repeat(np.arange(60), 2), "age": np.tile([40.0, 41.0], 60), "sex": "F"})
     table.loc[table.index[1:100:2], "sex"] = "M"  # 50 patients are F at first and M later
     found = study(table.astype({"patient_id": str}))
-    assert list(found.counts("sex").patients[:, -1]) == [60, 50, 60]
-    first = found.at_first("sex")
-    assert first.of == "sex at the first image" and (first.code == 0).all()
-    assert not found.hides(EVERYBODY)
-    table.loc[table.index[9:100:2], "sex"] = "F"  # now 4 are: that F has all and M those 4 would say so
-    assert list(study(table.astype({"patient_id": str})).groups["sex"].names) == ["F or M"]
+    counts = found.counts("sex")
+    assert list(counts.images[:, -1]) == [70, 50, 120] and list(counts.patients[:, -1]) == [60, 0, 60]
+    assert found.at_first("sex").of == "sex at the first image" and not found.hides(EVERYBODY)
+
+
+@pytest.mark.parametrize("word", ["all", "missing"])
+def test_a_group_that_is_called_as_something_else_here_is_refused(word):
+    table = of_sizes({("F", "train"): 50, (word, "test"): 50})
+    with pytest.raises(UserError, match=f"sex is recorded as '{word}'"):
+        study(table)
+
+
+@pytest.mark.parametrize(
+    "attribute, said", [("finding_Edema", "no groups of its own"), ("study_id", "which image or patient"), ("sx", "has no 'sx'; it has sex")]
+)
+def test_what_makes_no_groups_is_refused(attribute, said):
+    with pytest.raises(UserError, match=said):
+        study(of_sizes({("F", "train"): 50}).assign(finding_Edema=1.0), attributes=("race", attribute))

@@ -69,6 +69,8 @@ def test_learning_curves_mark_the_best_epoch_and_survive_an_undefined_one():
     drawing = figures.learning_curves(train + held, "best")
     assert "best, 0.830, at epoch 2" in drawing.alt and "20 images of 9 patients" in drawing.caption
     assert "for choosing only; without interval" in drawing.caption
+    hidden = figures.learning_curves(train + held, "best", n_hidden=True).caption
+    assert "20 images" not in hidden and "(n withheld)" in hidden
 
 
 @pytest.mark.parametrize(
@@ -89,10 +91,10 @@ def test_a_long_run_draws_no_more_than_a_short_one():
 
 def test_withheld_bars_are_marked_not_drawn():
     counts = np.array([[300, 200, 500], [20, 5, 25], [320, 205, 525]])
-    table = cohort.Counts("sex", ["F", "missing"], ["train", "test"], counts, counts, counts == 5)
+    table = cohort.Counts("sex", ["F", "missing"], ["train", "test"], counts, counts, counts == 5, counts == 5)
     drawing = figures.counts([table], lambda a: a)
     assert "not recorded 25" in drawing.alt and "Hatched" in drawing.caption
-    table.hidden[:] = False
+    table.hidden_patients[:] = False
     assert "Hatched" not in figures.counts([table], lambda a: a).caption
 
 
@@ -101,7 +103,7 @@ def test_ages_are_told_by_group_with_n():
     line |= {"third quartile": 61.0, "n": 1234}
     lines = [line | {"group": "F"}, line | {"group": "missing", "low": np.nan, "high": np.nan}]
     drawing = figures.ages(lines, "sex", "sex", 0.95)
-    assert "F: mean 51.0, median 50.0, n = 1,234; not recorded: mean" in drawing.alt and drawing.name == "cohort_ages_sex"
+    assert "F: mean 51.0, n = 1,234; not recorded: mean" in drawing.alt and drawing.name == "cohort_ages_sex"
     assert "95\N{NO-BREAK SPACE}% intervals" in drawing.caption
     assert figures.ages([], "sex", "sex", 0.95) is None
 
