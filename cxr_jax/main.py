@@ -6,6 +6,7 @@ Reads the config, opens the workdir, runs the stages in order. A user's mistake 
 from __future__ import annotations
 
 import errno
+import os
 import pathlib
 import shlex
 import sys
@@ -13,7 +14,7 @@ import sys
 from absl import flags, logging
 from ml_collections import config_flags
 
-from cxr_jax import experiment
+from cxr_jax import experiment, tables
 from cxr_jax.tables import UserError, causes
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="The experiment: a file of configs/, with an argument after a colon.")
@@ -23,6 +24,7 @@ DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes 
 
 def main(argv: list[str]) -> int:
     """Returns the exit status: 0, 1 for a user's mistake or a failed run, 130 where it was interrupted."""
+    config, workdir = None, None
     try:
         config, workdir = parse(argv)
         run(config, workdir, command=shlex.join(["python", "-m", "cxr_jax.main", *argv[1:]]), distributed=DISTRIBUTED.value)
@@ -33,12 +35,14 @@ def main(argv: list[str]) -> int:
         print(f"error: training diverged: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        told = _of_the_disk(error, config, workdir)
+        if not told:
             raise
-        print(f"error: no space left on the disk ({error.filename or 'while writing'}); free some and run the same command again", file=sys.stderr)
+        print(f"error: {told}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command carries on from the last checkpoint", file=sys.stderr)
+        does = "carries on from the last checkpoint" if _in_training(workdir) else "starts this stage again"
+        print(f"\ninterrupted; the same command {does}", file=sys.stderr)
         return 130
     return 0
 
@@ -72,7 +76,9 @@ def run(config, workdir: pathlib.Path, command: str, distributed: bool = False) 
 
     record = experiment.Run(workdir, config, base.get_config(), command)
     if record.complete:
-        print(f"this run is done ({record.record['ended']}); its report: {workdir / 'report.html'}")
+        left = {"report": ("its report", "report.html"), "prepare": ("its cohort", "cohort.html")}
+        what, name = next((left[stage] for stage in left if stage in config.stages), ("its files", ""))
+        print(f"this run is done ({record.record['ended']}); {what}: {workdir / name}")
         return
     from cxr_jax import mesh, stages
 
@@ -86,6 +92,35 @@ def run(config, workdir: pathlib.Path, command: str, distributed: bool = False) 
             if not record.done(stage):
                 with record.stage(stage):
                     stages.STAGES[stage](config, record)
+
+
+def _of_the_disk(error: OSError, config, workdir: pathlib.Path | None) -> str:
+    """The one line in an error on a full disk, or on a folder or file that a run makes; "" for any other error."""
+    if error.errno == errno.ENOSPC:
+        return f"no space left on the disk ({error.filename or 'while writing'}); free some and run the same command again"
+    named = error.filename2 or error.filename  # of a file that could not be put in place of another, the latter
+    if workdir is None or not isinstance(named, str | os.PathLike):
+        return ""
+    path = pathlib.Path(os.path.abspath(named))
+    if path.suffix == ".partial":  # of a name that only `tables.whole_file` knows
+        path = path.parent
+    data_dir = config.dataset.data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    for folder, field in ((workdir, "--workdir"), (data_dir, "--config.dataset.data_dir")):
+        folder = pathlib.Path(os.path.abspath(os.path.expanduser(folder)))
+        # What is above the folder counts too: it could not be made, or does not let it be.
+        if path.is_relative_to(folder) or folder.is_relative_to(path):
+            what = "a link to nothing" if path.is_symlink() and not path.exists() else error.strerror or type(error).__name__
+            return f"{path}: {what}; mend that, or name another folder with {field}"
+    return ""
+
+
+def _in_training(workdir: pathlib.Path | None) -> bool:
+    """Whether the stage that was running is training, and has left a checkpoint to carry on from."""
+    if workdir is None or not (workdir / "run.json").is_file():
+        return False
+    stage = tables.read_json(workdir / "run.json").get("stages", {}).get("train", {})
+    kept = (workdir / "checkpoints" / "last").glob("*")
+    return stage.get("status") == "running" and any(path.name.isdigit() for path in kept)
 
 
 def _mistake(error: BaseException) -> UserError:

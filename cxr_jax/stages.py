@@ -13,6 +13,7 @@ stage, or a user, left there.
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Sequence
 
 import ml_collections
 import numpy as np
@@ -30,13 +31,15 @@ def prepare(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     from cxr_jax.report import demographics
 
     race_rules.check(config.dataset)  # told now, not after hours of reading pictures
+    check_judged(config, run)
     dataset = datasets.prepare(config.dataset)
     cohort = cohorts.select(dataset.keys, dataset.findings, dataset.races, config.dataset)
+    # A target that the data cannot teach is told now, not after an hour of training, and before anything is written: a
+    # workdir never holds the cohort of one command beside the pages of another.
+    _, dropped = cohorts.targets(cohort, config.train.targets, config.dataset)
     cohort.write(run.path(COHORT))
     with tables.whole_file(run.path("quarantine.csv")) as path:
         dataset.quarantine.to_csv(path, index=False)
-    # A target that the data cannot teach is told now, not after an hour of training.
-    _, dropped = cohorts.targets(cohort, config.train.targets, config.dataset)
     about = dataset.summary()
     summary = {**about, "attrition": cohort.attrition, "race_table": cohort.race_table, "findings_dropped": list(dropped)}
     run.record.update(dataset=summary, headline=headline(config))
@@ -48,12 +51,14 @@ def prepare(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
         print(*(f"  {statement}" for statement in statements), sep="\n", end="\n" * bool(statements))
     elif statements:
         print(f"  of the release, {len(statements)} things to know: {run.path('run.json')}, dataset.integrity.statements")
-    for statement in cohorts.against_published(cohort, config.dataset):
+    for statement in (*cohorts.against_published(cohort, config.dataset), *race_rules.unmatched(dataset.keys, config.dataset)):
         print(f"  {statement}")
     print(demographics.attrition_text(demographics.read(page.with_suffix(".csv"))))
     print(f"  who they are: {page}")
     if summary["quarantined"]:
-        print(f"  images could not be read, and are left out: {run.path('quarantine.csv')} lists them")
+        listed = summary["images"] + summary["quarantined"]
+        told = f"{summary['quarantined']:,} of {listed:,} images could not be read, and are left out"
+        print(f"  {told}: {run.path('quarantine.csv')} lists them")
     if dropped:
         print(f"  left out, since training has no positive or no negative image of them: {', '.join(dropped)}")
 
@@ -89,6 +94,7 @@ def train(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     from cxr_jax.data import cohorts, datasets, pipeline
     from cxr_jax.training import checkpoints, train as training
 
+    check_judged(config, run)  # again: what the model is judged on may be named only now
     dataset = datasets.open(config.dataset)
     cohort = cohorts.Cohort.read(run.path(COHORT))
     targets, _ = cohorts.targets(cohort, config.train.targets, config.dataset)
@@ -175,27 +181,43 @@ def predict(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
         source = sources[split]
         with metrics_log.Progress(f"predict {split}", len(source)) as progress:
             index, scores, _ = inference.predict(forward, params, stats, source, batch_size, progress.advance)
-        parts.append(prediction_table(cohort.table.iloc[index], forward.targets, {k: v[index] for k, v in labels.items()}, scores))
+        parts.append(
+            prediction_table(cohort.table.iloc[index], forward.targets, {k: v[index] for k, v in labels.items()}, scores, config.audit.attributes)
+        )
     table = pd.concat(parts, ignore_index=True)
     Predictions(table, forward.targets, bool(dataset.metadata["open_data"])).write(run.path(PREDICTIONS))
 
 
 def judged_dataset(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """config.dataset, or what it would be for the data set that config.predict.dataset names."""
+    """config.dataset, or what it would be for the data set that config.predict.dataset names.
+
+    Raises UserError where that is neither built nor has a release in config.predict.raw_dir to build it from.
+    """
     if not config.predict.dataset:
         return config.dataset
+    from cxr_jax.data import datasets
+
     judged = ml_collections.ConfigDict(config.dataset)
     experiment.choose_dataset(judged, config.predict.dataset, "config.predict.dataset")
     judged.update(raw_dir=config.predict.raw_dir, mimic_iv_dir=config.predict.mimic_iv_dir)
+    datasets.check_source(judged, "config.predict.raw_dir")
     return judged
 
 
-def prediction_table(rows: pd.DataFrame, targets: dict[str, Target], labels: dict, scores: dict) -> pd.DataFrame:
-    """Key columns, labels, scores, and ceilings where the data's truth is known, of some rows of a cohort.
+def check_judged(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
+    """Raises UserError where `predict`, once it is its turn, would lack the release that it is to judge the model on."""
+    if "predict" in config.stages and not run.done("predict"):
+        judged_dataset(config)
+
+
+def prediction_table(
+    rows: pd.DataFrame, targets: dict[str, Target], labels: dict, scores: dict, attributes: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Key columns and attributes, labels, scores, and ceilings where the data's truth is known, of some rows of a cohort.
 
     labels: by target, int32 [n] or float32 [n, findings], as `cohorts.labels` gives them. scores: float32 [n, classes].
     """
-    columns = {name: rows[name].to_numpy() for name in KEY_COLUMNS if name in rows}
+    columns = {name: rows[name].to_numpy() for name in dict.fromkeys((*KEY_COLUMNS, *attributes)) if name in rows}
     for name, target in targets.items():
         if target.kind == "multiclass":
             columns[LABEL + name] = pd.array([target.classes[k] if k >= 0 else None for k in labels[name]], dtype="str")

@@ -1,10 +1,12 @@
 """The whole of a run, as a user starts it: from a config to a report, again, elsewhere, and with every mistake in one line."""
 
+import errno
 import json
 import shutil
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import numpy as np
@@ -12,8 +14,8 @@ import orbax.checkpoint as ocp
 import pandas as pd
 import pytest
 
-from configs import race, sex
-from cxr_jax import experiment, main, tables
+from configs import base, race, sex
+from cxr_jax import experiment, main, stages, tables
 from cxr_jax.tables import Predictions, Target, UserError
 from cxr_jax.training import metrics_log
 from tests.phantoms import PLAIN, ROOT, SMALL, as_user, command, small_config
@@ -68,6 +70,75 @@ def test_run_again_it_says_so_and_touches_nothing(finished, capsys):
     main.run(config, workdir, command="the command")
     assert f"its report: {workdir / 'report.html'}" in capsys.readouterr().out
     assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*")} == before
+
+
+def test_a_prepared_run_names_the_page_that_it_has(phantom_dir, tmp_path, capsys):
+    config = small_config(phantom_dir, stages=("prepare",))
+    for _ in range(2):
+        main.run(config, tmp_path, command="the command")
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert told.startswith("this run is done") and told.endswith(f"its cohort: {tmp_path / 'cohort.html'}")
+    assert (tmp_path / "cohort.html").exists() and "report" not in told
+
+
+def status_of(monkeypatch, config, workdir) -> int:
+    """Of the program, within this process, as if the command line had asked for `config` and `workdir`."""
+    monkeypatch.setattr(main, "parse", lambda argv: (config, workdir))
+    monkeypatch.setattr(main, "DISTRIBUTED", types.SimpleNamespace(value=False))  # absl gives it only after parsing
+    return main.main(["main"])
+
+
+@pytest.mark.parametrize(
+    ("workdir", "data_dir", "told"),
+    [
+        ("/proc/nowhere/run", "data", "/proc/nowhere: No such file or directory; mend that, or name another folder with --workdir"),
+        ("file/run", "data", "file/run: Not a directory; mend that"),
+        ("dangling", "data", "dangling: a link to nothing; mend that"),
+        ("odd", "data", "run.json: Is a directory; mend that"),
+        ("run", "file/data", "Not a directory; mend that, or name another folder with --config.dataset.data_dir"),
+        ("run", "dangling", "dangling: a link to nothing; mend that, or name another folder with --config.dataset.data_dir"),
+        ("run", "/proc/nowhere", "/proc/nowhere: No such file or directory; mend that, or name another folder with --config"),
+    ],
+)
+def test_a_folder_that_cannot_be_made_is_told_in_one_line(tmp_path, monkeypatch, capsys, workdir, data_dir, told):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "dangling").symlink_to(tmp_path / "gone")
+    (tmp_path / "odd" / "run.json").mkdir(parents=True)
+    config = small_config(tmp_path / data_dir, stages=("prepare",))
+    assert status_of(monkeypatch, config, tmp_path / workdir) == 1
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and error[0].startswith("error: ") and told in error[0]
+
+
+def test_which_errors_are_of_the_folders_that_a_run_makes(tmp_path):
+    config, workdir = small_config(tmp_path / "data"), tmp_path / "run"
+    said = main._of_the_disk(OSError(errno.EROFS, "Read-only file system", str(workdir / ".run.json.x.partial")), config, workdir)
+    assert said == f"{workdir}: Read-only file system; mend that, or name another folder with --workdir"
+    said = main._of_the_disk(IsADirectoryError(21, "Is a directory", "x.partial", None, str(workdir / "cohort.html")), config, workdir)
+    assert said.startswith(f"{workdir / 'cohort.html'}: Is a directory; ")
+    # Anything else is for us to mend, and keeps its traceback.
+    for other in (OSError(errno.EIO, "", str(tmp_path / "elsewhere")), OSError(errno.EPIPE, ""), OSError(errno.EBADF, "", 3)):
+        assert main._of_the_disk(other, config, workdir) == ""
+
+
+@pytest.mark.parametrize(("stage", "checkpoint", "told"), [
+    ("prepare", False, "starts this stage again"), ("train", False, "starts this stage again"),
+    ("train", True, "carries on from the last checkpoint"), ("predict", True, "starts this stage again"),
+])  # fmt: skip
+def test_interrupted_a_run_says_what_the_same_command_does(tmp_path, phantom_dir, monkeypatch, capsys, stage, checkpoint, told):
+    config = small_config(phantom_dir)
+    if checkpoint:
+        (tmp_path / "checkpoints" / "last" / "4").mkdir(parents=True)
+    experiment.Run(tmp_path, config, base.get_config(), "the command").write(
+        stages={name: {"status": "done"} for name in config.stages[: config.stages.index(stage)]}
+    )
+
+    def interrupted(config, run):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(stages.STAGES, stage, interrupted)
+    assert status_of(monkeypatch, config, tmp_path) == 130
+    assert capsys.readouterr().err.strip() == f"interrupted; the same command {told}"
 
 
 def test_judged_otherwise_the_model_is_kept(finished, phantom_dir, tmp_path):

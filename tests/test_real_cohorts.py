@@ -56,7 +56,8 @@ def test_prepare_leaves_a_cohort_its_page_and_what_could_not_be_read(name, reque
     printed = capsys.readouterr().out
     assert "every image of the data set" in printed and "cohort.html" in printed
     # What is printed ends up in logs: of single images of data that are not open it says nothing.
-    assert "images could not be read" in printed and str(run.path("quarantine.csv")) in printed
+    faults = int((truth.images["fault"] != "").sum())
+    assert f"{faults} of {len(truth.images)} images could not be read, and are left out" in printed and str(run.path("quarantine.csv")) in printed
     assert ("images of the table that are missing: 1" in printed) == (name == "nih")
     assert name == "nih" or not any(image in printed for image in truth.images["image_id"])
     record = json.loads(json.dumps(run.record["dataset"]))  # plain
@@ -108,6 +109,29 @@ def test_a_rule_s_mistake_is_told_before_any_picture_is_read(tmp_path):
         with pytest.raises(UserError, match=message):
             prepared("mimic", tmp_path / "raw", tmp_path / "run", **fields)
     assert not (tmp_path / "run" / "data").exists()
+
+
+def test_a_release_to_judge_on_that_is_not_named_is_told_before_any_picture_is_read(tmp_path):
+    config = experiment.apply_argument(base.get_config(), "phantom,tiny", base.SIZES)
+    config.dataset.data_dir, config.predict.dataset = str(tmp_path / "data"), "padchest"
+    experiment.validate(config)
+    run = experiment.Run(tmp_path / "run", config, base.get_config(), "the command")
+    for stage in (stages.prepare, stages.train):
+        with pytest.raises(UserError, match="config.predict.raw_dir is not set, .* folder of the padchest release"):
+            stage(config, run)
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_target_that_cannot_be_taught_leaves_the_workdir_as_it_was(mimic, tmp_path):
+    truth, data_dir = mimic
+    config = experiment.apply_argument(base.get_config(), "mimic,tiny", base.SIZES)
+    config.train.targets = ("race", "rcae")
+    config.dataset.update({"raw_dir": str(truth.folder), "data_dir": data_dir, "max_unreadable_share": 0.2})
+    run = experiment.Run(tmp_path / "run", config, base.get_config(), "the command")
+    before = sorted(p.name for p in run.workdir.iterdir())
+    with pytest.raises(UserError, match="no target 'rcae'"):
+        stages.prepare(config, run)
+    assert sorted(p.name for p in run.workdir.iterdir()) == before
 
 
 def test_a_data_set_with_too_many_gaps_is_not_taken_for_a_whole_one(mimic, tmp_path):

@@ -9,7 +9,7 @@ import hashlib
 import io
 import os
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ import pyarrow.csv
 from etils import epath
 
 from cxr_jax.data.race_rules import BETWEEN
-from cxr_jax.tables import UserError
+from cxr_jax.tables import UserError, check_disjoint
 
 
 # CheXpert's fourteen in its order, which are MIMIC-CXR's too.
@@ -191,6 +191,23 @@ def refuse_duplicates(column: pd.Series, path: os.PathLike | str, expected: str 
             f"{path}: lines {' and '.join(both)}, column {column.name!r}: {value!r} found more than once, {expected}"
             f" expected ({column[column.duplicated()].nunique()} such)"
         )
+
+
+def refuse_shared_patients(records: pd.DataFrame, source: os.PathLike | str, table: str | Mapping[str, str]) -> None:
+    """Raises UserError for a patient in two released splits, naming `source` and the patient's first line in each split.
+
+    table: name of the file that the index of `records` counts the lines of; of an index by table and line, such a name for
+        each table.
+    """
+    try:
+        check_disjoint(records.rename(columns={"released_split": "split"}), source)
+    except UserError as error:
+        splits = records.groupby("patient_id", observed=True)["released_split"].nunique()
+        of = records[records["patient_id"] == splits.index[splits > 1][0]]
+        first = of[~of["released_split"].duplicated()]
+        where = [f"line {i} of {table}" if isinstance(table, str) else f"line {i[1]} of {table[i[0]]}" for i in first.index]
+        said = " and ".join(f"{split} ({line})" for split, line in zip(first["released_split"], where))
+        raise UserError(f"{error}; the patient's first images in {said}") from None
 
 
 def numbers(column: pd.Series, path: os.PathLike | str, *, whole: bool, least: float = 0) -> pd.Series:

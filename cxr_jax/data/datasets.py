@@ -154,7 +154,10 @@ class Dataset:
         path = self.folder / "quarantine.csv"
         if not path.exists():
             return pd.DataFrame({"image_id": pd.Series(dtype="str"), "reason": pd.Series(dtype="str")})
-        return pd.read_csv(path, dtype="str", keep_default_na=False)
+        try:
+            return pd.read_csv(path, dtype="str", keep_default_na=False)
+        except ValueError as error:  # pandas' errors of parsing are of this kind
+            raise _damaged(self.folder, f"quarantine.csv cannot be read ({_first_line(error)})") from None
 
     @property
     def integrity(self) -> dict:
@@ -226,6 +229,20 @@ def open(config) -> Dataset:
             " config.dataset, or point config.dataset.data_dir to where it was built"
         )
     return _verified(config, builder)
+
+
+def check_source(config, field: str) -> None:
+    """Raises UserError, which names `field`, where the data set that `config` names neither is built nor can be.
+
+    For a data set that a later stage builds, so that a folder that was not named is told before hours of training.
+    """
+    if not _known(config).fingerprint:
+        return
+    if config.raw_dir and not epath.Path(config.raw_dir).expanduser().is_dir():
+        raise UserError(f"{field}: no folder {config.raw_dir!r}; give the {config.name} release's own folder")
+    built = pathlib.Path(_builder(config).data_dir)
+    if not config.raw_dir and not built.exists():
+        raise UserError(f"{field} is not set, and there is no data set at {built}: it names the folder of the {config.name} release")
 
 
 # ---- which data sets there are -------------------------------------------------------------------
@@ -320,7 +337,12 @@ def _build(config, builder) -> None:
         # A rule that does not suit what the release records is told when its tables are read, not after its pictures are.
         race = [name for name in ("race", "ethnicity") if name in builder.release.records]
         recorded = builder.release.records[race]
-        race_rules.apply(recorded.where(recorded != "", None), (), config)
+        try:
+            race_rules.apply(recorded.where(recorded != "", None), (), config)
+        except UserError as error:
+            # Where no image has a race, the release may know why: of which table it is in, that this one is missing.
+            why = [s for s in builder.release.statements if "race" in s and (recorded["race"] == "").all()]
+            raise UserError("; ".join([str(error), *(f"{builder.release.root}: {s}" for s in why)])) from None
     folder = pathlib.Path(builder.data_dir)
     # TFDS writes to incomplete.XXXXXX_VERSION and renames at the end. Under the lock, such a folder has no owner left.
     for remains in folder.parent.glob(f"{tfds.core.constants.INCOMPLETE_PREFIX}*_{folder.name}"):
@@ -366,7 +388,26 @@ def _alone(folder: pathlib.Path) -> Iterator[None]:
 
 def _verified(config, builder) -> Dataset:
     """Every file is there with the size that its records add up to."""
+    folder = pathlib.Path(builder.data_dir)
+    # Without one of these TFDS goes by what the code says of the data set, which does not know the release.
+    for name in ("dataset_info.json", "metadata.json"):
+        if not (folder / name).exists():
+            raise _damaged(folder, f"{name} is missing")
     dataset = Dataset(config.name, builder)
+    try:
+        metadata = dataset.metadata
+    except (ValueError, TypeError) as error:  # TFDS reads them when they are first asked for
+        raise _damaged(folder, f"its description cannot be read ({_first_line(error)})") from None
+    if _known(config).fingerprint:
+        for name in ("release_fingerprint", "integrity"):
+            if name not in metadata:
+                raise _damaged(folder, f"metadata.json has no {name}")
+        # The builder writes the list whether or not there is anything to list, and counts what it lists.
+        if not (folder / "quarantine.csv").exists():
+            raise _damaged(folder, "quarantine.csv is missing")
+        counted = sum(dataset.integrity["quarantined"].values())
+        if len(dataset.quarantine) != counted:
+            raise _damaged(folder, f"quarantine.csv lists {len(dataset.quarantine):,} images, and {counted:,} were left out")
     for split in dataset.info.splits.values():
         found = 0
         for path in split.filepaths:
@@ -379,6 +420,10 @@ def _verified(config, builder) -> Dataset:
                 " written; delete the folder and run `prepare` again"
             )
     return dataset
+
+
+def _damaged(folder: pathlib.Path, what: str) -> UserError:
+    return UserError(f"{folder}: {what}; delete the folder {folder} and run `prepare` again")
 
 
 _TFRECORD_FRAME = 16  # bytes: the length and two checksums that a TFRecord adds to each record

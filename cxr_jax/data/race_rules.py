@@ -152,16 +152,19 @@ def _as_recorded(keys: pd.DataFrame, races: Sequence[str]) -> Ruled:
 def read_table(path: os.PathLike | str = TABLE) -> pd.DataFrame:
     """The columns COLUMNS as text, indexed by line of the file. Raises UserError for what is not as COLUMNS has it."""
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = [row for row in csv.reader(file) if row]
+        with open(path, encoding="utf-8-sig", newline="") as file:  # spreadsheets begin a file with a mark of its encoding
+            reader = csv.reader(file)
+            numbered = [(reader.line_num, row) for row in reader if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a readable table ({error})") from None
-    if not rows or tuple(rows[0]) != COLUMNS:
-        raise UserError(f"{path}: line 1: the columns {','.join(COLUMNS)} expected")
-    for line, row in enumerate(rows[1:], 2):
+    if not numbered or tuple(numbered[0][1]) != COLUMNS:
+        first = numbered[0][0] if numbered else 1
+        raise UserError(f"{path}: line {first}: the columns {','.join(COLUMNS)} expected")
+    lines, rows = [line for line, _ in numbered[1:]], [row for _, row in numbered[1:]]
+    for line, row in zip(lines, rows, strict=True):
         if len(row) != len(COLUMNS):
             raise UserError(f"{path}: line {line}: {len(row)} cells found, {len(COLUMNS)} expected")
-    table = pd.DataFrame(rows[1:], columns=list(COLUMNS), index=pd.RangeIndex(2, len(rows) + 1), dtype="str")
+    table = pd.DataFrame(rows, columns=list(COLUMNS), index=pd.Index(lines, dtype="int64"), dtype="str")
     groups = {"race": (*GROUPS, UNKNOWN), "ethnicity": ("",)}
     for line, row in table.iterrows():
         for column, known in (
@@ -190,6 +193,29 @@ def known_values(dataset: str, own: str = "") -> Known:
         for row in table[table["dataset"] == dataset].itertuples():
             known[row.field][row.value] = (row.group, row.hispanic)
     return known
+
+
+def unmatched(keys: pd.DataFrame, config) -> list[str]:
+    """At most one statement: of the rows of `config.race_table`, those that no image of the key table `keys` asks for."""
+    if not config.race_table:
+        return []
+    table = read_table(os.path.expanduser(config.race_table))
+    ours = table[table["dataset"] == config.name]
+    if ours.empty:
+        return [f"no row of {config.race_table} is of {config.name}"]
+    recorded = {
+        (field, value)
+        for field in ("race", "ethnicity")
+        if field in keys
+        for text in keys[field].dropna().unique()
+        for value in text.split(BETWEEN)
+    }
+    idle = [line for line, pair in zip(ours.index, zip(ours["field"], ours["value"])) if pair not in recorded]
+    if not idle:
+        return []
+    rows, match, line = ("1 row", "matches", "line") if len(idle) == 1 else (f"{len(idle)} rows", "match", "lines")
+    first = ", ".join(map(str, idle[:5])) + ", …" * (len(idle) > 5)
+    return [f"{rows} of {config.race_table} {match} nothing that {config.name} records: {line} {first}"]
 
 
 def fingerprint(known: Known) -> str:

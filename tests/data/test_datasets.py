@@ -152,6 +152,43 @@ def test_damaged_description_is_a_one_line_error(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "name, content, told",
+    [
+        ("dataset_info.json", None, "dataset_info.json is missing"),
+        ("metadata.json", None, "metadata.json is missing"),
+        ("metadata.json", '{"findings": ["No Fi', "its description cannot be read"),
+        ("metadata.json", '{"findings": []}', "metadata.json has no release_fingerprint"),
+        ("quarantine.csv", None, "quarantine.csv is missing"),
+        ("quarantine.csv", "", "quarantine.csv cannot be read"),
+        ("quarantine.csv", "image_id,path,reason\n", "quarantine.csv lists 0 images, and 1 were left out"),
+    ],
+)
+def test_each_damaged_file_of_a_built_release_is_a_one_line_error(tmp_path, built_nih, name, content, told):
+    folder = tmp_path / "built" / built_nih.folder.relative_to(built_nih.folder.parents[2])
+    shutil.copytree(built_nih.folder, folder)
+    config = shipped("nih", tmp_path / "built", max_unreadable_share=0.5)
+    assert len(datasets.open(config).quarantine) == 1
+    if content is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_text(content)
+    for ask in (datasets.open, datasets.prepare):
+        with pytest.raises(UserError) as caught:
+            ask(config)
+        assert f"{folder}: {told}" in str(caught.value) and "\n" not in str(caught.value)
+        assert f"delete the folder {folder} and run `prepare` again" in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def built_nih(tmp_path_factory):
+    """The few images of NIH, one of which is set aside, built."""
+    folder = tmp_path_factory.mktemp("nih")
+    shutil.copytree(pathlib.Path(__file__).parents[2] / "tfds_builders" / "cxr_nih" / "dummy_data", folder / "raw")
+    next(iter(sorted((folder / "raw" / "images").iterdir()))).write_bytes(b"no picture")
+    return datasets.prepare(shipped("nih", folder / "built", raw_dir=str(folder / "raw"), max_unreadable_share=0.5))
+
+
+@pytest.mark.parametrize(
     "name, words",
     [
         ("mimic", ["dataset.raw_dir", "mimic-cxr-2.0.0-metadata.csv.gz", "MIMIC-IV (hosp/ or core/)"]),
@@ -228,6 +265,25 @@ def test_race_that_a_rule_makes_nothing_of_is_told_before_any_picture_is_read(tm
         datasets.prepare(config)
     assert message in str(caught.value) and "\n" not in str(caught.value)
     assert not [path for path in (tmp_path / "built").rglob("*") if path.is_file() and path.suffix != ".lock"]
+
+
+def test_chexpert_without_its_workbook_says_which_file_the_race_would_be_in(tmp_path):
+    releases.chexpert(tmp_path / "raw", picture=(24, 20), demo=False)
+    config = shipped("chexpert", tmp_path / "built", raw_dir=str(tmp_path / "raw"), race_rule="four_race")
+    with pytest.raises(UserError, match="records no race; use recorded; .*raw.*: CHEXPERT DEMO.xlsx is missing: no race"):
+        datasets.prepare(config)
+
+
+def test_a_data_set_that_a_later_stage_needs_is_asked_for_by_the_field_that_names_it(tmp_path, built_nih):
+    config = shipped("nih", tmp_path / "built")
+    with pytest.raises(UserError, match="config.predict.raw_dir is not set, and there is no data set at .*nih"):
+        datasets.check_source(config, "config.predict.raw_dir")
+    config.raw_dir = str(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="config.predict.raw_dir: no folder .*nowhere"):
+        datasets.check_source(config, "config.predict.raw_dir")
+    # One that is built needs its release no more, and the phantom has none.
+    datasets.check_source(shipped("nih", built_nih.folder.parents[2]), "config.predict.raw_dir")
+    datasets.check_source(shipped("phantom", tmp_path), "config.predict.raw_dir")
 
 
 def test_nih_is_held_to_the_release_it_was_built_from(tmp_path):

@@ -93,6 +93,32 @@ def test_a_table_of_one_s_own_that_is_wrong(tmp_path, line, message):
         race_rules.apply(keys(["WHITE"]), (), config(race_table=str(tmp_path / "nowhere.csv")))
 
 
+def test_lines_of_a_table_are_counted_as_an_editor_does(tmp_path):
+    path = tmp_path / "own.csv"
+    rows = [",".join(race_rules.COLUMNS), "mimic,race,A,White,no,me", "", "mimic,race,B,Blue,no,me"]
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8-sig")  # as spreadsheets save it
+    with pytest.raises(UserError, match="own.csv: line 4, column 'group': 'Blue' found"):
+        race_rules.read_table(path)
+    path.write_text("\n".join(rows[:3]) + "\n", encoding="utf-8-sig")
+    assert list(race_rules.read_table(path).index) == [2]
+
+
+def test_rows_of_a_table_of_one_s_own_that_match_nothing_are_told(tmp_path):
+    path = tmp_path / "own.csv"
+
+    def told(*rows, name="mimic", **columns):
+        path.write_text("\n".join([",".join(race_rules.COLUMNS), *rows]) + "\n")
+        return race_rules.unmatched(keys(["WHITE|ASIAN", ""], **columns), config(name, race_table=str(path)))
+
+    idle, used, other = "mimic,race,WHTE,White,no,me", "mimic,race,ASIAN,Other,no,me", "chexpert,race,White,White,no,me"
+    assert told(used) == told(used, other) == []
+    assert told(used, idle) == [f"1 row of {path} matches nothing that mimic records: line 3"]
+    assert told(idle, used, "mimic,ethnicity,WHITE,,no,me") == [f"2 rows of {path} match nothing that mimic records: lines 2, 4"]
+    assert told(other) == [f"no row of {path} is of mimic"]
+    assert told("chexpert,ethnicity,No,,no,me", name="chexpert", ethnicity=["No", ""]) == []
+    assert race_rules.unmatched(keys(["WHITE"]), config()) == []
+
+
 def test_values_that_the_table_lacks_are_listed_with_their_counts(tmp_path):
     table = keys(["WHITE", "MARTIAN", "ASIAN|MARTIAN", "VENUSIAN"])
     with pytest.raises(UserError) as caught:

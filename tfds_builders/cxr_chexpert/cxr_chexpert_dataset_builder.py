@@ -8,7 +8,7 @@ import pandas as pd
 import tensorflow_datasets as tfds
 from etils import epath
 
-from cxr_jax.tables import UserError, check_disjoint
+from cxr_jax.tables import UserError
 from tfds_builders import release, released
 
 FINDINGS = release.CHEXPERT_FINDINGS
@@ -51,7 +51,7 @@ def read_release(config: released.ReleaseConfig) -> released.Release:
         raise UserError(f"{root}: the table is missing: no train.csv, with or without .gz")
     records = pd.concat(parts.values(), keys=parts, names=["table", "line"])
     release.refuse_duplicates(records["image_id"], root)
-    check_disjoint(records.rename(columns={"released_split": "split"}), root)
+    release.refuse_shared_patients(records, root, TABLES)
 
     workbook = next((f / WORKBOOK for f in (top, root, root.parent) if (f / WORKBOOK).is_file()), None)
     if workbook:
@@ -130,6 +130,10 @@ def read_workbook(path: epath.Path) -> pd.DataFrame:
     for name in wanted:
         if name not in table:
             raise UserError(f"{path}: no column {name!r}; the workbook has {', '.join(map(str, table.columns))}")
+        if f"{name}.1" in table:  # what pandas makes of a name that is there again
+            raise UserError(f"{path}: line 1: more than one column {name!r}; keep the released one")
+    if table.empty:
+        raise UserError(f"{path}: a header and no rows; download it again, or remove it to go without race")
     table = table[wanted].apply(lambda column: column.fillna("").astype("str").str.strip())
     table.index = pd.RangeIndex(2, len(table) + 2, name="line")
     patient = table["PATIENT"]

@@ -168,8 +168,9 @@ def test_a_patient_in_both_tables(raw):
     row = (folder / "train.csv").read_text().splitlines()[1]
     with open(folder / "valid.csv", "a") as table:
         table.write(row.replace("view1", "view9") + "\n")
-    with pytest.raises(UserError, match="patient .* is in splits train and valid .* must not share a patient"):
+    with pytest.raises(UserError, match="patient .* is in splits train and valid .* must not share a patient") as caught:
         read(raw)
+    assert "first images in train (line 2 of train.csv) and valid (line 8 of valid.csv)" in str(caught.value)
 
 
 def test_missing_pieces_and_two_versions(raw, tmp_path):
@@ -191,6 +192,7 @@ def test_workbooks_that_are_wrong(raw):
     with pytest.raises(UserError, match="CHEXPERT DEMO.xlsx: not a readable workbook"):
         read(raw)
     for change, message in (
+        (("E1", "PRIMARY_RACE"), "line 1: more than one column 'PRIMARY_RACE'"),
         (("A1", "PATIENTS"), "no column 'PATIENT'; the workbook has PATIENTS, GENDER"),
         (("A3", "00002"), "line 3, column 'PATIENT': '00002' found, a patient such as patient00001"),
         (("D3", "White|Black"), "line 3, column 'PRIMARY_RACE': 'White|Black' found, a value without '|'"),
@@ -202,6 +204,15 @@ def test_workbooks_that_are_wrong(raw):
         with pytest.raises(UserError) as caught:
             read(raw)
         assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_workbook_with_only_its_header(raw):
+    path = raw / "CHEXPERT DEMO.xlsx"
+    workbook = openpyxl.load_workbook(path)
+    workbook.active.delete_rows(2, workbook.active.max_row)
+    workbook.save(path)
+    with pytest.raises(UserError, match="CHEXPERT DEMO.xlsx: a header and no rows"):
+        read(raw)
 
 
 def test_a_patient_with_two_rows_has_the_values_of_both(raw):

@@ -5,6 +5,7 @@ See README.md.
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Iterator
 
@@ -14,7 +15,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from cxr_jax.data.race_rules import PUBLISHED_V22
-from cxr_jax.tables import UserError, check_disjoint
+from cxr_jax.tables import UserError
 from tfds_builders import release, released
 
 FINDINGS = release.CHEXPERT_FINDINGS
@@ -25,6 +26,10 @@ OFFICIAL = "mimic-cxr-2.0.0-split.csv"
 
 # A metadata table of this many rows that counts otherwise has been altered.
 PUBLISHED = {"images": 377_110, "patients": 65_379}
+VIEWS = (  # all that the release's images have
+    "AP", "PA", "LATERAL", "LL", "", "PA LLD", "PA RLD", "AP LLD", "AP RLD", "AP AXIAL", "LAO", "RAO", "LPO",
+    "XTABLE LATERAL", "SWIMMERS",
+)  # fmt: skip
 # A few studies have images and no labels, so that the metadata names some more than the label table has.
 PUBLISHED_ROWS = {METADATA: 377_110, LABELS: 227_827, OFFICIAL: 377_110}
 
@@ -64,7 +69,7 @@ def read_release(config: released.ReleaseConfig) -> released.Release:
     if split_path:
         documents.append(split_path)
         records["released_split"], rows[split_path.name] = _released_splits(records, split_path)
-        check_disjoint(records.rename(columns={"released_split": "split"}), split_path)
+        release.refuse_shared_patients(records, split_path, metadata_path.name)
     else:
         records["released_split"] = ""
         rows[OFFICIAL] = 0
@@ -158,10 +163,13 @@ def _images(path: epath.Path) -> pd.DataFrame:
     other = patient != pd.Series(patient).groupby(study).transform("first").to_numpy()
     release.refuse(pd.Series(other, table.index), table["study_id"], path, "a study of one patient")
     date = table["StudyDate"].str.removesuffix(".0")
-    release.refuse(~date.str.fullmatch(r"\d{8}"), table["StudyDate"], path, "a date such as 21800506")
+    days = {day: _is_day(day) for day in date.unique()}
+    release.refuse(~date.map(days).astype(bool), table["StudyDate"], path, "a date such as 21800506")
     table["StudyDate"] = date.astype("int32")
     # Whole seconds are exact in the 32 bits that TFDS stores of any real number; the release's thousandths are not.
     table["StudyTime"] = np.floor(release.optional_numbers(table["StudyTime"], path))
+    view = table["ViewPosition"]
+    release.refuse(~view.isin(VIEWS), view, path, f"one of {', '.join(filter(None, VIEWS))}, or an empty cell")
     for name in ("Rows", "Columns"):
         table[name] = release.numbers(table[name].str.removesuffix(".0"), path, whole=True, least=1)
     records = table.rename(columns=columns)
@@ -170,6 +178,14 @@ def _images(path: epath.Path) -> pd.DataFrame:
         records["procedure"] != "", ""
     )
     return records
+
+
+def _is_day(text: str) -> bool:
+    """Whether it is eight digits that name a day of the calendar."""
+    try:
+        return bool(re.fullmatch(r"\d{8}", text)) and bool(datetime.date(int(text[:4]), int(text[4:6]), int(text[6:])))
+    except ValueError:
+        return False
 
 
 def _labels(path: epath.Path) -> pd.DataFrame:

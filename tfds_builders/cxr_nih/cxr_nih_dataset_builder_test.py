@@ -516,7 +516,8 @@ def test_a_compressed_table_that_is_cut(real, tmp_path):
                 edit(raw / "train_val_list.txt", "00000001_001.png\n", ""),
                 edit(raw / "test_list.txt", "00000005_000.png\n", "00000005_000.png\n00000001_001.png\n"),
             ],
-            "patient '1' is in splits test and train_val (1 such patient); splits must not share a patient",
+            "patient '1' is in splits test and train_val (1 such patient); splits must not share a patient;"
+            " the patient's first images in train_val (line 2 of Data_Entry_2017_v2020.csv) and test (line 3 of Data_Entry_2017_v2020.csv)",
         ),
     ],
 )

@@ -162,7 +162,10 @@ def findings_of(labels: pd.Series, path) -> pd.DataFrame:
     strange = found[~found.isin(mapping["label"])]
     if len(strange):
         listed = ", ".join(f"{label!r} ({n:,})" for label, n in strange.value_counts().items())
-        raise UserError(f"{path}: column 'Labels': labels that {MAPPING.name} lacks: {listed}; add a row for each")
+        raise UserError(
+            f"{path}: line {strange.index[0]}, column 'Labels': labels that {MAPPING.name} lacks: {listed}; add a row for each"
+            f" to {MAPPING}"
+        )
 
     def with_any(wanted) -> np.ndarray:
         return labels.index.isin(found.index[found.isin(wanted).to_numpy()])

@@ -153,7 +153,7 @@ def test_every_label_of_the_real_table_was_reviewed(xrayvision):
         ("PatientBirth", "old", "line 3, column 'PatientBirth': 'old' found, a number"),
         ("StudyDate_DICOM", "2014", "line 3, column 'StudyDate_DICOM': '2014' found"),
         ("Labels", "['normal'", "line 3, column 'Labels': \"['normal'\" found, a Python list of labels"),
-        ("Labels", "['marsquake']", "labels that findings.csv lacks: 'marsquake' (1); add a row for each"),
+        ("Labels", "['marsquake']", "line 3, column 'Labels': labels that findings.csv lacks: 'marsquake' (1); add a row"),
     ],
 )
 def test_a_table_that_is_wrong(raw, column, value, message):
