@@ -623,7 +623,7 @@ def _difference(
     a, b = (covariate.values[who & covariate.known] for who in (these, those))
     value, low, high = description.standardised(a, b, covariate.categories, study.level)
     (n, some), (m, more) = (_about(study, len(x), int(who.sum())) for x, who in ((a, these), (b, those)))
-    note = f"against {m:,} patients"
+    note = f"against {m:,} patients ({'everybody else' if other == ALL else audit_rows.group_name(other)})"
     if some or more:
         note += "; an n is rounded down where it is not recorded of all" if study.least > 1 else ""
     if hidden:
@@ -644,7 +644,7 @@ def _difference(
 
 
 def _release(dataset: Mapping) -> _Part:
-    """What was found in the release against what is published of it.
+    """What is published of the release against what was found in it.
 
     Of data that are not open it is said whether they agree, and no more: the release's own words and what is wrong with
     single files stay in the record of the run.
@@ -655,26 +655,20 @@ def _release(dataset: Mapping) -> _Part:
         return part
     complete = "The release is complete." if integrity.get("complete") else "The release is not the complete one."
     part.said.append(complete if "complete" in integrity else "")
-    lines = []
-    for c in integrity["counts"]:
+    lines, open_data = [], dataset["open_data"]
+    for c in (c for c in integrity["counts"] if c["expected"] is not None):
         name, expected, found = c["count"], c["expected"], c["found"]
-        published = UNDEFINED if expected is None else f"{expected:,}"
-        note = "nothing is published" if expected is None else f"published: {expected}"
-        if dataset["open_data"]:
-            apart = UNDEFINED if expected is None else audit_rows.number(found - expected, 0)
-            lines.append((name, [published, f"{found:,}", apart]))
-            part.rows.append(_row("release", ALL, ALL, name, found, note=note))
-        elif expected is not None:
-            verdict = "as published" if found == expected else "differs"
-            lines.append((name, [published, verdict]))
-            part.rows.append(_row("release", ALL, ALL, name, note=f"{note}; found: {verdict}"))
-    head = ["count", "published", "found", *(["difference"] if dataset["open_data"] else [])]
-    part.tables.append(_table("", head, lines))
+        verdict = "as published" if found == expected else "differs"
+        apart = f"{found - expected:,}".replace("-", "\N{MINUS SIGN}")
+        lines.append((name, [f"{expected:,}", *([f"{found:,}", apart] if open_data else [verdict])]))
+        value = found if open_data else np.nan
+        part.rows.append(_row("release", ALL, ALL, name, value, note=f"published: {expected}; found: {verdict}"))
+    part.tables.append(_table("", ["count", "published", "found", *(["difference"] if open_data else [])], lines))
     statements = list(integrity.get("statements", ()))
-    if dataset["open_data"]:
-        part.said += statements
-    elif statements or len(lines) < len(integrity["counts"]):
-        part.said.append("What else was found in the release is in run.json, under dataset.integrity; it is not for sharing.")
+    part.said += statements if open_data else []
+    if len(lines) < len(integrity["counts"]) or (statements and not open_data):
+        private = "" if open_data else "; it is not for sharing"
+        part.said.append(f"What else was found in the release is in run.json, under dataset.integrity{private}.")
     return part
 
 
@@ -720,6 +714,6 @@ def _in_words(study: Study, dataset: Mapping, apart: _Part) -> list[str]:
 
 
 def _apart(row: Mapping) -> str:
-    who = f"{audit_rows.group_name(row['group'])} against {'everybody else' if row['attribute'] == 'race' else 'the other group of sex'}"
     value, ends = _with_ends(row["value"], row["low"], row["high"], lambda x: audit_rows.number(x, 2))
-    return f"{row['what']}, {who}, {value} ({ends}), n = {row['n_patients']:,} {row['note'].split(';')[0]}"
+    against = row["note"].split(";")[0]
+    return f"{row['what']}, {audit_rows.group_name(row['group'])}, {value} ({ends}), n = {row['n_patients']:,} {against}"

@@ -243,7 +243,7 @@ def ages(lines: Sequence[Mapping], attribute: str, called: str, level: float) ->
     )
     caption = (
         f"Age of patients at their first image, by {called}; n counts patients. Boxes: quartiles, with the median, of groups that are large enough. Points:"
-        f" means, with {audit_rows.percent(level)} intervals (Student's), mostly narrower than the point."
+        f" means, with {audit_rows.percent(level)} intervals (Student's)."
     )
     return f"cohort_ages_{attribute}", figure, f"Ages by {called}. {said}.", caption
 
