@@ -3,10 +3,11 @@
     python -m cxr_jax.benchmarks.decode [--images=DIR] [--rounds=5] [--drawn=4] [--grain=1.75]
 
 Without --images it draws phantoms at 3056×2544 pixels, the usual size in MIMIC-CXR-JPG, and compresses them at that
-release's quality of 95, with as much film grain as makes the files as large as its own, 1.5 MB on average: how many bytes
-a picture takes decides how long any decoder needs, and with fewer (--grain=0) ours gains most. One process that uses one core; in each round every way reads every
-picture, so that all ways meet the same machine. Prints the median over rounds, as images a second and as ratios, and how
-far our outcome is from that of every other way, and from that of decoding the whole picture before our own filter.
+release's quality of 95, with as much film grain as makes the files as large as its own, 1.5 MB on average: how many bytes a
+picture takes decides how long any decoder needs, and with fewer (--grain=0) ours gains most. One process that uses one core;
+in each round every way reads every picture, so that all ways meet the same machine. Prints the median over rounds, as images
+a second and as ratios, and how far our outcome is from that of every other way, and from that of decoding the whole picture
+before our own filter.
 
     ours          libjpeg-turbo's scaled decoding, then a triangle filter as wide as what is left of the reduction
     Pillow        the whole picture decoded, then resize(LANCZOS)

@@ -242,8 +242,8 @@ def ages(lines: Sequence[Mapping], attribute: str, called: str, level: float) ->
         f"{audit_rows.group_name(g['group'])}: mean {g['mean']:.1f}, n = {g['n']:,}" for g in lines
     )
     caption = (
-        f"Age of patients at their first image, by {called}; n counts patients. Boxes: quartiles, with the median, of groups that are large enough. Points:"
-        f" means, with {audit_rows.percent(level)} intervals (Student's)."
+        f"Age of patients at their first image, by {called}; n counts patients. Boxes: quartiles, with the median, of"
+        f" groups that are large enough. Points: means, with {audit_rows.percent(level)} intervals (Student's)."
     )
     return f"cohort_ages_{attribute}", figure, f"Ages by {called}. {said}.", caption
 

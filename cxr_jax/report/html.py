@@ -253,7 +253,8 @@ def _quarantine(path: pathlib.Path, read: _Read) -> dict | None:
             raise tables.UserError(f"{path}: no column 'reason'")
         total = len(listed)
         reasons = Counter(row["reason"] for row in listed).most_common() if read.judged["open_data"] else []
-    return {"total": total, "told": f"{total:,} {'file' if total == 1 else 'files'}", "reasons": reasons[:12], "others": sum(n for _, n in reasons[12:])}
+    told, others = f"{total:,} {'file' if total == 1 else 'files'}", sum(n for _, n in reasons[12:])
+    return {"total": total, "told": told, "reasons": reasons[:12], "others": others}
 
 
 def _with_reasons(rows: pd.DataFrame) -> pd.DataFrame:
