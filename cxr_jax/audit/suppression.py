@@ -78,9 +78,6 @@ class Ledger:
             self._only_patients |= not images
         self._withheld = None
 
-    def __contains__(self, key: Hashable) -> bool:
-        return key in self._number
-
     def hides(self, *keys: Hashable) -> bool:
         """Whether any of these cells must not be shown."""
         if self._withheld is None:

@@ -74,13 +74,15 @@ class Counts:
 class Flow:
     """What the rules leave and remove, by group and last everybody: int [g + 1, rules + 1], the first being the start.
 
-    hidden_left, hidden_removed: bool of the same shape.
+    removed_…: by each rule, patients of whom no image is left. hidden_left, hidden_removed: bool of the same shape.
     """
 
     rules: list[str]
     groups: list[str]
     images: np.ndarray
     patients: np.ndarray
+    removed_images: np.ndarray
+    removed_patients: np.ndarray
     hidden_left: np.ndarray
     hidden_removed: np.ndarray
 
@@ -362,7 +364,7 @@ class Study:
         keys = [[left(i, t) for t in range(last + 1)] for i in range(len(names) + 1)]
         hidden_left = np.array([[ledger.hides(name) for name in line] for line in keys])
         gone = [[t > 0 and ledger.hides(("removed", i, t)) for t in range(last + 1)] for i in range(len(names) + 1)]
-        return Flow([step["rule"] for step in steps], names, images, patients, hidden_left, np.array(gone))
+        return Flow([step["rule"] for step in steps], names, images, patients, removed, wholly, hidden_left, np.array(gone))
 
     def _flow_groups(self, steps: Sequence[Mapping]) -> dict[str, list[str]]:
         """Groups by which the flow is told, and what of the attrition each is made of: race, or why there is none.

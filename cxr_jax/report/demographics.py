@@ -249,8 +249,7 @@ def _counts(study: Study) -> _Part:
 def _flow(study: Study) -> _Part:
     """What each rule removes and leaves, overall and by race; patients are removed when no image is left."""
     part, flow = _Part(), study.flow
-    removed = {"images": -np.diff(flow.images, axis=1, prepend=flow.images[:, :1])}
-    removed["patients"] = -np.diff(flow.patients, axis=1, prepend=flow.patients[:, :1])
+    removed = {"images": flow.removed_images, "patients": flow.removed_patients}
     left = {"images": flow.images, "patients": flow.patients}
     groups = [*flow.groups, ALL]
     for t, rule in enumerate(flow.rules):
