@@ -60,6 +60,15 @@ def to_host(tree):
     return jax.tree.map(lambda x: multihost_utils.process_allgather(x, tiled=True), tree)
 
 
+def agreed(number: int) -> int:
+    """The first process's number, on every process."""
+    if jax.process_count() == 1:
+        return number
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.broadcast_one_to_all(np.int64(number)))
+
+
 def start_distributed() -> None:
     """Joins the processes of one launch; must come before any other JAX call. Addresses come from the scheduler."""
     jax.distributed.initialize()

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import json
 import numbers
 import os
@@ -33,6 +34,9 @@ SPLITS = ("train", "validation", "test")
 
 LABEL = "label_"  # label_TARGET: what the release says
 SCORE = "score_"  # score_CLASS: what the model says, a probability
+STRATUM = "stratum_"  # stratum_NAME: the group of an image among which probes are fitted and judged anew
+SHUFFLED = "shuffled_"  # shuffled_TARGET: the labels of other patients, for control
+TRUE = "true_"  # true_FINDING: what is so, where the data's truth is known
 CEILING = "ceiling_"  # ceiling_CLASS: the best that any model could say, where the data's truth is known
 
 
@@ -145,6 +149,219 @@ class Predictions:
         if "targets" not in meta:
             raise UserError(f"{path}: not written by `predict` (the file does not say which targets it holds)")
         return cls(table, targets_from_json(meta["targets"]), bool(meta["open_data"])).check(str(path))
+
+
+FEATURES = "features"  # the array of what the heads of a network read; a user's own embeddings are called so too
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """Vectors of the images of one split, beside the key columns and the truth.
+
+    table: one row an image, as for Predictions but without scores: key columns and attributes; `label_FINDING` (1, 0, NaN);
+        where the data's truth is known, `true_FINDING` and `ceiling_CLASS`.
+    arrays: by name, float32 [n, width], row i for row i of the table. `features` is what the heads read, or a user's own;
+        further ones are other views of the same images. Memory-mapped where they were read from disk.
+    about: what else a reader must know, as JSON: `classes`, {attribute: its classes in their order}, is always there.
+    """
+
+    table: pd.DataFrame
+    arrays: Mapping[str, np.ndarray]
+    about: Mapping
+
+    @classmethod
+    def read(cls, folder: os.PathLike | str, split: str) -> "Features":
+        """The split that `FeatureFiles` wrote in `folder`. Raises UserError for one that is missing or only half there."""
+        path = pathlib.Path(folder) / f"{split}.parquet"
+        if not path.exists():
+            raise UserError(f"{path}: no such file; run the extract stage first")
+        table, about = read_parquet(path)
+        if "arrays" not in about:
+            raise UserError(f"{path}: not written by `extract` (the file does not say which arrays it goes with)")
+        check_keys(table, str(path))
+        arrays = {}
+        for name, width in about["arrays"].items():
+            file = _array_path(path.parent, split, name)
+            try:
+                arrays[name] = np.load(file, mmap_mode="r", allow_pickle=False)
+            except (OSError, ValueError) as error:
+                raise UserError(f"{file}: cannot be read ({error}); run the extract stage again") from None
+            if arrays[name].shape != (len(table), width) or arrays[name].dtype != np.float32:
+                found = f"{arrays[name].dtype} {list(arrays[name].shape)}"
+                raise UserError(f"{file}: {found} found, float32 [{len(table)}, {width}] expected; run the extract stage again")
+        return cls(table, arrays, about)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """One probe, fitted to tell the classes of a target from one kind of vectors, in some images.
+
+    input: the name of an array of Features, or `findings` or `demographics`, vectors made of the table. shuffled: the labels
+    are other patients'. attribute, group: the stratum that it is fitted and judged in; '' for all images. about: how it was
+    fitted, as JSON: always `fit_images` and `fit_patients`; `reason` where something is missing.
+    """
+
+    target: str
+    probe: str
+    input: str
+    shuffled: bool = False
+    attribute: str = ""
+    group: str = ""
+    about: Mapping = dataclasses.field(default_factory=dict, compare=False)
+
+    @property
+    def name(self) -> str:
+        stratum = f", {self.attribute}: {self.group}" if self.attribute else ""
+        return f"{self.target} by {self.probe} from {self.input}{', shuffled' if self.shuffled else ''}{stratum}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Readings:
+    """What probes say of the images of the test split.
+
+    table: one row an image, as for Features; for each target T `label_T` and `shuffled_T`, and for each attribute of a
+        reading `stratum_ATTRIBUTE` (str, null where unknown).
+    targets: classes by target. readings: what was read. scores: by a reading's name, float32 [n, classes]; NaN where nothing
+    could be fitted, or of a class that training lacks. found: what else the probes have found, as JSON.
+    """
+
+    table: pd.DataFrame
+    targets: Mapping[str, tuple[str, ...]]
+    readings: Sequence[Reading]
+    scores: Mapping[str, np.ndarray]
+    found: Mapping
+
+    def write(self, path: os.PathLike | str) -> None:
+        """Writes Parquet at `path`, whole or not at all; what is no table travels in the file's own metadata."""
+        columns = {}
+        for i, reading in enumerate(self.readings):
+            for k, values in enumerate(self.scores[reading.name].T):
+                columns[f"{SCORE}{i}_{k}"] = values
+        table = pd.concat([self.table.reset_index(drop=True), pd.DataFrame(columns)], axis=1)
+        meta = {
+            "targets": {name: list(classes) for name, classes in self.targets.items()},
+            "readings": [dataclasses.asdict(reading) for reading in self.readings],
+            "found": self.found,
+        }
+        write_parquet(table, path, without_nan(meta))
+
+    @classmethod
+    def read(cls, path: os.PathLike | str) -> "Readings":
+        """Reads what `write` wrote. Raises UserError for a missing file or one that is not ours."""
+        table, meta = read_parquet(path)
+        if "readings" not in meta:
+            raise UserError(f"{path}: not written by `probe` (the file does not say which readings it holds)")
+        check_keys(table, str(path))
+        readings = [Reading(**stored) for stored in meta["readings"]]
+        targets = {name: tuple(classes) for name, classes in meta["targets"].items()}
+        scores, drop = {}, []
+        for i, reading in enumerate(readings):
+            names = [f"{SCORE}{i}_{k}" for k in range(len(targets[reading.target]))]
+            scores[reading.name] = table[names].to_numpy(np.float32)
+            drop += names
+        return cls(table.drop(columns=drop), targets, readings, scores, meta["found"])
+
+
+def _array_path(folder: pathlib.Path, split: str, name: str) -> pathlib.Path:
+    return folder / (f"{split}.npy" if name == FEATURES else f"{split}.{name}.npy")
+
+
+class FeatureFiles:
+    """The files of one split while they grow: batches are appended, and a writer that was killed goes on where it was.
+
+    folder, split: where. rows: of the whole split. about: goes with the files, and says what made them: parts that were
+        written under another one are begun anew.
+
+    Until `finish`, arrays lie beside their places under names that end in .partial. Nobody reads those.
+    """
+
+    def __init__(self, folder: os.PathLike | str, split: str, rows: int, about: Mapping):
+        self.folder, self.split, self.rows, self.about = pathlib.Path(folder), split, rows, dict(about)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._made = self.folder / f".{split}.json.partial"  # what made the parts that are there
+        self._open: dict[str, io.BufferedWriter] = {}
+        if not self._made.exists() or read_json(self._made) != without_nan(self.about):
+            for part in self.folder.glob(f".{split}.*.npy.partial"):
+                part.unlink()
+            write_json(self._made, self.about)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the split is there already, made by the same."""
+        path = self.folder / f"{self.split}.parquet"
+        if not path.exists():
+            return False
+        _, about = read_parquet(path)
+        about.pop("arrays", None)
+        return about == without_nan(self.about) and self._is_readable()
+
+    def _is_readable(self) -> bool:
+        try:
+            Features.read(self.folder, self.split)
+        except UserError:
+            return False
+        return True
+
+    def start(self, widths: Mapping[str, int], batch_size: int) -> int:
+        """Opens the arrays, {name: width}; returns how many whole batches all of them hold already."""
+        self._widths = dict(widths)
+        paths = {name: self.folder / f".{self.split}.{name}.npy.partial" for name in widths}
+        headers = {name: _npy_header(self.rows, width) for name, width in widths.items()}
+        bytes_a_row = {name: 4 * width for name, width in widths.items()}
+
+        def done(name: str) -> int:
+            path = paths[name]
+            if not path.exists():
+                return 0
+            with open(path, "rb") as part:
+                if part.read(len(headers[name])) != headers[name]:
+                    return 0
+            return (path.stat().st_size - len(headers[name])) // bytes_a_row[name]
+
+        rows = min(self.rows, min(done(name) for name in widths))
+        batches = rows // batch_size if rows < self.rows else -(-rows // batch_size)
+        kept = min(self.rows, batches * batch_size)
+        for name, path in paths.items():
+            self._open[name] = open(path, "r+b" if path.exists() else "w+b")
+            self._open[name].write(headers[name])
+            self._open[name].truncate(len(headers[name]) + kept * bytes_a_row[name])
+            self._open[name].seek(0, os.SEEK_END)
+        return batches
+
+    def append(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """The next rows of every array, float32 [b, width]."""
+        for name, handle in self._open.items():
+            handle.write(np.ascontiguousarray(arrays[name], np.float32).tobytes())
+
+    def finish(self, table: pd.DataFrame) -> None:
+        """Puts everything in its place, the table last, which alone says that the rest is there.
+
+        Raises RuntimeError where rows are missing.
+        """
+        (self.folder / f"{self.split}.parquet").unlink(missing_ok=True)
+        for name, handle in self._open.items():
+            handle.flush()
+            os.fsync(handle.fileno())
+            handle.close()
+            part = pathlib.Path(handle.name)
+            if np.load(part, mmap_mode="r").shape != (len(table), self._widths[name]):
+                raise RuntimeError(f"{part}: not all of {len(table)} rows were written")
+            os.replace(part, _array_path(self.folder, self.split, name))
+        write_parquet(table, self.folder / f"{self.split}.parquet", without_nan({**self.about, "arrays": self._widths}))
+        self._made.unlink()
+
+    def close(self) -> None:
+        """Lets go of the files, whole or not; what was appended stays for the next writer."""
+        for handle in self._open.values():
+            handle.close()
+
+
+def _npy_header(rows: int, width: int) -> bytes:
+    """What a .npy file of float32 [rows, width] begins with."""
+    header = io.BytesIO()
+    described = {"descr": "<f4", "fortran_order": False, "shape": (rows, width)}
+    np.lib.format.write_array_header_1_0(header, described)
+    return header.getvalue()
 
 
 def check_keys(table: pd.DataFrame, source: str) -> None:

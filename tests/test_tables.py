@@ -112,3 +112,97 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
 def test_json_has_null_for_what_is_undefined(tmp_path):
     tables.write_json(tmp_path / "x.json", [{"value": np.float32("nan"), "n": np.int64(3), "low": -np.inf, "all": np.arange(2)}])
     assert json.loads((tmp_path / "x.json").read_text()) == [{"value": None, "n": 3, "low": None, "all": [0, 1]}]
+
+
+ABOUT = {"classes": {"race": ["A", "B"]}, "weights": "best"}
+ROWS = 13
+
+
+def images(split: str = "test") -> pd.DataFrame:
+    return pd.DataFrame({"image_id": [f"i{i}" for i in range(ROWS)], "patient_id": [f"p{i // 2}" for i in range(ROWS)], "split": split})
+
+
+def vectors(width: int) -> np.ndarray:
+    return np.random.default_rng(width).normal(size=(ROWS, width)).astype(np.float32)
+
+
+def write_features(folder, batches=None, about=ABOUT, batch_size=4) -> int:
+    """Appends as many batches as named, all of them without; returns the batch that it began with."""
+    files = tables.FeatureFiles(folder, "test", ROWS, about)
+    start = files.start({"features": 5, "stem": 2}, batch_size)
+    for at in range(start * batch_size, ROWS, batch_size)[:batches]:
+        files.append({"features": vectors(5)[at : at + batch_size], "stem": vectors(2)[at : at + batch_size]})
+    if batches is None:
+        files.finish(images())
+    files.close()
+    return start
+
+
+def assert_whole(folder):
+    back = tables.Features.read(folder, "test")
+    assert sorted(back.arrays) == ["features", "stem"]
+    assert isinstance(back.arrays["features"], np.memmap)
+    for name, width in (("features", 5), ("stem", 2)):
+        np.testing.assert_array_equal(back.arrays[name], vectors(width))
+    assert back.about["classes"] == {"race": ["A", "B"]}
+    pd.testing.assert_frame_equal(back.table, images(), check_dtype=False)
+    assert not [name for name in os.listdir(folder) if name.endswith(".partial")]
+
+
+def test_features_survive_the_disk(tmp_path):
+    assert write_features(tmp_path) == 0
+    assert_whole(tmp_path)
+    assert tables.FeatureFiles(tmp_path, "test", ROWS, ABOUT).whole
+    assert not tables.FeatureFiles(tmp_path, "test", ROWS, {**ABOUT, "weights": "last"}).whole
+
+
+@pytest.mark.parametrize("torn", [0, 3, 21])
+def test_features_go_on_where_a_killed_writer_was(tmp_path, torn):
+    write_features(tmp_path, batches=2)
+    with open(tmp_path / ".test.features.npy.partial", "r+b") as part:
+        part.truncate(os.path.getsize(part.name) - torn)  # half a row, or a row and more, never reached the disk
+    with pytest.raises(UserError, match="run the extract stage first"):
+        tables.Features.read(tmp_path, "test")
+    assert write_features(tmp_path) == (2 if torn == 0 else 1)
+    assert_whole(tmp_path)
+
+
+def test_features_of_other_weights_are_begun_anew(tmp_path):
+    write_features(tmp_path, batches=2, about={**ABOUT, "weights": "last"})
+    assert write_features(tmp_path) == 0
+    assert_whole(tmp_path)
+
+
+def test_features_that_lack_rows_are_not_put_in_place(tmp_path):
+    files = tables.FeatureFiles(tmp_path, "test", ROWS, ABOUT)
+    files.start({"features": 5}, 4)
+    files.append({"features": vectors(5)[:4]})
+    with pytest.raises((RuntimeError, ValueError)):
+        files.finish(images())
+    with pytest.raises(UserError):
+        tables.Features.read(tmp_path, "test")
+
+
+def test_features_that_were_damaged_are_refused(tmp_path):
+    write_features(tmp_path)
+    path = tmp_path / "test.stem.npy"
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(UserError, match=r"test\.stem\.npy: cannot be read .*run the extract stage again"):
+        tables.Features.read(tmp_path, "test")
+    np.save(path, vectors(3))
+    with pytest.raises(UserError, match=r"float32 \[13, 3\] found, float32 \[13, 2\] expected"):
+        tables.Features.read(tmp_path, "test")
+
+
+def test_readings_survive_the_disk(tmp_path):
+    one = tables.Reading("race", "knn", "features", about={"fit_images": 3})
+    other = tables.Reading("race", "knn", "features", attribute="view", group="AP", about={"reason": "none"})
+    scores = {one.name: vectors(2), other.name: np.full((ROWS, 2), np.nan, np.float32)}
+    table = images().assign(label_race="A", shuffled_race=None)
+    tables.Readings(table, {"race": ("A", "B")}, [one, other], scores, {"agreement": [{"p": 0.5}], "absent": []}).write(tmp_path / "r.parquet")
+    back = tables.Readings.read(tmp_path / "r.parquet")
+    assert back.readings == [one, other] and back.readings[0].about == {"fit_images": 3}
+    assert back.targets == {"race": ("A", "B")} and back.found["agreement"] == [{"p": 0.5}]
+    for name in scores:
+        np.testing.assert_array_equal(back.scores[name], scores[name])
+    assert not [c for c in back.table if c.startswith("score_")]

@@ -143,11 +143,13 @@ class Source:
         windows = epoch_order(len(self), seed, epoch, self._block, self._window_blocks)
         return self._batches(windows, start_step, batch_size, process_index, process_count)
 
-    def ordered(self, batch_size: int, process_index: int = 0, process_count: int = 1) -> Iterator[Batch]:
-        """The batches of an evaluation: stored order, each image exactly once; else as `batches`."""
+    def ordered(
+        self, batch_size: int, process_index: int = 0, process_count: int = 1, start_step: int = 0
+    ) -> Iterator[Batch]:
+        """The batches of an evaluation from `start_step` on: stored order, each image exactly once; else as `batches`."""
         size = self._window_blocks * self._block or len(self)
         windows = [np.arange(i, min(len(self), i + size)) for i in range(0, len(self), size)]
-        return self._batches(windows, 0, batch_size, process_index, process_count)
+        return self._batches(windows, start_step, batch_size, process_index, process_count)
 
     def _batches(self, windows, start_step, batch_size, process_index, process_count) -> Iterator[Batch]:
         if batch_size % process_count or not 0 <= process_index < process_count:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import errno
 import functools
 import logging
@@ -140,6 +141,16 @@ class Checkpoints:
         with _explained(self.folder):
             for manager in self._managers.values():
                 manager.wait_until_finished()
+
+
+def identity(folder: os.PathLike | str, which: str) -> str:
+    """Says which state `restore` would give: its step, and when it was written. Raises UserError where there is none."""
+    steps = [path for path in (pathlib.Path(folder) / which).glob("*") if path.name.isdigit()]
+    if not steps:
+        raise UserError(f"{folder}: holds no {which!r} checkpoint; train first, or name a run's folder")
+    newest = max(steps, key=lambda path: int(path.name))
+    written = datetime.datetime.fromtimestamp(newest.stat().st_mtime, datetime.timezone.utc)
+    return f"{which} checkpoint, step {newest.name}, of {written.isoformat(timespec='seconds')}"
 
 
 def restore(folder: os.PathLike | str, which: str, like):
