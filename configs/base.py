@@ -77,6 +77,38 @@ def get_config() -> ml_collections.ConfigDict:
     r.splits = ("validation", "test")
     r.checkpoint = "best"  # best | last
 
+    c.extract = e = ml_collections.ConfigDict()
+    # best | last: of this run; the folder of another run, whose best it takes; untrained: a network that has learnt nothing
+    e.weights = "best"
+    e.depths = True  # also the mean of the maps after the stem and after each dense block
+    e.untrained = True  # also what an untrained network of the same shape makes of the images: a control
+
+    c.probe = p = ml_collections.ConfigDict()
+    p.targets = ("race",)  # class labels that the features are asked for
+    p.probes = ("logistic_regression", "knn", "kmeans", "network")
+    # labels shuffled by patient; an untrained network's features; the findings alone; age, sex and view alone; the
+    # histogram of gray levels alone
+    p.controls = ("shuffled", "untrained", "findings", "demographics", "histogram")
+    p.strata = ("No Finding", "view")  # fitted and judged anew within images that have this finding, or in each class of this label
+    p.seed = 0  # of shuffling, clustering, the network and resampling
+    p.embeddings = ""  # a table or .npy file of your own vectors, in the place of extracted features; see configs/probe.py
+    p.table = ""  # the table of their images, where it is another file
+    p.columns = "feature_"  # how the names of their columns begin; or the name of one column of lists
+    p.penalties = (1e-4, 1e2, 16)  # of logistic regression: least, greatest, how many; loss a row + penalty/2 * |weights|^2
+    p.refits = 100  # of the chosen logistic regression on resampled training patients: how steady its weights are
+    p.neighbours = (1, 5, 15, 50, 100)
+    p.metric = "l2"  # l2 | cosine
+    p.clusters = (2, 4, 8, 16, 32)
+    p.restarts = 10  # of K-means, the best by inertia kept
+    p.permutations = 1000  # of labels among patients: the null of what clusters and labels have in common
+    p.network = n = ml_collections.ConfigDict()
+    n.hidden = 64  # units
+    n.learning_rate = 1e-3  # Adam's
+    n.weight_decay = 1e-2  # decoupled
+    n.batch_size = 128
+    n.epochs = 100  # at most
+    n.patience = 10  # epochs without a lower loss in validation, then it stops
+
     c.audit = u = ml_collections.ConfigDict()
     u.attributes = ("race", "sex", "age_band", "view")
     u.splits = ("test",)

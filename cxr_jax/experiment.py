@@ -28,6 +28,8 @@ STAGE_FIELDS = {
     "prepare": ("dataset",),
     "train": ("model", "train", "seed"),
     "predict": ("predict",),
+    "extract": ("extract",),
+    "probe": ("probe",),
     "audit": ("audit",),
     "report": ("name",),
 }
@@ -41,6 +43,8 @@ DATASETS = ("phantom", "mimic", "chexpert", "nih", "padchest")
 HOSPITAL_WORDS = ("mimic", "chexpert")  # record race as hospitals do, in dozens of words
 PHANTOM_VARIANTS = ("planted", "null", "confounded", "acquisition", "underdiagnosed", "shortcut")
 SIZES = ("tiny", "paper")
+PROBES = ("logistic_regression", "knn", "kmeans", "network")
+CONTROLS = ("shuffled", "untrained", "findings", "demographics", "histogram")
 
 
 # ---------------------------------------------------------------------------------------------------------------- config
@@ -188,6 +192,25 @@ def validate(config: ml_collections.ConfigDict) -> None:
     require("checkpoint.keep", config.checkpoint.keep >= 1, "at least 1")
     if config.predict.dataset:  # told now, not after training
         choose_dataset(ml_collections.ConfigDict(d), config.predict.dataset, f"config.predict.dataset={config.predict.dataset!r}")
+    p = config.probe
+    require("probe.targets", len(p.targets) > 0 and len(set(p.targets)) == len(p.targets), "at least one label, each once")
+    for name, known in (("probes", PROBES), ("controls", CONTROLS)):
+        for value in p[name]:
+            require(f"probe.{name}", value in known, f"no {value!r}{nearest(value, known)}")
+    require("probe.probes", len(p.probes) > 0, f"at least one of {', '.join(PROBES)}")
+    least, greatest, count = (*p.penalties, 0, 0, 0)[:3]
+    fits = len(p.penalties) == 3 and 0 < least <= greatest and count >= 1 and count == int(count)
+    require("probe.penalties", fits, "least and greatest, above 0, and how many")
+    require("probe.refits", p.refits >= 0, "0 or more")
+    for name in ("neighbours", "clusters"):
+        require(f"probe.{name}", len(p[name]) > 0 and min(p[name]) > 0, "at least one number above 0")
+    require("probe.metric", p.metric in ("l2", "cosine"), "l2 or cosine")
+    for name in ("restarts", "permutations"):
+        require(f"probe.{name}", p[name] >= 1, "at least 1")
+    require("probe.table", bool(p.embeddings or not p.table), "a table of the images of what probe.embeddings names")
+    for name in ("hidden", "learning_rate", "batch_size", "epochs", "patience"):
+        require(f"probe.network.{name}", p.network[name] > 0, "more than 0")
+    require("probe.network.weight_decay", p.network.weight_decay >= 0, "0 or more")
     require("predict.splits", len(config.predict.splits) > 0 and set(config.predict.splits) <= set(tables.SPLITS), f"some of {', '.join(tables.SPLITS)}")
     require("audit.splits", len(a.splits) > 0 and set(a.splits) <= set(config.predict.splits), "some of predict.splits")
     require("audit.level", 0 < a.level < 1, "between 0 and 1")

@@ -6,23 +6,30 @@ stage, or a user, left there.
     prepare   release or phantom        cohort.parquet, cohort.html, cohort.csv, quarantine.csv (and TFRecords, outside)
     train     TFRecords                 checkpoints/, metrics.jsonl, tensorboard/
     predict   checkpoint, TFRecords     predictions.parquet; for predict.dataset, judged_cohort.parquet
+    extract   checkpoint, TFRecords     features/
+    probe     features/                 probes/
     audit     predictions.parquet       audit.json
+              probes/, features/        probe_audit.json
     report    all of these              report.html, figures/, and the cohorts' pages anew
 """
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
+import sys
 from collections.abc import Sequence
 
+import jax
 import ml_collections
 import numpy as np
 import pandas as pd
 
 from cxr_jax import experiment, mesh, tables
-from cxr_jax.tables import CEILING, KEY_COLUMNS, LABEL, SCORE, Predictions, Target
+from cxr_jax.tables import CEILING, FEATURES, KEY_COLUMNS, LABEL, SCORE, SPLITS, Features, Predictions, Target, UserError
 
 COHORT, JUDGED_COHORT, PREDICTIONS, AUDIT = "cohort.parquet", "judged_cohort.parquet", "predictions.parquet", "audit.json"
+READINGS, PROBE_AUDIT = "probes/readings.parquet", "probe_audit.json"
 
 
 def prepare(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
@@ -229,12 +236,165 @@ def prediction_table(
     return pd.DataFrame(columns)
 
 
-def audit(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
-    """Every figure with its interval, overall and by group."""
-    from cxr_jax.audit import subgroups
+def extract(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
+    """Writes what the frozen network makes of every image of the cohort, and what the controls need of it.
 
-    predictions = Predictions.read(run.path(PREDICTIONS))
-    tables.write_json(run.path(AUDIT), subgroups.audit(predictions, config.audit))
+    A split that is whole is left as it is, and one that was interrupted is gone on with.
+    """
+    from cxr_jax.data import cohorts, datasets, pipeline
+    from cxr_jax.training import checkpoints, inference, metrics_log
+
+    dataset, cohort = datasets.open(config.dataset), cohorts.Cohort.read(run.path(COHORT))
+    devices, batch_size = mesh.data_mesh(), config.train.evaluate_batch_size
+    mesh.check_batch(batch_size, devices, "train.evaluate_batch_size")
+    sources = pipeline.sources(dataset, cohort.table, config.dataset)
+    weights, depths = config.extract.weights, config.extract.depths
+
+    def untrained(model, targets, image_size):
+        return inference.untrained(model, targets, image_size, config.seed, sources["train"], batch_size, devices, depths)
+
+    if weights == "untrained":
+        told = "an untrained network"
+        forward, *network = untrained(config.model, {}, config.dataset.image_size)
+        networks = {FEATURES: network}
+    else:
+        own = weights in ("best", "last")
+        folder, which = (run.path("checkpoints"), weights) if own else (pathlib.Path(weights).expanduser() / "checkpoints", "best")
+        if not own:
+            check_unseen(cohort, folder.parent / COHORT)
+        told = checkpoints.identity(folder, which)
+        forward, *network = inference.restore(folder, which, devices, depths)
+        networks = {FEATURES: network}
+        if config.extract.untrained:
+            described = checkpoints.ModelDescription.read(folder)
+            model = ml_collections.ConfigDict(described.model)
+            # The same shapes, so that one compiled forward pass serves both.
+            networks["untrained"] = untrained(model, described.targets, described.image_size)[1:]
+    gray = inference.histogram(devices)
+
+    def see(images):
+        seen = {}
+        for name, (params, stats) in networks.items():
+            out = forward.run(params, stats, images)
+            seen[name] = out.features
+            if name == FEATURES and depths:
+                seen |= dict(zip(("stem", *(f"block{i}" for i in range(1, len(out.blocks)))), out.blocks, strict=True))
+        return {**seen, "histogram": gray(images)}
+
+    about = {
+        "weights": told,
+        "classes": {"race": list(cohort.races)},
+        "dataset": run.record["dataset"]["name"],
+        "fingerprint": experiment.fingerprint(config),
+    }
+    findings = Target("multilabel", cohort.findings) if cohort.findings else None
+    table = cohort.table.drop(columns=[c for c in cohort.table if c.startswith(cohorts.FINDING)])
+    if findings:
+        truth = cohorts.labels(cohort, {"findings": findings}, config.dataset)["findings"].astype(np.float64)
+        table = pd.concat([table, pd.DataFrame(truth, columns=[LABEL + c for c in findings.classes])], axis=1)
+    shape = jax.ShapeDtypeStruct((batch_size, *dataset.image_shape), np.uint8)
+    widths = {name: found.shape[1] for name, found in jax.eval_shape(see, shape).items()}
+    for split, source in sources.items():
+        # All processes compute, the first one writes.
+        files = tables.FeatureFiles(run.path("features"), split, len(source), about) if jax.process_index() == 0 else None
+        if mesh.agreed(files is not None and files.whole):
+            continue
+        with contextlib.closing(files) if files else contextlib.nullcontext(), metrics_log.Progress(f"extract {split}", len(source)) as progress:
+            start = mesh.agreed(files.start(widths, batch_size) if files else 0)
+            progress.advance(min(len(source), start * batch_size))
+            for index, seen in inference.walk(see, source, batch_size, devices, start):
+                if files:
+                    files.append(seen)
+                progress.advance(len(index))
+            if files:
+                files.finish(table.iloc[source.index].reset_index(drop=True))
+
+
+def check_unseen(cohort, there: pathlib.Path) -> None:
+    """Raises UserError where patients whom a model was trained on are to be its judges."""
+    from cxr_jax.data import cohorts
+
+    if not there.exists():
+        return
+    theirs = cohorts.Cohort.read(there).table
+    trained = theirs.loc[theirs["split"] != "test", ["dataset", "patient_id"]].drop_duplicates()
+    judged = cohort.table.loc[cohort.table["split"] == "test", ["dataset", "patient_id"]].drop_duplicates()
+    both = judged.merge(trained)
+    if len(both):
+        raise UserError(
+            f"config.extract.weights: {len(both):,} test patients of this cohort were in training or validation of that model;"
+            " take the same config.dataset.split_rule, split_fractions and split_salt as it"
+        )
+
+
+def probe(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
+    """Fits, chooses and scores the probes on extracted features, or on a user's own vectors."""
+    from cxr_jax.probes import protocol
+
+    splits = own_vectors(config) if config.probe.embeddings else {s: Features.read(run.path("features"), s) for s in SPLITS}
+    # Every process of a launch does the same on its own devices: features are read, not shared out.
+    with progress_lines("probe") as say:
+        readings, arrays = protocol.run(splits, config.probe, mesh.data_mesh(jax.local_devices()), say)
+    folder = run.path(READINGS).parent
+    for stale in folder.glob("*.npz"):
+        stale.unlink()
+    for name, fitted in arrays.items():
+        with tables.whole_file(folder / f"{file_name(name)}.npz") as path, open(path, "wb") as file:
+            np.savez(file, **fitted)
+    readings.write(run.path(READINGS))
+
+
+def own_vectors(config: ml_collections.ConfigDict) -> dict[str, Features]:
+    """A user's own vectors by split; where their table names none, patients are split as config.dataset has it."""
+    from cxr_jax.data import cohorts
+    from cxr_jax.probes import embeddings
+
+    table, vectors = embeddings.read(config.probe.embeddings, config.probe.table, config.probe.columns)
+    source = config.probe.table or config.probe.embeddings
+    if "split" not in table:
+        table = table.assign(split=cohorts.SPLIT_RULES["patient_hash"](table, config.dataset))
+    missing = [split for split in SPLITS if not (table["split"] == split).any()]
+    if missing:
+        raise UserError(f"{source}: no image in split {missing[0]!r}; probes are fitted on train, chosen on validation, judged on test")
+    rows = {split: np.flatnonzero((table["split"] == split).to_numpy()) for split in SPLITS}
+    return {
+        split: Features(table.iloc[at].reset_index(drop=True), {FEATURES: vectors[at]}, {"classes": {}}) for split, at in rows.items()
+    }
+
+
+def file_name(text: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in text)
+
+
+@contextlib.contextmanager
+def progress_lines(stage: str):
+    """Gives a function that says on stderr what a stage is doing: one line that changes on a terminal, else lines."""
+    moving = sys.stderr.isatty()
+
+    def say(text: str) -> None:
+        print(f"\r\033[K{stage}: {text}" if moving else f"{stage}: {text}", end="" if moving else "\n", file=sys.stderr, flush=True)
+
+    yield say
+    if moving:
+        print(file=sys.stderr)
+
+
+def audit(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
+    """Every figure with its interval: of predictions overall and by group, of probes by reading; whichever there are."""
+    from cxr_jax.audit import readings, subgroups
+
+    probed = run.done("probe")
+    if run.path(PREDICTIONS).exists() or not probed:
+        predictions = Predictions.read(run.path(PREDICTIONS))
+        tables.write_json(run.path(AUDIT), subgroups.audit(predictions, config.audit))
+    if probed:
+        read = tables.Readings.read(run.path(READINGS))
+        features = own_vectors(config)["test"] if config.probe.embeddings else Features.read(run.path("features"), "test")
+        is_open = not config.probe.embeddings and bool(run.record["dataset"]["open_data"])
+        found = readings.audit(read, features.arrays[FEATURES], config.audit, is_open)
+        tables.write_json(run.path(PROBE_AUDIT), found)
+    else:
+        run.path(PROBE_AUDIT).unlink(missing_ok=True)  # of an earlier run of probes, with which it has nothing to do
 
 
 def report(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
@@ -244,7 +404,7 @@ def report(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     for name, record in ((COHORT, "dataset"), (JUDGED_COHORT, "judged")):
         if run.path(name).exists() and record in run.record:
             draw_cohort(config, run, name, record)
-    path = html.write(run.workdir, examples=examples(config, run))
+    path = html.write(run.workdir, examples(config, run), exciting(config, run))
     print(html.auc_table(run.workdir))
     print(f"report: {path}")
 
@@ -254,18 +414,54 @@ def examples(config: ml_collections.ConfigDict, run: experiment.Run, count: int 
     record, path = ("judged", JUDGED_COHORT) if config.predict.dataset else ("dataset", COHORT)
     if not run.path(path).exists() or not run.record.get(record, {}).get("open_data"):
         return []
-    from cxr_jax.data import cohorts, datasets, pipeline
+    from cxr_jax.data import cohorts
 
-    dataset = datasets.open(judged_dataset(config))
     cohort = cohorts.Cohort.read(run.path(path))
     target = next((t for t in config.train.targets if t in cohort.table), "sex")
     test = cohort.table[cohort.table["split"] == "test"].drop_duplicates("patient_id")
-    # Some of each class, as far as there are, and in stored order, which readers of records rely on.
+    # Some of each class, as far as there are.
     turn = test.groupby(test[target].fillna("unknown")).cumcount()
     chosen = test.loc[turn.sort_values(kind="stable").index[:count]].sort_index()
-    source = pipeline.Source(dataset, chosen, "test", host_cache_gib=1.0, block_images=count)
-    images = next(source.ordered(len(chosen)))["image"][..., 0]
-    return [(image, caption(row, cohort.findings, target)) for image, (_, row) in zip(images, chosen.iterrows())]
+    return pictures(judged_dataset(config), cohort, chosen, target)
+
+
+def exciting(
+    config: ml_collections.ConfigDict, run: experiment.Run, features: int = 3, count: int = 6
+) -> list[tuple[str, list[tuple[np.ndarray, str]]]]:
+    """The features that tell a class best, in words, and the test images of `count` patients for which each is greatest.
+
+    [] unless probes have read features of ours, and the data are open to all.
+    """
+    ours = run.path(PROBE_AUDIT).exists() and not config.probe.embeddings
+    if not ours or not run.record.get("dataset", {}).get("open_data"):
+        return []
+    from cxr_jax.data import cohorts
+
+    cohort, read = cohorts.Cohort.read(run.path(COHORT)), Features.read(run.path("features"), "test")
+    best = [
+        (abs(one["auc"] - 0.5), one["feature"], name, target)
+        for target, classes in tables.read_json(run.path(PROBE_AUDIT))["space"]["each"].items()
+        for name, of in classes.items()
+        for one in of["best"]
+    ]
+    told: dict[int, list] = {}
+    for _, feature, name, target in sorted(best, key=lambda one: -one[0]):
+        if feature not in told and len(told) < features:
+            greatest = read.table.iloc[np.argsort(-read.arrays[FEATURES][:, feature], kind="stable")]
+            ids = greatest.drop_duplicates("patient_id")["image_id"].iloc[:count]
+            chosen = cohort.table[cohort.table["image_id"].isin(ids)]
+            told[feature] = [f"feature {feature}, which tells {name}", pictures(config.dataset, cohort, chosen, target)]
+    return [tuple(one) for one in told.values()]
+
+
+def pictures(dataset: ml_collections.ConfigDict, cohort, chosen: pd.DataFrame, target: str) -> list[tuple[np.ndarray, str]]:
+    """(uint8 [256, 256], caption) of some rows of a cohort, in stored order, which readers of records rely on."""
+    from cxr_jax.data import datasets, pipeline
+
+    rows = chosen.assign(split="test")
+    source = pipeline.Source(datasets.open(dataset), rows, "test", host_cache_gib=1.0, block_images=len(rows))
+    images = next(source.ordered(len(rows)))["image"][..., 0]
+    return [(image, caption(row, cohort.findings, target)) for image, (_, row) in zip(images, rows.iterrows())]
 
 
 def caption(row: pd.Series, findings: tuple[str, ...], target: str) -> str:
@@ -278,4 +474,12 @@ def caption(row: pd.Series, findings: tuple[str, ...], target: str) -> str:
     return ", ".join([*said, " + ".join(present)] if present else said)
 
 
-STAGES = {"prepare": prepare, "train": train, "predict": predict, "audit": audit, "report": report}
+STAGES = {
+    "prepare": prepare,
+    "train": train,
+    "predict": predict,
+    "extract": extract,
+    "probe": probe,
+    "audit": audit,
+    "report": report,
+}

@@ -39,6 +39,7 @@ subtracting two audits of almost the same people.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -85,7 +86,7 @@ def audit(predictions: Predictions, settings) -> list[Row]:
             raise UserError(f"audit.splits: no image of split {split!r} in the predictions")
         part = dataclasses.replace(predictions, table=table.reset_index(drop=True))
         bootstrap = Bootstrap(part.table["patient_id"].to_numpy(), settings.replicates, settings.seed)
-        for judgement in _judgements(part, split, settings, bootstrap):
+        for judgement in judgements(part, split, settings, bootstrap):
             rows += judgement.rows()
     return rows
 
@@ -158,8 +159,8 @@ def _masks(predictions: Predictions, attribute: str, settings) -> dict[str, np.n
     return groups(predictions.table, attribute, tuple(settings.age_bands), first)
 
 
-def _hidden_groups(predictions: Predictions, settings, patient: np.ndarray) -> dict[str, set[str]]:
-    """By attribute, the groups that every target must hide, whatever labels it knows. patient: int [n]."""
+def hidden_groups(predictions: Predictions, settings, patient: np.ndarray) -> dict[str, set[str]]:
+    """By attribute of `settings`, the groups that every target must hide, whatever labels it knows. patient: int [n]."""
     masks = {attribute: _masks(predictions, attribute, settings) for attribute in settings.attributes}
     return {a: _too_few(masks[a], patient, settings, a in predictions.targets) for a in settings.attributes}
 
@@ -185,11 +186,11 @@ def _too_few(
     return gone
 
 
-def _judgements(predictions: Predictions, split: str, settings, bootstrap: Bootstrap) -> list[_Judgement]:
+def judgements(predictions: Predictions, split: str, settings, bootstrap: Bootstrap) -> list[_Judgement]:
     """One a target. Where two targets are attributes as well, say race and sex, the numbers of F by race are those of
     the races by sex: what either hides the other has to, and with it perhaps more, until both agree.
     """
-    hidden = _hidden_groups(predictions, settings, bootstrap.patient)
+    hidden = hidden_groups(predictions, settings, bootstrap.patient)
     crossed: dict[str, set[tuple[str, str, str]]] = {name: set() for name in predictions.targets}
     while True:
         found = [
@@ -230,7 +231,7 @@ class _Figure:
 class _Judgement:
     """One target on one split.
 
-    predictions: that split's images alone. hidden: as `_hidden_groups` has it. crossed: (attribute, group, class) whose
+    predictions: that split's images alone. hidden: as `hidden_groups` has it. crossed: (attribute, group, class) whose
         number of positive images is to be hidden.
     """
 
@@ -249,6 +250,7 @@ class _Judgement:
         self.scores = predictions.scores(name)
         self.ceiling = predictions.scores(name, CEILING) if predictions.has_ceiling(name) else None
         self._few = f"fewer than {settings.min_patients} patients"
+        self._unscored = "a score is missing"
         self._lest_few_show = f"lest a count of {self._few} show"
         self.method = f"patient bootstrap, percentile, {settings.replicates} replicates"
         self.groups, self.absent = self._groups(predictions)
@@ -351,6 +353,23 @@ class _Judgement:
 
     # -- rows
 
+    def aucs(self, scores: np.ndarray, attribute: str = ALL, name: str = ALL, unscored: str = "") -> list[tuple[Row, _Figure]]:
+        """Rows of metric auc, and the figures behind them, of other scores of the same images, in one group.
+
+        scores: float [n, classes]; a class whose column holds a NaN has no AUC, for the reason `unscored`. What is withheld
+        is what would be of the scores that this judgement was made with: it does not depend on them. [] for a group that
+        there is not.
+        """
+        other = copy.copy(self)
+        other.scores, other.ceiling, other._unscored = scores, None, unscored or self._unscored
+        other.groups = [group for group in self.groups if (group.attribute, group.name) == (attribute, name)]
+        found = []
+        for group in other.groups:
+            for of, figure in other._figures(("auc",))["auc", attribute, name].items():
+                c = self.classes.index(of) if of in self.classes else None
+                found.append((other._row("auc", of, group, c, figure), figure))
+        return found
+
     def rows(self) -> list[Row]:
         rows = []
         figures = self._figures()
@@ -376,26 +395,30 @@ class _Judgement:
         ceiling = ["auc_ceiling", "auc_difference"] if self.ceiling is not None else []
         return ["auc", "average_precision", "accuracy", "brier", *ceiling]
 
-    def _figures(self) -> dict[tuple[str, str, str], dict[str, _Figure]]:
-        """By metric, attribute and group: the figure of each class, of 'macro' or of 'all'."""
+    def _figures(self, only: Collection[str] | None = None) -> dict[tuple[str, str, str], dict[str, _Figure]]:
+        """By metric, attribute and group: the figure of each class, of 'macro' or of 'all'. only: metrics; None for all."""
         figures: dict[tuple[str, str, str], dict[str, _Figure]] = {}
         ranked, averaged = [], []  # (metric, group, class, cell)
+        unscored = []
         for group in self.groups:
-            wanted = self._metrics(group)
+            wanted = self._metrics(group) if only is None else only
             for c, name in enumerate(self.classes):
                 if group.suppressed[c]:
                     continue
                 rows = np.flatnonzero(group.known[c])
                 positive, score = self.positive[rows, c], self.scores[rows, c]
+                if np.isnan(score).any():
+                    unscored.append((group, name))
+                    continue
                 if "auc" in wanted and not group.few[c]:
                     ranked.append(("auc", group, name, RankedCell(rows, positive, score)))
                     if self.ceiling is not None:
                         ranked.append(("auc_ceiling", group, name, RankedCell(rows, positive, self.ceiling[rows, c])))
-                if not group.few[c]:
+                if "brier" in wanted and not group.few[c]:
                     averaged.append(("brier", group, name, MeanCell(rows, (score - positive) ** 2)))
-                if self.target.kind == "multilabel" and not group.hidden_positives[c]:
+                if "accuracy" in wanted and self.target.kind == "multilabel" and not group.hidden_positives[c]:
                     averaged.append(("accuracy", group, name, MeanCell(rows, (score >= CALLED) == positive)))
-            if self.target.kind == "multiclass" and not group.any_suppressed:
+            if "accuracy" in wanted and self.target.kind == "multiclass" and not group.any_suppressed:
                 rows = np.flatnonzero(group.known[0])
                 right = self._called()[rows] == self.positive[rows].argmax(axis=1)
                 averaged.append(("accuracy", group, ALL, MeanCell(rows, right)))
@@ -407,6 +430,9 @@ class _Judgement:
             of_class[name] = _Figure(value, replicates, reason, decimals)
             return of_class[name]
 
+        for group, name in unscored:
+            for metric in only or ():
+                put(metric, group, name, np.nan, None, self._unscored)
         auc, precision = self.bootstrap.ranking([cell for *_, cell in ranked])
         for k, (metric, group, name, cell) in enumerate(ranked):
             reason, decimals = _one_class(cell.positive), self._decimals(group, self.classes.index(name))
@@ -427,7 +453,7 @@ class _Judgement:
             put(metric, group, name, metrics.mean(cell.value), means[k], reason, decimals)
 
         for group in self.groups:
-            for metric in self._metrics(group):
+            for metric in self._metrics(group) if only is None else only:
                 of_class = figures.setdefault((metric, group.attribute, group.name), {})
                 whole = metric == "accuracy" and self.target.kind == "multiclass"
                 for c, name in enumerate(() if whole else self.classes):
@@ -437,7 +463,8 @@ class _Judgement:
                     of_class.setdefault(ALL, _Figure(np.nan, None, group.any_suppressed))
                 else:
                     in_order = {name: of_class[name] for name in self.classes}
-                    in_order[MACRO] = self._macro(in_order, figures[metric, ALL, ALL], group)
+                    everyone = figures.get((metric, ALL, ALL), in_order)  # where that is not asked for, it is not needed
+                    in_order[MACRO] = self._macro(in_order, everyone, group)
                     figures[metric, group.attribute, group.name] = in_order
         return figures
 

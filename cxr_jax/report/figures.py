@@ -91,11 +91,11 @@ class Drawing:
     height: int
 
 
-def _styled(draw):
+def styled(draw):
     """Runs a function that gives (name, figure, alt, caption) under the common style, and makes a Drawing of it."""
 
     @functools.wraps(draw)
-    def styled(*arguments, **keywords):
+    def in_style(*arguments, **keywords):
         with matplotlib.rc_context():
             matplotlib.rcdefaults()
             matplotlib.rcParams.update(STYLE)
@@ -110,7 +110,7 @@ def _styled(draw):
         name = re.sub(r"[^\w.-]", "_", name)  # a target may be called anything; a file may not
         return Drawing(name, _numbered(_body(text.getvalue()), name), alt, caption, width, height)
 
-    return styled
+    return in_style
 
 
 def _body(svg: str) -> str:
@@ -124,7 +124,7 @@ def _numbered(svg: str, name: str) -> str:
     return re.sub(r"\bp[0-9a-f]{10}\b", lambda found: order.get(found[0], found[0]), svg)
 
 
-def _figure(height: float, width: float = WIDTH) -> Figure:
+def new_figure(height: float, width: float = WIDTH) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
@@ -137,11 +137,11 @@ def _beside_axes(panel):
     return panel.get_yaxis_transform() + ScaledTranslation(-6 / 72, 0, panel.figure.dpi_scale_trans)
 
 
-def _short(text: str, width: int = 28) -> str:
+def short(text: str, width: int = 28) -> str:
     return textwrap.shorten(text, width, placeholder="\N{HORIZONTAL ELLIPSIS}") if len(text) > width else text
 
 
-def _wrapped(text: str, width: int = 27) -> str:
+def wrapped(text: str, width: int = 27) -> str:
     """A label in as many lines as it takes."""
     return "\n".join(textwrap.wrap(text, width, break_long_words=False))
 
@@ -149,11 +149,11 @@ def _wrapped(text: str, width: int = 27) -> str:
 # ------------------------------------------------------------------------------------------------- the cohort
 
 
-@_styled
+@styled
 def counts(tables: Sequence[cohort.Counts], name_of) -> Drawing | None:
     """Patients by group and split, one panel an attribute. name_of: attribute -> what to call it."""
     bars = [len(c.groups) for c in tables]
-    figure = _figure(0.9 + sum(0.24 * n + 0.42 for n in bars))
+    figure = new_figure(0.9 + sum(0.24 * n + 0.42 for n in bars))
     panels = figure.subplots(len(tables), 1, sharex=True, squeeze=False, height_ratios=[n + 1.2 for n in bars])[:, 0]
     longest = 1.0
     some_hidden = False
@@ -186,7 +186,7 @@ def counts(tables: Sequence[cohort.Counts], name_of) -> Drawing | None:
                 left[i] += rest
             longest = max(longest, left[i])
             panel.annotate(note, (left[i], i), (3, 0), textcoords="offset points", va="center", fontsize=8)
-        panel.set_yticks(y, [_wrapped(audit_rows.group_name(g)) for g in table.groups])
+        panel.set_yticks(y, [wrapped(audit_rows.group_name(g)) for g in table.groups])
         panel.set_ylim(len(y) - 0.5, -0.5)
         panel.set_title(f"by {name_of(table.attribute)}")
         panel.grid(axis="y", visible=False)
@@ -217,12 +217,12 @@ def counts(tables: Sequence[cohort.Counts], name_of) -> Drawing | None:
     return "cohort_counts", figure, alt, caption
 
 
-@_styled
+@styled
 def ages(lines: Sequence[Mapping], attribute: str, called: str, level: float) -> Drawing | None:
     """Ages by group: quartiles as a box, the mean with its interval as a point. lines: as `demographics` makes them."""
     if not lines:
         return None
-    figure = _figure(0.85 + 0.42 * len(lines))
+    figure = new_figure(0.85 + 0.42 * len(lines))
     panel = figure.subplots()
     for y, line in enumerate(lines):
         first, median, third = line["first quartile"], line["median"], line["third quartile"]
@@ -232,7 +232,7 @@ def ages(lines: Sequence[Mapping], attribute: str, called: str, level: float) ->
         panel.plot(line["mean"], y, "o", color=BLUE)
         if np.isfinite(line["low"]):
             panel.hlines(y, line["low"], line["high"], color=BLUE, linewidth=1.6)
-    panel.set_yticks(range(len(lines)), [f"{_wrapped(audit_rows.group_name(g['group']))}\nn = {g['n']:,}" for g in lines])
+    panel.set_yticks(range(len(lines)), [f"{wrapped(audit_rows.group_name(g['group']))}\nn = {g['n']:,}" for g in lines])
     panel.set_ylim(len(lines) - 0.5, -0.5)
     panel.set_xlim(0, np.nanmax([90.0, *(line[end] for line in lines for end in ("third quartile", "high"))]))
     panel.grid(axis="y", visible=False)
@@ -248,7 +248,7 @@ def ages(lines: Sequence[Mapping], attribute: str, called: str, level: float) ->
     return f"cohort_ages_{attribute}", figure, f"Ages by {called}. {said}.", caption
 
 
-@_styled
+@styled
 def prevalence(table: pd.DataFrame, called: str, least: int, level: float) -> Drawing | None:
     """Share of images with each finding, by group, with intervals.
 
@@ -262,7 +262,7 @@ def prevalence(table: pd.DataFrame, called: str, least: int, level: float) -> Dr
     if not groups or not findings:
         return None
     step = 0.72 / len(groups)
-    figure = _figure(0.85 + 0.18 * -(-len(groups) // 3) + len(findings) * max(0.3, 0.085 * len(groups)))
+    figure = new_figure(0.85 + 0.18 * -(-len(groups) // 3) + len(findings) * max(0.3, 0.085 * len(groups)))
     panel = figure.subplots()
     withheld, alone = 0, False
     for i, group in enumerate(groups):
@@ -284,7 +284,7 @@ def prevalence(table: pd.DataFrame, called: str, least: int, level: float) -> Dr
             transform=_beside_axes(panel),
             clip_on=False,
         )
-    panel.set_yticks(np.arange(len(findings)), [_wrapped(f) for f in findings])
+    panel.set_yticks(np.arange(len(findings)), [wrapped(f) for f in findings])
     panel.set_ylim(len(findings) - 0.5, -0.5)
     panel.set_xlim(left=0)
     panel.grid(axis="y", visible=False)
@@ -302,7 +302,7 @@ def prevalence(table: pd.DataFrame, called: str, least: int, level: float) -> Dr
             marker=MARKERS[i],
             ms=4,
             lw=1.3,
-            label=f"{_wrapped(audit_rows.group_name(g))} (n = {images[g]:,})",
+            label=f"{wrapped(audit_rows.group_name(g))} (n = {images[g]:,})",
         )
         for i, g in enumerate(groups)
     ]
@@ -327,7 +327,7 @@ def prevalence(table: pd.DataFrame, called: str, least: int, level: float) -> Dr
     return f"cohort_prevalence_{called}", figure, alt, caption
 
 
-@_styled
+@styled
 def differences(table: pd.DataFrame, against: str, called: str, least: int, level: float) -> Drawing | None:
     """Sizes of standardised differences, one line a covariate, one marker a group.
 
@@ -344,7 +344,7 @@ def differences(table: pd.DataFrame, against: str, called: str, least: int, leve
     if not groups or not covariates:
         return None
     step = 0.72 / len(groups)
-    figure = _figure(0.85 + 0.18 * -(-len(groups) // 2) + len(covariates) * max(0.3, 0.085 * len(groups)))
+    figure = new_figure(0.85 + 0.18 * -(-len(groups) // 2) + len(covariates) * max(0.3, 0.085 * len(groups)))
     panel = figure.subplots()
     panel.axvline(0.1, color=FAINT, lw=0.9, ls=":")
     withheld, farthest = 0, 0.1
@@ -364,7 +364,7 @@ def differences(table: pd.DataFrame, against: str, called: str, least: int, leve
             clip_on=False,
         )  # fmt: skip
         farthest = np.nanmax([farthest, *np.abs(value), *ends[1]])
-    panel.set_yticks(np.arange(len(covariates)), [_wrapped(c) for c in covariates])
+    panel.set_yticks(np.arange(len(covariates)), [wrapped(c) for c in covariates])
     panel.set_ylim(len(covariates) - 0.5, -0.5)
     panel.set_xlim(0, farthest * 1.05)
     panel.grid(axis="y", visible=False)
@@ -375,7 +375,7 @@ def differences(table: pd.DataFrame, against: str, called: str, least: int, leve
     count = {g: f" (n = {int(sizes[g]):,})" if np.isfinite(sizes[g]) else "" for g in groups}
     handles = [
         Line2D([], [], color=COLOURS[i], marker=MARKERS[i], ms=4, lw=1.3,
-               label=f"{_wrapped(audit_rows.group_name(g))}{count[g]}")
+               label=f"{wrapped(audit_rows.group_name(g))}{count[g]}")
         for i, g in enumerate(groups)
     ]  # fmt: skip
     figure.legend(handles=handles, loc="outside upper left", ncols=2, handlelength=1.6, columnspacing=1.2)
@@ -399,7 +399,7 @@ def differences(table: pd.DataFrame, against: str, called: str, least: int, leve
 # ------------------------------------------------------------------------------------------------- training
 
 
-@_styled
+@styled
 def learning_curves(records: Sequence[Mapping], checkpoint: str, n_hidden: bool = False) -> Drawing | None:
     """Loss in training and validation, and macro AUC in validation, by epoch.
 
@@ -424,7 +424,7 @@ def learning_curves(records: Sequence[Mapping], checkpoint: str, n_hidden: bool 
     train = train.astype(float)
     if not len(train) and not len(held):
         return None
-    figure = _figure(3.9)
+    figure = new_figure(3.9)
     above, below = figure.subplots(2, 1, sharex=True)
     if len(train) > 300:  # a long run logs tens of thousands of steps; the mean of each 300th part draws the same curve
         part = np.minimum((np.arange(len(train)) * 300) // len(train), 299)
@@ -507,7 +507,7 @@ def _multiples(panels: int, each: float = 2.15):
     """A grid of square panels that share their axes, two across."""
     across = min(2, panels)
     down = -(-panels // across)
-    figure = _figure(0.35 + each * down if across == 2 else 3.6, WIDTH if across == 2 else 3.9)
+    figure = new_figure(0.35 + each * down if across == 2 else 3.6, WIDTH if across == 2 else 3.9)
     grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
     for panel in list(grid.flat)[panels:]:
         panel.set_visible(False)
@@ -517,10 +517,10 @@ def _multiples(panels: int, each: float = 2.15):
 
 def _panel_title(name: str, auc: pd.Series) -> str:
     n, positive = (audit_rows.count(auc[key]) for key in ("n_images", "n_positive"))
-    return f"{_short(name, 26)}\nn = {n}, {positive} positive"
+    return f"{short(name, 26)}\nn = {n}, {positive} positive"
 
 
-@_styled
+@styled
 def roc(rows: pd.DataFrame, target: str, split: str) -> Drawing | None:
     """One-vs-rest ROC curves with pointwise bands, one panel a class."""
     names, cut = _panels_for(rows, target, split)
@@ -570,7 +570,7 @@ def roc(rows: pd.DataFrame, target: str, split: str) -> Drawing | None:
     return f"roc_{target}", figure, alt + ".", caption
 
 
-@_styled
+@styled
 def calibration(rows: pd.DataFrame, target: str, split: str) -> Drawing | None:
     """Observed frequency by mean score in bins, one panel a class."""
     all_bins = audit_rows.select(rows, metric="calibration", target=target, split=split).dropna(subset="value")
@@ -614,7 +614,7 @@ def calibration(rows: pd.DataFrame, target: str, split: str) -> Drawing | None:
     )
 
 
-@_styled
+@styled
 def confusion(rows: pd.DataFrame, target: str, split: str) -> Drawing | None:
     """Share of each true class's images by predicted class."""
     cells = audit_rows.select(rows, metric="confusion", target=target, split=split, attribute=subgroups.ALL)
@@ -625,7 +625,7 @@ def confusion(rows: pd.DataFrame, target: str, split: str) -> Drawing | None:
     share = np.full((len(names), len(predicted)), np.nan)
     for _, cell in cells.iterrows():
         share[names.index(cell["class"]), predicted.index(cell["reference"])] = cell["value"]
-    figure = _figure(1.0 + 0.46 * len(names), WIDTH)
+    figure = new_figure(1.0 + 0.46 * len(names), WIDTH)
     panel = figure.subplots()
     blues = matplotlib.colors.LinearSegmentedColormap.from_list("share", ["#FFFFFF", "#9CC9E6", BLUE])
     panel.imshow(np.nan_to_num(share), cmap=blues, vmin=0, vmax=1, aspect="auto")
@@ -635,9 +635,9 @@ def confusion(rows: pd.DataFrame, target: str, split: str) -> Drawing | None:
     sizes = []
     for name in names:
         sizes.append(
-            f"{_short(name, 18)}\nn = {audit_rows.count(cells.loc[cells['class'] == name, 'n_images'].iloc[0])}"
+            f"{short(name, 18)}\nn = {audit_rows.count(cells.loc[cells['class'] == name, 'n_images'].iloc[0])}"
         )
-    panel.set_xticks(range(len(predicted)), [textwrap.fill(_short(p, 24), 11) for p in predicted])
+    panel.set_xticks(range(len(predicted)), [textwrap.fill(short(p, 24), 11) for p in predicted])
     panel.set_yticks(range(len(names)), sizes)
     panel.set_xticks(np.arange(len(predicted) + 1) - 0.5, minor=True)
     panel.set_yticks(np.arange(len(names) + 1) - 0.5, minor=True)
@@ -660,7 +660,7 @@ def confusion(rows: pd.DataFrame, target: str, split: str) -> Drawing | None:
     return f"confusion_{target}", figure, alt, caption
 
 
-@_styled
+@styled
 def forest(
     rows: pd.DataFrame,
     target: str,
@@ -679,7 +679,7 @@ def forest(
     if not entries:
         return None
     lines = len(entries) + sum(bool(heading) for heading, _ in blocks)
-    figure = _figure(0.85 + 0.27 * lines)
+    figure = new_figure(0.85 + 0.27 * lines)
     panel = figure.subplots()
     ceilings = {}
     for _, row in entries:
@@ -710,7 +710,7 @@ def forest(
             y += 1
         for label, row in inside:
             ticks.append(y)
-            labels.append(_short(label, 26))
+            labels.append(short(label, 26))
             ceiling = ceilings[id(row)] if id(row) in ceilings else None
             if np.isfinite(row["value"]):
                 shift = -0.14 if ceiling is not None else 0

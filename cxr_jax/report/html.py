@@ -29,20 +29,25 @@ from PIL import Image
 
 from cxr_jax import tables
 from cxr_jax.audit import subgroups
-from cxr_jax.report import demographics, figures, page
+from cxr_jax.report import demographics, figures, page, probes
 from cxr_jax.report import rows as audit_rows
 
 MOST_EXAMPLES = 24
 
 
-def write(workdir: os.PathLike | str, examples: Sequence[tuple[np.ndarray, str]] = ()) -> pathlib.Path:
+def write(
+    workdir: os.PathLike | str,
+    examples: Sequence[tuple[np.ndarray, str]] = (),
+    excited: Sequence[tuple[str, Sequence[tuple[np.ndarray, str]]]] = (),
+) -> pathlib.Path:
     """Writes `report.html` and `figures/*.svg` in `workdir`, each whole or not at all; returns the path of the page.
 
     Reads config.json, config_diff.json, run.json and audit.json, which must be there, and judged_cohort.csv where
     run.json has `judged`, data other than those of training; and cohort.csv, metrics.jsonl and quarantine.csv where
     they are: a run that only audits predictions has none of these.
 
-    examples: (uint8 image [h, w], caption). Shown only where run.json says that the data are open, whatever is passed.
+    examples: (uint8 image [h, w], caption). excited: (a feature in words, such images that excite it most). Both are shown
+        only where run.json says that the data are open, whatever is passed.
 
     The page holds its figures, and asks for nothing from anywhere else. The same files give the same bytes. Raises
     UserError for a file that is missing or is not what its stage writes.
@@ -55,7 +60,8 @@ def write(workdir: os.PathLike | str, examples: Sequence[tuple[np.ndarray, str]]
     diff = tables.read_json(workdir / "config_diff.json")
     records = _records(workdir / "metrics.jsonl")
     quarantine = _quarantine(workdir / "quarantine.csv", read)
-    split = audit_rows.main_split(rows)
+    split = audit_rows.main_split(rows) if len(rows) else "test"
+    probed = read.probed
     drawn: dict[str, Any] = {"training": [], "roc": [], "forest": [], "confusion": [], "calibration": []}
     drawn["training"] = [figures.learning_curves(records, checkpoint, _validation_is_hidden(workdir))]
     for target in audit_rows.targets(rows):
@@ -64,7 +70,11 @@ def write(workdir: os.PathLike | str, examples: Sequence[tuple[np.ndarray, str]]
         drawn["confusion"].append(figures.confusion(rows, target, split))
         drawn["calibration"].append(figures.calibration(rows, target, split))
     drawn = {key: [d for d in several if d is not None] for key, several in drawn.items()}
-    for drawing in (d for several in drawn.values() for d in several):
+    found = [] if probed is None else probes.context(probed, name_of, read.invented)
+    space = None if probed is None else probes.space(probed, name_of)
+    every = [d for several in drawn.values() for d in several]
+    every += [d for one in found for d in one["drawn"]] + (space["drawn"] if space else [])
+    for drawing in every:
         tables.write_text(workdir / "figures" / f"{drawing.name}.svg", drawing.svg)
 
     made = page.render(
@@ -77,6 +87,12 @@ def write(workdir: os.PathLike | str, examples: Sequence[tuple[np.ndarray, str]]
         judged_on=page.called(read.judged) if read.elsewhere else "",
         trained_on=page.called(run["dataset"]) if "dataset" in run else "",
         invented=read.invented,
+        probes=found,
+        space=space,
+        excited=[(title, _examples(images)) for title, images in excited] if read.judged["open_data"] else [],
+        agreement=[] if probed is None else probes.agreement_table(probed, name_of),
+        permutations=config["probe"]["permutations"] if probed is not None else 0,
+        absent=[] if probed is None else probed.absent,
         words=[_in_words(rows, target, split, name_of, read.invented) for target in audit_rows.targets(rows)],
         diff=[(f, _shown(v["base"]), _shown(v["run"])) for f, v in sorted(diff.items())],
         config=json.dumps(config, indent=1),
@@ -106,8 +122,8 @@ def auc_table(workdir: os.PathLike | str) -> str:
     """
     read = _read(pathlib.Path(workdir))
     table = read.rows
-    split = audit_rows.main_split(table)
-    lines = []
+    lines = [] if read.probed is None else [probes.text(read.probed, read.name_of), ""]
+    split = audit_rows.main_split(table) if len(table) else "test"
     for target in audit_rows.targets(table):
         here = audit_rows.select(table, metric="auc", target=target, split=split)
         overall = here[here["attribute"] == subgroups.ALL]
@@ -156,7 +172,8 @@ def auc_table(workdir: os.PathLike | str) -> str:
 class _Read:
     """What a workdir says.
 
-    rows: of audit.json, less the counts that would undo what the cohort's table withholds. rounded: whether some of the
+    rows: of audit.json, less the counts that would undo what the cohort's table withholds; none where a run has probed
+        features and no more. probed: what the probes found, with the same counts withheld; None where none did. rounded: whether some of the
         others are for that rounded down.
     judged: what run.json says of the data set that the model was judged on; elsewhere: whether it is another than that
         of training. cohort: the rows of cohort.csv about these data, None where there is none. stem: of its name.
@@ -165,6 +182,7 @@ class _Read:
     config: dict
     run: dict
     rows: pd.DataFrame
+    probed: probes.Probed | None
     rounded: bool
     judged: dict
     elsewhere: bool
@@ -181,8 +199,9 @@ class _Read:
 
 def _read(workdir: pathlib.Path) -> _Read:
     config, run = tables.read_json(workdir / "config.json"), tables.read_json(workdir / "run.json")
-    rows = audit_rows.read(workdir / "audit.json")
-    if not len(rows):
+    alone = (workdir / "probe_audit.json").exists() and not (workdir / "audit.json").exists()
+    rows = audit_rows.frame([]) if alone else audit_rows.read(workdir / "audit.json")
+    if not len(rows) and not alone:
         raise tables.UserError(f"{workdir / 'audit.json'}: no rows; run the audit stage again")
     for name in ("audit.min_patients", "audit.level", "predict.dataset"):
         _field(config, name, workdir / "config.json")
@@ -202,9 +221,18 @@ def _read(workdir: pathlib.Path) -> _Read:
     stem = "judged_cohort" if elsewhere else "cohort"
     path = workdir / f"{stem}.csv"
     found = demographics.read(path) if elsewhere or path.exists() else None
-    rows = _with_reasons(rows)
-    rows, rounded = (rows, False) if found is None else _withhold_counts(rows, found, config["audit"]["min_patients"])
-    return _Read(config, run, rows, rounded, about[which], elsewhere, found, stem)
+    rounded = []
+
+    def withhold(rows: pd.DataFrame) -> pd.DataFrame:
+        if found is None or not len(rows):
+            return rows
+        rows, some_rounded = _withhold_counts(rows, found, config["audit"]["min_patients"])
+        rounded.append(some_rounded)
+        return rows
+
+    rows = withhold(_with_reasons(rows) if len(rows) else rows)
+    probed = probes.read(workdir, withhold)
+    return _Read(config, run, rows, probed, any(rounded), about[which], elsewhere, found, stem)
 
 
 def _field(record: Mapping, dotted: str, source: pathlib.Path):
@@ -315,6 +343,7 @@ def _withhold_counts(rows: pd.DataFrame, cohort: pd.DataFrame, least: int) -> tu
         hidden = bool(attributes) and split not in everybody
         hidden = hidden or hides(*group) or (of_class and row.metric == "confusion")
         hidden = hidden or (row.attribute == subgroups.ALL and (row.target, split) in unknown)
+        hidden = hidden or (row.attribute, split) in few_positive  # a stratum of the images that have a finding
         blank.append(hidden or (bool(attributes) and row.metric == "calibration"))
         no_positives.append(hidden or of_class or (name, split) in few_positive)
         whole = sizes.get(group, np.nan)

@@ -1,0 +1,112 @@
+"""A user's own vectors: every way in gives the same, and what does not fit is told in one line."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cxr_jax.probes import embeddings
+from cxr_jax.tables import UserError
+
+N = 6
+
+
+def keys() -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "image_id": [f"i{i}" for i in range(N)],
+            "patient_id": ["007", "007", "8", "9", "10", "11"],
+            "split": ["train", "train", "train", "validation", "test", "test"],
+            "race": ["A", "A", "B", "A", "B", None],
+            "age": [40.0, 41.0, np.nan, 50.0, 60.0, 70.0],
+        }
+    )
+
+
+def vectors() -> np.ndarray:
+    return np.arange(3 * N, dtype=np.float32).reshape(N, 3) / 7
+
+
+def whole() -> pd.DataFrame:
+    return pd.concat([keys(), pd.DataFrame(vectors(), columns=[f"feature_{i}" for i in range(3)])], axis=1)
+
+
+def written(tmp_path, how):
+    """(path of the vectors, path of the keys or '', columns)."""
+    if how == "csv":
+        whole().to_csv(tmp_path / "mine.csv", index=False)
+        return tmp_path / "mine.csv", "", "feature_"
+    if how == "parquet":
+        whole().to_parquet(tmp_path / "mine.parquet")
+        return tmp_path / "mine.parquet", "", "feature_"
+    if how == "lists":
+        keys().assign(embedding=list(vectors())).to_parquet(tmp_path / "mine.parquet")
+        return tmp_path / "mine.parquet", "", "embedding"
+    keys().to_csv(tmp_path / "keys.csv", index=False)
+    if how == "npy":
+        np.save(tmp_path / "mine.npy", vectors().astype(np.float64))
+        return tmp_path / "mine.npy", tmp_path / "keys.csv", "feature_"
+    shuffled = whole()[["image_id", "feature_0", "feature_1", "feature_2"]].iloc[::-1]
+    shuffled.to_parquet(tmp_path / "mine.parquet")
+    return tmp_path / "mine.parquet", tmp_path / "keys.csv", "feature_"
+
+
+@pytest.mark.parametrize("how", ["csv", "parquet", "lists", "npy", "matched"])
+def test_every_way_in_gives_the_same(tmp_path, how):
+    table, found = embeddings.read(*written(tmp_path, how))
+    np.testing.assert_array_equal(found, vectors())
+    assert found.dtype == np.float32
+    assert list(table["patient_id"]) == list(keys()["patient_id"])  # text, with its zeros
+    assert list(table["race"].isna()) == [False] * 5 + [True]
+    assert not [c for c in table if c.startswith(("feature_", "embedding"))]
+
+
+def broken(tmp_path, change):
+    change(whole()).to_csv(tmp_path / "mine.csv", index=False)
+    return tmp_path / "mine.csv", "", "feature_"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda t: t.assign(feature_1=[0, 1, np.nan, 3, 4, 5]), r"mine\.csv: row 3, vector entry 2: nan found"),
+        (lambda t: t.assign(feature_1=[0, 1, 2, np.inf, np.inf, 5]), r"row 4, vector entry 2: inf .*\(2 such rows\)"),
+        (lambda t: t.assign(feature_2=["x", *"12345"]), r"row 1, column 'feature_2': 'x' found, a number expected"),
+        (lambda t: t.drop(columns="patient_id"), "no column 'patient_id'"),
+        (lambda t: t.assign(image_id=["i0"] * N), "row 2, column 'image_id'"),
+        (lambda t: t.assign(split=["train", "test", *["test"] * 4]), "patient '007' is in splits test and train"),
+        (lambda t: t.drop(columns=[f"feature_{i}" for i in range(3)]), "no column whose name begins with 'feature_'"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_told(tmp_path, change, told):
+    with pytest.raises(UserError, match=told):
+        embeddings.read(*broken(tmp_path, change))
+
+
+def test_files_that_do_not_go_together(tmp_path):
+    path, table, columns = written(tmp_path, "npy")
+    with pytest.raises(UserError, match="which images are these"):
+        embeddings.read(path, "", columns)
+    np.save(path, vectors()[:-1])
+    with pytest.raises(UserError, match="5 rows found, 6 expected, one for each row"):
+        embeddings.read(path, table, columns)
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(UserError, match=r"mine\.npy: not a \.npy file, or only half of one"):
+        embeddings.read(path, table, columns)
+    with pytest.raises(UserError, match="no such file"):
+        embeddings.read(tmp_path / "other.npy", table, columns)
+
+    path, table, columns = written(tmp_path, "matched")
+    keys().iloc[:-1].to_csv(table, index=False)
+    with pytest.raises(UserError, match=r"image 'i5' is not in .*keys\.csv \(1 such images\)"):
+        embeddings.read(path, table, columns)
+    keys().to_csv(table, index=False)
+    whole().drop(index=2).to_parquet(path)
+    with pytest.raises(UserError, match=r"row 3, image 'i2' has no vector in .* \(1 such images\)"):
+        embeddings.read(path, table, columns)
+
+
+def test_lists_of_different_lengths(tmp_path):
+    ragged = [[1.0, 2.0]] * (N - 1) + [[1.0]]
+    keys().assign(embedding=ragged).to_parquet(tmp_path / "mine.parquet")
+    with pytest.raises(UserError, match="row 6, column 'embedding': 1 numbers found, 2 expected"):
+        embeddings.read(tmp_path / "mine.parquet", "", "embedding")

@@ -1,0 +1,197 @@
+"""The protocol on vectors whose signal is known: found where it is, not where it is not, and nobody looks at test before the end."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from cxr_jax import mesh
+from cxr_jax.probes import protocol
+from cxr_jax.tables import FEATURES, Features, Reading, UserError
+from tests.probes.vectors import CLASSES, SIZES, settings, splits
+
+PROBES = ("logistic_regression", "knn", "kmeans", "network")
+
+
+def run(made, **changes):
+    readings, arrays = protocol.run(made, settings(**changes), mesh.data_mesh())
+    return readings, arrays
+
+
+def macro(readings, reading) -> float:
+    """By scikit-learn, in the reading's stratum, on the labels that it was fitted to tell."""
+    table = readings.table
+    inside = np.ones(len(table), bool)
+    if reading.attribute:
+        inside = (table[f"stratum_{reading.attribute}"] == reading.group).to_numpy()
+    truth = table["shuffled_race" if reading.shuffled else "label_race"][inside]
+    scores = readings.scores[reading.name][inside]
+    return np.mean([roc_auc_score(truth == c, scores[:, k]) for k, c in enumerate(CLASSES)])
+
+
+@pytest.fixture(scope="module")
+def planted():
+    return run(splits())
+
+
+def test_what_is_planted_is_found_and_controls_are_near_chance(planted):
+    readings, _ = planted
+    by_name = {reading.name: macro(readings, reading) for reading in readings.readings}
+    for probe in PROBES:
+        assert by_name[Reading("race", probe, FEATURES).name] > 0.8, probe
+        for control in ("untrained", "findings", "demographics"):
+            assert abs(by_name[Reading("race", probe, control).name] - 0.5) < 0.12, (probe, control)
+        assert abs(by_name[Reading("race", probe, FEATURES, shuffled=True).name] - 0.5) < 0.12, probe
+    for place in ("stem", "block1"):
+        assert by_name[Reading("race", "logistic_regression", place).name] > 0.6
+
+
+def test_every_reading_says_how_it_was_made(planted):
+    readings, arrays = planted
+    named = {reading.name: reading.about for reading in readings.readings}
+    assert all(about["fit_images"] > 0 and about["fit_patients"] * 2 >= about["fit_images"] for about in named.values())
+    linear = named[Reading("race", "logistic_regression", FEATURES).name]
+    assert linear["converged"] and linear["fit_images"] == 2 * SIZES["train"]
+    top = linear["weight_in_top"]
+    assert top["features"] == top["of"] == 6 and top["value"] == pytest.approx(1)  # fewer than ten: all of the weight
+    assert arrays[Reading("race", "logistic_regression", FEATURES).name]["coefficients"].shape == (3, 6)
+    assert readings.found["absent"] == ["no control by histogram: these features come without it"]
+    clusters = {(r["label"], r["clusters"], r["measure"]): r for r in readings.found["agreement"]}
+    assert {label for label, *_ in clusters} == {"race", "sex", "view", "No Finding"}
+    race, sex = (clusters[label, 4, "adjusted_rand"] for label in ("race", "sex"))
+    assert race["value"] > race["null_high"] and race["p"] == pytest.approx(1 / 51)
+    assert sex["null_low"] <= sex["value"] <= sex["null_high"] and sex["p"] > 0.025
+
+
+@pytest.mark.parametrize("through", ["view", "No Finding"])
+def test_what_stands_in_for_race_disappears_within_its_stratum(through):
+    """The signal is the stratum's, which goes with race: found among all, gone where the stratum is the same for all."""
+    readings, _ = run(splits(signal=3.0, through=through), probes=("logistic_regression",), controls=())
+    by_name = {reading.name: macro(readings, reading) for reading in readings.readings}
+    assert by_name[Reading("race", "logistic_regression", FEATURES).name] > 0.65
+    within = [r for r in readings.readings if r.attribute == through]
+    assert [r.group for r in within] == (["AP", "PA"] if through == "view" else ["present"])
+    for reading in within:
+        assert abs(by_name[reading.name] - 0.5) < 0.12
+
+
+class Locked(dict):
+    """Arrays that complain when they are looked at too early."""
+
+    def __init__(self, arrays, allowed):
+        super().__init__(arrays)
+        self.allowed = allowed
+
+    def __getitem__(self, name):
+        assert self.allowed(), f"{name} of test was looked at while probes were still being fitted and chosen"
+        return super().__getitem__(name)
+
+
+def test_the_test_split_is_not_looked_at_before_all_is_chosen(monkeypatch):
+    made, changes = splits(), {"probes": ("logistic_regression", "knn"), "refits": 0}
+    plan, _ = protocol.readings(made["train"], {"race": CLASSES}, settings(**changes))
+    fitted = []
+
+    def fit(self, reading, classes):
+        made_of_it = original(self, reading, classes)
+        fitted.append(reading.name)
+        return made_of_it
+
+    original = protocol._Fitter.fit
+    monkeypatch.setattr(protocol._Fitter, "fit", fit)
+    test = made["test"]
+    made["test"] = dataclasses.replace(test, arrays=Locked(test.arrays, lambda: len(fitted) == len(plan)))
+    run(made, **changes)
+    assert fitted == [reading.name for reading in plan]
+
+
+def test_the_test_split_has_no_part_in_any_choice():
+    """Other test images, other labels there: the same choices."""
+    made = splits()
+    before, _ = run(made, probes=("knn", "logistic_regression"), refits=0)
+    made["test"] = dataclasses.replace(made["test"], arrays={k: v + 5 for k, v in made["test"].arrays.items()})
+    after, _ = run(made, probes=("knn", "logistic_regression"), refits=0)
+    assert [r.about for r in before.readings] == [r.about for r in after.readings]
+
+
+def test_shuffling_keeps_patients_whole_and_deals_every_label_once():
+    patient = np.array([0, 0, 1, 2, 2, 2, 3, 3])
+    labels = np.array([5, 5, 6, 7, 7, 7, 8, 8])
+    dealt = protocol.shuffled(labels, patient, np.random.default_rng(0), 200)
+    for row in dealt:
+        assert sorted({(p, v) for p, v in zip(patient, row)})[3][0] == 3  # one label a patient
+        assert len({v for v in row}) == 4  # and nobody's twice
+    # Patient 0 gets each label about as often.
+    assert np.bincount(dealt[:, 0], minlength=9)[5:].min() > 30
+    # Of a patient with labels of two kinds, image by image.
+    mixed = protocol.shuffled(np.array([1, 2, 3, 4, 5]), np.array([0, 0, 1, 1, 1]), np.random.default_rng(3), 20)
+    assert {tuple(row) for row in mixed} == {(1, 2, 3, 4, 5), (3, 4, 1, 2, 1)}
+
+
+def test_strata_and_targets_are_as_recorded():
+    made = splits()
+    plan, absent = protocol.readings(made["train"], {"view": ("AP", "PA")}, settings())
+    assert not [r for r in plan if r.attribute == "view"]  # a label is not sought among images that share it
+    assert not [text for text in absent if "view" in text]
+    table = made["test"].table.assign(**{"true_No Finding": 1.0})
+    assert set(protocol.stratum_of(table, "No Finding")) == {"present"}  # the truth goes before what is recorded
+    assert protocol.stratum_of(table.drop(columns="view"), "view") is None
+
+
+def changed(made, split, **columns):
+    return {**made, split: dataclasses.replace(made[split], table=made[split].table.assign(**columns))}
+
+
+@pytest.mark.parametrize(
+    ("made", "targets", "told"),
+    [
+        (lambda: changed(splits(), "test", patient_id="train0"), ("race",), "patient 'train0' is in splits test and train"),
+        (splits, ("ethnicity",), "ethnicity is not recorded .* there are .*race"),
+        (splits, ("age",), "age is a number, not a class label"),
+        (lambda: {s: changed(splits(), s, sex="F")[s] for s in SIZES}, ("sex",), "sex is 'F' in every image; a probe needs two classes"),
+        (lambda: {s: changed(splits(), s, sex=None)[s] for s in SIZES}, ("sex",), "sex is recorded of no image"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_probed_is_told(made, targets, told):
+    with pytest.raises(UserError, match=told):
+        run(made(), targets=targets)
+
+
+def test_features_that_are_no_numbers_are_told():
+    made = splits()
+    made["train"].arrays[FEATURES][4, 2] = np.nan
+    for probe in PROBES:
+        with pytest.raises(UserError, match="NaN or infinite"):
+            run(made, probes=(probe,), controls=(), strata=())
+
+
+def test_classes_and_rows_that_are_missing_leave_a_reading_with_its_reason():
+    made = splits()
+    # No C in training; only one class where the view is AP; 4 images where it is PA.
+    race = made["train"].table["race"].where(made["train"].table["race"] != "C", "B")
+    view = np.where(race == "A", "AP", None).astype(object)
+    view[np.flatnonzero(race == "B")[:2]] = "PA"
+    view[np.flatnonzero(race == "A")[:2]] = "PA"
+    made = changed(made, "train", race=race, view=view)
+    readings, _ = run(made, neighbours=(5, 15), controls=())
+    for reading in readings.readings:
+        scores = readings.scores[reading.name]
+        if reading.group == "AP":
+            assert reading.about["reason"] == "training has images of fewer than two classes here" and np.isnan(scores).all()
+        elif reading.group == "PA" and reading.probe == "knn":
+            assert reading.about["reason"] == "4 images in training here, fewer than 5 neighbours" and np.isnan(scores).all()
+        else:
+            assert reading.about["reason"].startswith("no image of C in training here"), reading.name
+            assert np.isnan(scores[:, 2]).all() and not np.isnan(scores[:, :2]).any(), reading.name
+
+
+def test_constant_features_tell_nothing_and_break_nothing():
+    made = splits()
+    for part in made.values():
+        part.arrays[FEATURES][:] = 1.0
+    readings, _ = run(made, controls=(), strata=(), refits=2)
+    for reading in readings.readings:
+        if reading.input == FEATURES:
+            scores = readings.scores[reading.name]
+            assert np.isnan(scores).all() or np.ptp(scores, axis=0).max() < 1e-6, reading.name
