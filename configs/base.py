@@ -78,8 +78,10 @@ def get_config() -> ml_collections.ConfigDict:
     r.checkpoint = "best"  # best | last
 
     c.extract = e = ml_collections.ConfigDict()
-    # best | last: of this run; the folder of another run, whose best it takes; untrained: a network that has learnt nothing
+    # best | last: of this run; the folder of another run, whose best it takes; untrained: a network that has learnt nothing;
+    # or a state dict of torch (.safetensors, .pt, .pth, .tar), in torchvision's, TorchXRayVision's or CheXNet's naming
     e.weights = "best"
+    e.inputs = ""  # how such a network was fed: imagenet | xrv | gray; empty: imagenet where it takes 3 channels, xrv where 1
     e.depths = True  # also the mean of the maps after the stem and after each dense block
     e.untrained = True  # also what an untrained network of the same shape makes of the images: a control
 

@@ -12,6 +12,7 @@ import difflib
 import hashlib
 import importlib.metadata
 import json
+import math
 import pathlib
 import platform
 import subprocess
@@ -192,31 +193,46 @@ def validate(config: ml_collections.ConfigDict) -> None:
     require("checkpoint.keep", config.checkpoint.keep >= 1, "at least 1")
     if config.predict.dataset:  # told now, not after training
         choose_dataset(ml_collections.ConfigDict(d), config.predict.dataset, f"config.predict.dataset={config.predict.dataset!r}")
+    require("extract.inputs", config.extract.inputs in ("", "imagenet", "xrv", "gray"), "imagenet, xrv, gray or empty")
     p = config.probe
     require("probe.targets", len(p.targets) > 0 and len(set(p.targets)) == len(p.targets), "at least one label, each once")
     for name, known in (("probes", PROBES), ("controls", CONTROLS)):
         for value in p[name]:
             require(f"probe.{name}", value in known, f"no {value!r}{nearest(value, known)}")
     require("probe.probes", len(p.probes) > 0, f"at least one of {', '.join(PROBES)}")
-    least, greatest, count = (*p.penalties, 0, 0, 0)[:3]
-    fits = len(p.penalties) == 3 and 0 < least <= greatest and count >= 1 and count == int(count)
-    require("probe.penalties", fits, "least and greatest, above 0, and how many")
-    require("probe.refits", p.refits >= 0, "0 or more")
+    for name in ("probes", "controls", "strata", "neighbours", "clusters"):
+        require(f"probe.{name}", len(set(p[name])) == len(p[name]), "each once")
+    least, greatest, count = (*p.penalties, "", "", "")[:3]
+    fits = len(p.penalties) == 3 and _number(least) and _number(greatest) and _whole(count)
+    require("probe.penalties", fits and 0 < least <= greatest and count >= 1, "least and greatest, above 0, and how many")
     for name in ("neighbours", "clusters"):
-        require(f"probe.{name}", len(p[name]) > 0 and min(p[name]) > 0, "at least one number above 0")
+        require(f"probe.{name}", len(p[name]) > 0 and all(_whole(n) and n > 0 for n in p[name]), "whole numbers above 0, at least one")
     require("probe.metric", p.metric in ("l2", "cosine"), "l2 or cosine")
-    for name in ("restarts", "permutations"):
-        require(f"probe.{name}", p[name] >= 1, "at least 1")
+    for name, lowest in (("refits", 0), ("seed", 0), ("restarts", 1), ("permutations", 1)):
+        require(f"probe.{name}", p[name] >= lowest, f"{lowest} or more")
+    ours = [stage for stage in config.stages if stage in ("prepare", "train", "predict", "extract")]
+    require("probe.embeddings", not (p.embeddings and ours), "vectors of your own need no stage but --config.stages=\"('probe','audit','report')\"")
+    elsewhere = config.predict.dataset and "probe" in config.stages
+    require("predict.dataset", not elsewhere, "probes read the data set trained on; on another one run them by themselves, with --config.extract.weights=RUN")
     require("probe.table", bool(p.embeddings or not p.table), "a table of the images of what probe.embeddings names")
     for name in ("hidden", "learning_rate", "batch_size", "epochs", "patience"):
         require(f"probe.network.{name}", p.network[name] > 0, "more than 0")
     require("probe.network.weight_decay", p.network.weight_decay >= 0, "0 or more")
     require("predict.splits", len(config.predict.splits) > 0 and set(config.predict.splits) <= set(tables.SPLITS), f"some of {', '.join(tables.SPLITS)}")
     require("audit.splits", len(a.splits) > 0 and set(a.splits) <= set(config.predict.splits), "some of predict.splits")
+    require("audit.seed", a.seed >= 0, "0 or more")
     require("audit.level", 0 < a.level < 1, "between 0 and 1")
     require("audit.replicates", a.replicates >= 100, "at least 100")
     require("audit.min_patients", a.min_patients >= 1, "at least 1")
     require("audit.age_bands", len(a.age_bands) > 0 and list(a.age_bands) == sorted(set(a.age_bands)), "at least one age, rising, years")
+
+
+def _number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _whole(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def diff(config: ml_collections.ConfigDict | Mapping, base: ml_collections.ConfigDict | Mapping) -> dict:
@@ -229,23 +245,27 @@ def diff(config: ml_collections.ConfigDict | Mapping, base: ml_collections.Confi
     }
 
 
-def fingerprint(config: ml_collections.ConfigDict | Mapping) -> str:
-    """Twelve hexadecimal digits that change when a field does on which results depend, or the table that one names."""
-    kept = {k: v for k, v in fields(config).items() if _stage_of(k) is not None}
-    if table := _race_table_digest(config):
-        kept["dataset.race_table"] = table
+def fingerprint(config: ml_collections.ConfigDict | Mapping, stages: Iterable[str] = tuple(STAGE_FIELDS)) -> str:
+    """Twelve hexadecimal digits that change when a field does on which results of `stages` depend, or a file that one names."""
+    kept = {k: v for k, v in fields(config).items() if _stage_of(k) in stages}
+    kept |= {name: digest for name, digest in file_digests(config).items() if _stage_of(name) in stages}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _race_table_digest(config: ml_collections.ConfigDict | Mapping) -> str:
-    """Twelve hexadecimal digits of the content of config.dataset.race_table; "" where none is named. Raises UserError."""
-    path = config["dataset"]["race_table"]
-    if not path:
-        return ""
-    try:
-        return hashlib.sha256(pathlib.Path(path).expanduser().read_bytes()).hexdigest()[:12]
-    except OSError as error:
-        raise UserError(f"config.dataset.race_table: {path}: not a readable table ({error.strerror})") from None
+# Fields that name a file whose content results depend on.
+FILES = ("dataset.race_table", "probe.embeddings", "probe.table")
+
+
+def file_digests(config: ml_collections.ConfigDict | Mapping) -> dict[str, str]:
+    """Twelve hexadecimal digits of the content of each file of FILES that is named. Raises UserError for one that is not there."""
+    named, digests = fields(config), {}
+    for field in (field for field in FILES if named[field]):
+        try:
+            with open(pathlib.Path(named[field]).expanduser(), "rb") as file:
+                digests[field] = hashlib.file_digest(file, "sha256").hexdigest()[:12]
+        except OSError as error:
+            raise UserError(f"config.{field}: {named[field]}: not a readable file ({error.strerror})") from None
+    return digests
 
 
 def _stage_of(field: str) -> str | None:
@@ -283,14 +303,16 @@ class Run:
         if self.workdir.exists() and not self.workdir.is_dir():
             raise UserError(f"{self.workdir}: the workdir is a file; name a folder with --workdir")
         self.workdir.mkdir(parents=True, exist_ok=True)
-        record, table = {"stages": {}, "wall_seconds": 0.0}, _race_table_digest(self.config)
+        record, files = {"stages": {}, "wall_seconds": 0.0}, file_digests(self.config)
         if config_path.exists() and record_path.exists():
             there = tables.read_json(config_path)
             differing = diff(self.config, there)
             record = tables.read_json(record_path)
-            if record.get("race_table", "") != table:  # a file of the same name that says something else is another one
-                was = f"{fields(there).get('dataset.race_table', '')} {record.get('race_table', '')}".strip()
-                differing["dataset.race_table"] = {"base": was, "run": f"{self.config.dataset.race_table} {table}".strip()}
+            before = record.get("files", {})
+            for field in FILES:  # a file of the same name that says something else is another one
+                if before.get(field, "") != files.get(field, ""):
+                    was = f"{fields(there).get(field, '')} {before.get(field, '')}".strip()
+                    differing[field] = {"base": was, "run": f"{fields(self.config)[field]} {files.get(field, '')}".strip()}
             if not differing:
                 return record
             changed = {k: v for k, v in differing.items() if _stage_of(k)}
@@ -308,7 +330,7 @@ class Run:
                 record["stages"].pop(stage, None)
             if changed and list(self.config.stages) == ["prepare"]:
                 record["stages"].clear()  # it draws the cohort by audit.*, which otherwise the report does again
-        record["race_table"] = table
+        record["files"] = files
         # The record goes first: were we stopped between the two, stages would run again, never pass for up to date.
         tables.write_json(record_path, record)
         tables.write_json(config_path, self.config.to_dict())

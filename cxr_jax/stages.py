@@ -242,72 +242,82 @@ def extract(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     A split that is whole is left as it is, and one that was interrupted is gone on with.
     """
     from cxr_jax.data import cohorts, datasets, pipeline
-    from cxr_jax.training import checkpoints, inference, metrics_log
+    from cxr_jax.training import inference, metrics_log
 
     dataset, cohort = datasets.open(config.dataset), cohorts.Cohort.read(run.path(COHORT))
     devices, batch_size = mesh.data_mesh(), config.train.evaluate_batch_size
     mesh.check_batch(batch_size, devices, "train.evaluate_batch_size")
     sources = pipeline.sources(dataset, cohort.table, config.dataset)
-    weights, depths = config.extract.weights, config.extract.depths
-
-    def untrained(model, targets, image_size):
-        return inference.untrained(model, targets, image_size, config.seed, sources["train"], batch_size, devices, depths)
-
-    if weights == "untrained":
-        told = "an untrained network"
-        forward, *network = untrained(config.model, {}, config.dataset.image_size)
-        networks = {FEATURES: network}
-    else:
-        own = weights in ("best", "last")
-        folder, which = (run.path("checkpoints"), weights) if own else (pathlib.Path(weights).expanduser() / "checkpoints", "best")
-        if not own:
-            check_unseen(cohort, folder.parent / COHORT)
-        told = checkpoints.identity(folder, which)
-        forward, *network = inference.restore(folder, which, devices, depths)
-        networks = {FEATURES: network}
-        if config.extract.untrained:
-            described = checkpoints.ModelDescription.read(folder)
-            model = ml_collections.ConfigDict(described.model)
-            # The same shapes, so that one compiled forward pass serves both.
-            networks["untrained"] = untrained(model, described.targets, described.image_size)[1:]
+    told, networks = frozen(config, run, cohort, sources["train"], devices)
     gray = inference.histogram(devices)
 
     def see(images):
         seen = {}
-        for name, (params, stats) in networks.items():
+        for name, (forward, params, stats) in networks.items():
             out = forward.run(params, stats, images)
             seen[name] = out.features
-            if name == FEATURES and depths:
+            if name == FEATURES and config.extract.depths:
                 seen |= dict(zip(("stem", *(f"block{i}" for i in range(1, len(out.blocks)))), out.blocks, strict=True))
         return {**seen, "histogram": gray(images)}
 
-    about = {
-        "weights": told,
-        "classes": {"race": list(cohort.races)},
-        "dataset": run.record["dataset"]["name"],
-        "fingerprint": experiment.fingerprint(config),
-    }
-    findings = Target("multilabel", cohort.findings) if cohort.findings else None
-    table = cohort.table.drop(columns=[c for c in cohort.table if c.startswith(cohorts.FINDING)])
-    if findings:
-        truth = cohorts.labels(cohort, {"findings": findings}, config.dataset)["findings"].astype(np.float64)
-        table = pd.concat([table, pd.DataFrame(truth, columns=[LABEL + c for c in findings.classes])], axis=1)
     shape = jax.ShapeDtypeStruct((batch_size, *dataset.image_shape), np.uint8)
     widths = {name: found.shape[1] for name, found in jax.eval_shape(see, shape).items()}
+    about = {"weights": told, "classes": {"race": list(cohort.races)}, "made_by": experiment.fingerprint(config, ("prepare", "train", "extract"))}
+    table = cohort.table.drop(columns=[c for c in cohort.table if c.startswith(cohorts.FINDING)])
+    if cohort.findings:
+        truth = cohorts.labels(cohort, {"findings": Target("multilabel", cohort.findings)}, config.dataset)["findings"]
+        table = pd.concat([table, pd.DataFrame(truth.astype(np.float64), columns=[LABEL + c for c in cohort.findings])], axis=1)
     for split, source in sources.items():
-        # All processes compute, the first one writes.
-        files = tables.FeatureFiles(run.path("features"), split, len(source), about) if jax.process_index() == 0 else None
-        if mesh.agreed(files is not None and files.whole):
-            continue
-        with contextlib.closing(files) if files else contextlib.nullcontext(), metrics_log.Progress(f"extract {split}", len(source)) as progress:
+        with contextlib.ExitStack() as stack:
+            # All processes compute, the first one writes.
+            files = None
+            if jax.process_index() == 0:
+                files = stack.enter_context(contextlib.closing(tables.FeatureFiles(run.path("features"), split, len(source), about)))
+            if mesh.agreed(files is not None and files.whole):
+                continue
             start = mesh.agreed(files.start(widths, batch_size) if files else 0)
-            progress.advance(min(len(source), start * batch_size))
+            progress = stack.enter_context(metrics_log.Progress(f"extract {split}", len(source), min(len(source), start * batch_size)))
             for index, seen in inference.walk(see, source, batch_size, devices, start):
                 if files:
                     files.append(seen)
                 progress.advance(len(index))
             if files:
                 files.finish(table.iloc[source.index].reset_index(drop=True))
+        mesh.agreed(0)  # nobody goes on before the files are in place
+
+
+def frozen(config: ml_collections.ConfigDict, run: experiment.Run, cohort, training, devices) -> tuple[str, dict[str, tuple]]:
+    """(which weights, {array: (forward, parameters, running statistics)}): the network of config.extract.weights, and an
+    untrained one of its shape where that is wanted. training: images by which the latter settles.
+    """
+    from cxr_jax.models import pretrained
+    from cxr_jax.training import checkpoints, inference
+
+    weights, given = config.extract.weights, pathlib.Path(config.extract.weights).expanduser()
+
+    def untrained(model, targets, image_size):
+        batch_size = config.train.evaluate_batch_size
+        return inference.untrained(model, targets, image_size, config.seed, training, batch_size, devices)
+
+    if weights == "untrained":
+        return "an untrained network", {FEATURES: untrained(config.model, {}, config.dataset.image_size)}
+    if given.suffix in pretrained.SUFFIXES:
+        *network, model, image_size = inference.imported(given, config.extract.inputs, config.dataset.image_size, devices)
+        told, targets = f"{given.name}, {given.stat().st_size:,} bytes of {given.stat().st_mtime_ns}", {}
+    else:
+        own = weights in ("best", "last")
+        folder, which = (run.path("checkpoints"), weights) if own else (given / "checkpoints", "best")
+        if not own:
+            check_unseen(cohort, given / COHORT)
+        told, network = checkpoints.identity(folder, which), inference.restore(folder, which, devices)
+        described = checkpoints.ModelDescription.read(folder)
+        model, targets, image_size = ml_collections.ConfigDict(described.model), described.targets, described.image_size
+    networks = {FEATURES: tuple(network)}
+    if config.extract.untrained:
+        forward, *drawn = untrained(model, targets, image_size)
+        # Of the same shapes, so that one compiled pass serves both; with weights of torch they may differ.
+        networks["untrained"] = (forward if given.suffix in pretrained.SUFFIXES else network[0], *drawn)
+    return told, networks
 
 
 def check_unseen(cohort, there: pathlib.Path) -> None:
@@ -331,17 +341,32 @@ def probe(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     """Fits, chooses and scores the probes on extracted features, or on a user's own vectors."""
     from cxr_jax.probes import protocol
 
-    splits = own_vectors(config) if config.probe.embeddings else {s: Features.read(run.path("features"), s) for s in SPLITS}
-    # Every process of a launch does the same on its own devices: features are read, not shared out.
+    splits = vectors(config, run)
+    # Every process of a launch does the same on its own devices: features are read, not shared out. The first one writes.
     with progress_lines("probe") as say:
         readings, arrays = protocol.run(splits, config.probe, mesh.data_mesh(jax.local_devices()), say)
-    folder = run.path(READINGS).parent
-    for stale in folder.glob("*.npz"):
-        stale.unlink()
-    for name, fitted in arrays.items():
-        with tables.whole_file(folder / f"{file_name(name)}.npz") as path, open(path, "wb") as file:
-            np.savez(file, **fitted)
-    readings.write(run.path(READINGS))
+    if jax.process_index() == 0:
+        folder = run.path(READINGS).parent
+        for stale in folder.glob("*.npz"):
+            stale.unlink()
+        for number, reading in enumerate(readings.readings):
+            if reading.name in arrays:
+                with tables.whole_file(folder / f"{number}.npz") as path, open(path, "wb") as file:
+                    np.savez(file, reading=reading.name, **arrays[reading.name])
+        readings.write(run.path(READINGS))
+    mesh.agreed(0)
+
+
+def vectors(config: ml_collections.ConfigDict, run: experiment.Run) -> dict[str, Features]:
+    """What is probed, by split. Raises UserError where the splits were made by different networks."""
+    if config.probe.embeddings:
+        return own_vectors(config)
+    splits = {split: Features.read(run.path("features"), split) for split in SPLITS}
+    first = splits[SPLITS[0]].about
+    for split, part in splits.items():
+        if part.about != first:
+            raise UserError(f"{run.path('features')}: {split} was made by other weights than {SPLITS[0]}; run the extract stage again")
+    return splits
 
 
 def own_vectors(config: ml_collections.ConfigDict) -> dict[str, Features]:
@@ -352,6 +377,8 @@ def own_vectors(config: ml_collections.ConfigDict) -> dict[str, Features]:
     table, vectors = embeddings.read(config.probe.embeddings, config.probe.table, config.probe.columns)
     source = config.probe.table or config.probe.embeddings
     if "split" not in table:
+        if config.dataset.split_rule != "patient_hash":
+            raise UserError(f"{source}: no column 'split', which config.dataset.split_rule={config.dataset.split_rule!r} asks for")
         table = table.assign(split=cohorts.SPLIT_RULES["patient_hash"](table, config.dataset))
     missing = [split for split in SPLITS if not (table["split"] == split).any()]
     if missing:
@@ -360,10 +387,6 @@ def own_vectors(config: ml_collections.ConfigDict) -> dict[str, Features]:
     return {
         split: Features(table.iloc[at].reset_index(drop=True), {FEATURES: vectors[at]}, {"classes": {}}) for split, at in rows.items()
     }
-
-
-def file_name(text: str) -> str:
-    return "".join(c if c.isalnum() else "_" for c in text)
 
 
 @contextlib.contextmanager
@@ -388,10 +411,11 @@ def audit(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
         predictions = Predictions.read(run.path(PREDICTIONS))
         tables.write_json(run.path(AUDIT), subgroups.audit(predictions, config.audit))
     if probed:
-        read = tables.Readings.read(run.path(READINGS))
-        features = own_vectors(config)["test"] if config.probe.embeddings else Features.read(run.path("features"), "test")
-        is_open = not config.probe.embeddings and bool(run.record["dataset"]["open_data"])
-        found = readings.audit(read, features.arrays[FEATURES], config.audit, is_open)
+        read, test = tables.Readings.read(run.path(READINGS)), vectors(config, run)["test"]
+        if list(read.table["image_id"]) != list(test.table["image_id"]):
+            raise UserError(f"{run.path(READINGS)}: the features are no longer those of the images probed; run the probe stage again")
+        is_open = not config.probe.embeddings and bool(run.record.get("dataset", {}).get("open_data"))
+        found = readings.audit(read, test.arrays[FEATURES], config.audit, is_open)
         tables.write_json(run.path(PROBE_AUDIT), found)
     else:
         run.path(PROBE_AUDIT).unlink(missing_ok=True)  # of an earlier run of probes, with which it has nothing to do
@@ -426,9 +450,9 @@ def examples(config: ml_collections.ConfigDict, run: experiment.Run, count: int 
 
 
 def exciting(
-    config: ml_collections.ConfigDict, run: experiment.Run, features: int = 3, count: int = 6
+    config: ml_collections.ConfigDict, run: experiment.Run, features: int = 3, count: int = 5
 ) -> list[tuple[str, list[tuple[np.ndarray, str]]]]:
-    """The features that tell a class best, in words, and the test images of `count` patients for which each is greatest.
+    """The features that tell a class best, of those that do, in words; and the test images of `count` patients for which each is greatest.
 
     [] unless probes have read features of ours, and the data are open to all.
     """
@@ -439,18 +463,19 @@ def exciting(
 
     cohort, read = cohorts.Cohort.read(run.path(COHORT)), Features.read(run.path("features"), "test")
     best = [
-        (abs(one["auc"] - 0.5), one["feature"], name, target)
+        (one["auc"], one["feature"], name, target)
         for target, classes in tables.read_json(run.path(PROBE_AUDIT))["space"]["each"].items()
         for name, of in classes.items()
         for one in of["best"]
+        if one["q"] is not None and one["q"] < 0.05  # of the rest the farthest from .5 is only the luckiest
     ]
     told: dict[int, list] = {}
-    for _, feature, name, target in sorted(best, key=lambda one: -one[0]):
+    for auc, feature, name, target in sorted(best, key=lambda one: -abs(one[0] - 0.5)):
         if feature not in told and len(told) < features:
             greatest = read.table.iloc[np.argsort(-read.arrays[FEATURES][:, feature], kind="stable")]
             ids = greatest.drop_duplicates("patient_id")["image_id"].iloc[:count]
             chosen = cohort.table[cohort.table["image_id"].isin(ids)]
-            told[feature] = [f"feature {feature}, which tells {name}", pictures(config.dataset, cohort, chosen, target)]
+            told[feature] = [f"feature {feature}, whose AUC for {name} is {auc:.2f}", pictures(config.dataset, cohort, chosen, target)]
     return [tuple(one) for one in told.values()]
 
 

@@ -280,10 +280,6 @@ class FeatureFiles:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._made = self.folder / f".{split}.json.partial"  # what made the parts that are there
         self._open: dict[str, io.BufferedWriter] = {}
-        if not self._made.exists() or read_json(self._made) != without_nan(self.about):
-            for part in self.folder.glob(f".{split}.*.npy.partial"):
-                part.unlink()
-            write_json(self._made, self.about)
 
     @property
     def whole(self) -> bool:
@@ -305,6 +301,10 @@ class FeatureFiles:
     def start(self, widths: Mapping[str, int], batch_size: int) -> int:
         """Opens the arrays, {name: width}; returns how many whole batches all of them hold already."""
         self._widths = dict(widths)
+        if not self._made.exists() or read_json(self._made) != without_nan(self.about):
+            for part in self.folder.glob(f".{self.split}.*.npy.partial"):
+                part.unlink()
+            write_json(self._made, self.about)
         paths = {name: self.folder / f".{self.split}.{name}.npy.partial" for name in widths}
         headers = {name: _npy_header(self.rows, width) for name, width in widths.items()}
         bytes_a_row = {name: 4 * width for name, width in widths.items()}
@@ -348,7 +348,7 @@ class FeatureFiles:
                 raise RuntimeError(f"{part}: not all of {len(table)} rows were written")
             os.replace(part, _array_path(self.folder, self.split, name))
         write_parquet(table, self.folder / f"{self.split}.parquet", without_nan({**self.about, "arrays": self._widths}))
-        self._made.unlink()
+        self._made.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Lets go of the files, whole or not; what was appended stays for the next writer."""
@@ -376,6 +376,16 @@ def check_keys(table: pd.DataFrame, source: str) -> None:
     if "split" in table:
         _refuse(~table["split"].isin(SPLITS).to_numpy(), source, "split", table, f"one of {', '.join(SPLITS)}")
         check_disjoint(table, source)
+
+
+def check_findings(table: pd.DataFrame, source: str) -> None:
+    """Raises UserError for a `label_FINDING` that holds anything but 1, 0 and nothing; labels that are words are no findings."""
+    for column in (c for c in table if c.startswith(LABEL)):
+        if pd.api.types.is_numeric_dtype(table[column]):
+            values = table[column].to_numpy(np.float64, na_value=np.nan)
+            _refuse(~(np.isnan(values) | np.isin(values, (0, 1))), source, column, table, "1, 0 or empty")
+        elif set(table[column].dropna().astype(str).str.lower()) <= {"yes", "no", "true", "false", "y", "n", "t", "f"}:
+            _refuse(table[column].notna().to_numpy(), source, column, table, "1, 0 or empty")
 
 
 def check_disjoint(table: pd.DataFrame, source: str) -> None:

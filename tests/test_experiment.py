@@ -119,7 +119,7 @@ def test_a_workdir_of_another_model_is_refused_and_left_alone(tmp_path):
 def test_a_race_table_that_was_edited_is_another_one(tmp_path):
     table = tmp_path / "own.csv"
     config = experiment.apply_diff(race.get_config("mimic"), {"dataset.race_table": str(table)})
-    with pytest.raises(UserError, match="config.dataset.race_table: .*own.csv: not a readable table .No such file"):
+    with pytest.raises(UserError, match="config.dataset.race_table: .*own.csv: not a readable file .No such file"):
         experiment.Run(tmp_path / "run", config, base.get_config(), "the command")
     assert not (tmp_path / "run" / "run.json").exists()
 

@@ -5,8 +5,10 @@ import pandas as pd
 import pytest
 
 from cxr_jax import experiment, main, stages, tables
-from cxr_jax.data import pipeline
+from cxr_jax.data import augment, cohorts, datasets, pipeline
+from cxr_jax.models import pretrained
 from cxr_jax.tables import FEATURES, Features, Readings, UserError
+from tests.models.test_pretrained import safetensors, state_dict
 from tests.phantoms import PLAIN, small_config
 
 PROBE = {
@@ -48,7 +50,8 @@ def test_readings_and_report(finished, capsys):
     readings = Readings.read(workdir / "probes" / "readings.parquet")
     assert {reading.probe for reading in readings.readings} == {"logistic_regression", "knn"}
     assert {reading.input for reading in readings.readings if reading.probe == "knn"} == {"features", "untrained", "findings", "demographics", "histogram"}
-    fitted = np.load(workdir / "probes" / "race_by_logistic_regression_from_features.npz")
+    fitted = np.load(workdir / "probes" / "0.npz")
+    assert fitted["reading"] == readings.readings[0].name == "race by logistic_regression from features"
     assert fitted["coefficients"].shape == (4, Features.read(workdir / "features", "test").arrays[FEATURES].shape[1])
     text = (workdir / "report.html").read_text()
     assert "What the features know" in text and "All AUCs" not in text  # no model was judged
@@ -99,6 +102,20 @@ def test_a_model_is_not_judged_on_patients_that_it_has_seen(finished, phantom_di
     config.extract.weights = str(tmp_path / "nowhere")
     with pytest.raises(UserError, match="nowhere/checkpoints: holds no 'best' checkpoint"):
         main.run(config, tmp_path / "other", command="the command")
+
+
+def test_weights_of_torch(finished, phantom_dir, tmp_path):
+    """A state dict in torchvision's naming takes the place of a checkpoint; its features are those of its own network."""
+    path = safetensors(tmp_path / "weights.safetensors", state_dict(channels=3))
+    config = probe_config(phantom_dir, stages=("prepare", "extract"), extract__weights=str(path), extract__depths=False)
+    main.run(config, tmp_path / "run", command="the command")
+    part = Features.read(tmp_path / "run" / "features", "test")
+    assert part.about["weights"].startswith("weights.safetensors, ")
+    network = pretrained.read(path, classifier=False).network
+    dataset, cohort = datasets.open(config.dataset), cohorts.Cohort.read(tmp_path / "run" / "cohort.parquet")
+    source = pipeline.sources(dataset, cohort.table, config.dataset)["test"]
+    images = augment.to_model_input(next(source.ordered(4))["image"], 224)
+    np.testing.assert_allclose(part.arrays[FEATURES][:4], network(images, train=False).features, rtol=1e-3, atol=1e-4)
 
 
 def test_vectors_of_ones_own(phantom_dir, finished, tmp_path):

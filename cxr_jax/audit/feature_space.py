@@ -7,8 +7,9 @@ dependent as they like.
 **Components.** Features are standardised, so that one of large numbers does not stand for all, and turned to their
 principal components. Along each, a group's patients are compared with the others by the two-sample test of Kolmogorov
 and Smirnov: a map shows any difference of two distributions, and that is what this test answers to. (A test of ranks is
-blind to a difference in spread, and what it tells is an AUC, which `each_feature` has.) A patient counts once, as the
-mean of the images on that side. P-values are Holm's (1979) over all attributes, groups and components.
+blind to a difference in spread, and what it tells is an AUC, which `each_feature` has.) A patient counts once, by one
+image on that side that is drawn at random: the mean of several is spread less than one image, and where groups differ in
+images a patient that alone would tell them apart. P-values are Holm's (1979) over all attributes, groups and components.
 
 **Maps of data that are not open** show no image, but the number of images in the cells of a coarse grid, by group. The
 cells of all groups of an attribute add up to the number of images in their place of the grid, which all attributes
@@ -182,12 +183,13 @@ def component_tests(
     patient: np.ndarray,
     min_patients: int,
     hidden: Mapping[str, Collection[int]],
+    seed: int,
 ) -> pd.DataFrame:
     """Whether the patients of each group lie elsewhere than the others along each component: a row for every such test.
 
     scores: float [n, c]. groups: by attribute, int [n], -1 unknown and left out. patient: [n]. hidden: by attribute,
     those groups whose size is withheld elsewhere. They, and groups of fewer than `min_patients` patients, have a row of
-    NaN and no part in the others. A group is compared with all others of its attribute, which from three groups on
+    NaN and no part in the others. seed: of the drawing of one image a patient. A group is compared with all others of its attribute, which from three groups on
     makes no more tests than pairs do; of two groups that is one test.
 
     Columns: attribute, group (int), against (int; -1 stands for all others), component (int), statistic (the largest
@@ -198,7 +200,7 @@ def component_tests(
     putting together the numbers of three or more groups that share patients. Raises ValueError for lengths that differ.
     """
     ids, whose = np.unique(np.asarray(patient), return_inverse=True)
-    rows = []
+    tests = []
     for attribute, number in groups.items():
         number = np.asarray(number)
         if not len(scores) == len(number) == len(whose):
@@ -207,7 +209,7 @@ def component_tests(
         missing = {"statistic": np.nan, "p": np.nan, "n_patients": np.nan, "n_against": np.nan, "n_both": np.nan}
         for group, reason in left_out.items():
             row = {"attribute": attribute, "group": group, "against": OTHERS, **missing, "reason": reason}
-            rows += [{**row, "component": component} for component in range(scores.shape[1])]
+            tests += [{**row, "component": component} for component in range(scores.shape[1])]
         there = np.unique(number[number >= 0]).tolist()
         for group in there[:1] if len(there) == 2 else there:
             against = there[1] if len(there) == 2 else OTHERS
@@ -222,22 +224,27 @@ def component_tests(
                 reason = f"fewer than {min_patients} patients on a side"
             elif 0 < counts["n_both"] < min_patients:
                 reason = f"fewer than {min_patients} patients on both sides"
+            # One image of each patient: the first of its patient in a random order of those on that side.
+            order = np.random.default_rng(seed).permutation(len(whose))
+            drawn = [_one_each(order[np.isin(order, np.flatnonzero(side))], whose, who) for side, who in zip(sides, inside, strict=True)]
             for component in range(scores.shape[1]):
                 found = missing
                 if not reason:
-                    means = [
-                        np.bincount(whose[side], scores[side, component], len(ids))[who] / n[who]
-                        for side, who, n in zip(sides, inside, images, strict=True)
-                    ]
-                    test = stats.ks_2samp(*means, method="auto")
+                    test = stats.ks_2samp(*(scores[rows, component] for rows in drawn), method="auto")
                     found = {"statistic": float(test.statistic), "p": float(test.pvalue), **counts}
-                rows.append({**row, "component": component, **found, "reason": reason})
+                tests.append({**row, "component": component, **found, "reason": reason})
     columns = ["attribute", "group", "against", "component", "statistic", "p", "p_holm", "family",
                "n_patients", "n_against", "n_both", "reason"]  # fmt: skip
-    table = pd.DataFrame(rows, columns=columns)
+    table = pd.DataFrame(tests, columns=columns)
     table["p_holm"] = comparisons.holm(table["p"].to_numpy(np.float64))
     table["family"] = int(table["p"].notna().sum())
     return table
+
+
+def _one_each(rows: np.ndarray, whose: np.ndarray, patients: np.ndarray) -> np.ndarray:
+    """The first of `rows` of each of `patients`, in the order of these. rows: int [m]; whose: int [n]; patients: sorted."""
+    of, first = np.unique(whose[rows], return_index=True)
+    return rows[first[np.isin(of, patients)]]
 
 
 def _without_small(
@@ -289,7 +296,7 @@ def describe(
             table = each_feature(features, codes[target], labels[target][1], patient, settings.level)
             each[target] = {str(name): _carriers(rows) for name, rows in table.groupby("class", sort=False)}
     found = principal_components(features, COMPONENTS, settings.seed)
-    tests = component_tests(found.scores, codes, patient, settings.min_patients, at_hidden)
+    tests = component_tests(found.scores, codes, patient, settings.min_patients, at_hidden, settings.seed)
     for column in ("group", "against"):
         tests[column] = [labels[a][1][g] if g >= 0 else "all others" for a, g in zip(tests["attribute"], tests[column], strict=True)]
     drawn = embedding(found.scores, patient, PERPLEXITY, MOST_ON_A_MAP, settings.seed)

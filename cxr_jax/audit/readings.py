@@ -8,8 +8,13 @@
     comparisons     differences of macro AUCs of two readings on the same images: target, first, second (names), value, low,
                     high (paired patient bootstrap), standard_error, p (Wald's, Obuchowski's covariance; DeLong's where
                     each patient has one image), p_adjusted (Holm's over the target's family), family (its size), reason
+    against_guessing    of every reading of the features with recorded labels, among all images and in each stratum: reading (its
+                    name), target, p (Wald's, that the macro AUC is .5, on the logit scale), p_adjusted (Holm's over the
+                    target's family), family, reason
     readings        how each was fitted and chosen, as the probes tell it
-    agreement, absent   as the probes tell it
+    agreement       as the probes tell it, with p_adjusted (Holm's over all); of a label that has a group whose size is
+                    withheld there are no numbers, since purity tells it
+    absent, strata_by_truth     as the probes tell it
     space           what the features look like, as `feature_space.describe` tells it
 
 A shuffled reading is judged on shuffled labels, so that its AUC is .5 but for chance.
@@ -40,7 +45,7 @@ def audit(readings: Readings, features: np.ndarray, settings, open_data: bool) -
     min_patients; its attributes and splits are not used. open_data: whether single images may be shown.
     """
     bootstrap = Bootstrap(readings.table["patient_id"].to_numpy(), settings.replicates, settings.seed)
-    rows, compared = [], []
+    rows, compared, guessing = [], [], []
     for target in readings.targets:
         mine = [reading for reading in readings.readings if reading.target == target]
         attributes = tuple(dict.fromkeys(reading.attribute for reading in mine if reading.attribute))
@@ -53,23 +58,34 @@ def audit(readings: Readings, features: np.ndarray, settings, open_data: bool) -
             where = (reading.attribute, reading.group) if reading.attribute else (subgroups.ALL, subgroups.ALL)
             unscored = reading.about["reason"] if "reason" in reading.about else ""
             told = {"probe": reading.probe, "input": reading.input, "shuffled": reading.shuffled}
-            for row, figure in judges[reading.shuffled].aucs(readings.scores[reading.name], *where, unscored=unscored):
+            found = judges[reading.shuffled].aucs(readings.scores[reading.name], *where, unscored=unscored)
+            for row, figure in found or [(row, None) for row in _no_image(judges[False], where)]:
                 rows.append(row | told)
-                if row["class"] == subgroups.MACRO and not reading.attribute:
+                if row["class"] == subgroups.MACRO and figure is not None:
                     macros[reading.name] = figure
         rows += _ceilings(readings, target, mine, judges[False])
         compared += _compare(readings, target, mine, macros, judges, settings)
+        guessing += _against_guessing(readings, target, mine, macros, judges[False], settings)
+    labels = _labels(readings)
+    hidden = _hidden(readings, labels, settings, bootstrap.patient)
     return {
+        **readings.found,
         "rows": [{key: row[key] for key in KEYS} for row in rows],
         "comparisons": compared,
+        "against_guessing": guessing,
         "readings": [dataclasses.asdict(reading) | {"name": reading.name} for reading in readings.readings],
-        **readings.found,
-        "space": _space(readings, features, bootstrap.patient, settings, open_data),
+        "agreement": _agreement(readings, {} if open_data else hidden),
+        "space": feature_space.describe(features, labels, list(readings.targets), bootstrap.patient, settings, hidden, open_data),
     }
 
 
-def _space(readings: Readings, features: np.ndarray, patient: np.ndarray, settings, open_data: bool) -> dict[str, Any]:
-    """The features beside the targets, race, sex, view and the strata, as far as these are recorded."""
+def _no_image(judge, where: tuple[str, str]) -> list[dict]:
+    """Rows that say that the test split has no image of a stratum."""
+    return [row | {"attribute": where[0], "group": where[1]} for row in judge.empty("auc", "no test image here")]
+
+
+def _labels(readings: Readings) -> dict[str, tuple[np.ndarray, tuple[str, ...]]]:
+    """The targets, race, sex, view and the strata, as far as these are recorded: (numbers of classes, -1 unknown; classes)."""
     table, labels = readings.table, {}
     for name in dict.fromkeys((*readings.targets, "race", "sex", "view", *(c.removeprefix(STRATUM) for c in table if c.startswith(STRATUM)))):
         column = STRATUM + name if STRATUM + name in table else name
@@ -77,11 +93,46 @@ def _space(readings: Readings, features: np.ndarray, patient: np.ndarray, settin
             continue
         classes = readings.targets.get(name, tuple(sorted(set(table[column].dropna()))))
         labels[name] = (pd.Index(classes).get_indexer(table[column]), classes)
+    return labels
+
+
+def _hidden(readings: Readings, labels, settings, patient: np.ndarray) -> dict[str, set[str]]:
+    """By label, the groups whose size is withheld."""
     asked = ml_collections.ConfigDict(settings)
     asked.attributes = tuple(labels)
-    as_groups = table.assign(**{name: table[STRATUM + name] for name in labels if STRATUM + name in table})
-    hidden = subgroups.hidden_groups(Predictions(as_groups, {}), asked, patient)
-    return feature_space.describe(features, labels, list(readings.targets), patient, settings, hidden, open_data)
+    table = readings.table
+    table = table.assign(**{name: table[STRATUM + name] for name in labels if STRATUM + name in table})
+    targets = {name: Target("multiclass", classes) for name, classes in readings.targets.items()}
+    return subgroups.hidden_groups(Predictions(table, targets), asked, patient)
+
+
+def _agreement(readings: Readings, hidden) -> list[dict]:
+    rows = [dict(row) for row in readings.found["agreement"]]
+    for row in rows:
+        if hidden.get(row["label"]):
+            row |= {k: None for k in ("value", "null_mean", "null_low", "null_high", "p", "n_images", "n_patients")}
+            row["reason"] = "a group's size is withheld"
+    p = np.array([np.nan if row["p"] is None else row["p"] for row in rows], np.float64)
+    adjusted = comparisons.holm(p)
+    return [row | {"p_adjusted": float(one), "family": int(np.isfinite(p).sum())} for row, one in zip(rows, adjusted, strict=True)]
+
+
+def _against_guessing(readings: Readings, target: str, mine, macros, judge, settings) -> list[dict]:
+    rows = []
+    for reading in (r for r in mine if r.input == FEATURES and not r.shuffled):
+        row = {"reading": reading.name, "target": target, "p": np.nan, "reason": ""}
+        figure = macros.get(reading.name)
+        if figure is None or figure.replicates is None:
+            row["reason"] = "the AUC is undefined or withheld"
+        elif figure.decimals is not None:
+            row["reason"] = "without p, lest a count of few patients show"
+        else:
+            auc, influence = _influence(readings, reading, judge)
+            found = comparisons.against(np.array([auc]), np.sqrt([influence @ influence]), 0.5, settings.level)
+            row |= {"p": float(found.p[0]), "reason": str(found.reason[0])}
+        rows.append(row)
+    adjusted = comparisons.holm(np.array([row["p"] for row in rows], np.float64))
+    return [row | {"p_adjusted": float(p), "family": int(np.isfinite(adjusted).sum())} for row, p in zip(rows, adjusted, strict=True)]
 
 
 def _judge(readings: Readings, target: str, shuffled: bool, attributes, settings, bootstrap: Bootstrap):
@@ -151,6 +202,8 @@ def _is_control(reading: Reading) -> bool:
 def _influence(readings: Readings, reading: Reading, judge) -> tuple[float, np.ndarray] | None:
     """(Macro AUC, what each patient does to it: float64 [patients]); None where it is undefined."""
     known = judge.known.any(axis=1)
+    if reading.attribute:
+        known &= (readings.table[STRATUM + reading.attribute] == reading.group).fillna(False).to_numpy(bool)
     scores = readings.scores[reading.name][known].astype(np.float64)
     if np.isnan(scores).any() or not known.any():
         return None

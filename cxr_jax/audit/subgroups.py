@@ -370,6 +370,12 @@ class _Judgement:
                 found.append((other._row("auc", of, group, c, figure), figure))
         return found
 
+    def empty(self, metric: str, reason: str) -> list[Row]:
+        """Rows of a metric, one a class and one for the macro, of a group in which there is nobody."""
+        nobody = _Group("", "", np.zeros_like(self.known.T), ("",) * len(self.classes), "", np.zeros(len(self.classes), bool), ("",) * len(self.classes))
+        figure = _Figure(np.nan, None, reason)
+        return [self._row(metric, name, nobody, c, figure) for c, name in [*enumerate(self.classes), (None, MACRO)]]
+
     def rows(self) -> list[Row]:
         rows = []
         figures = self._figures()
@@ -498,6 +504,8 @@ class _Judgement:
             for name in lacking:
                 why["withheld" if name in hidden else "undefined"].append(name)
             reason = "; ".join(f"{word} for {', '.join(names)}" for word, names in why.items() if names)
+            if all(of_class[name].reason == self._unscored for name in lacking):
+                reason = self._unscored
             return _Figure(np.nan, None, reason)
         reason = ""
         if len(used) < len(self.classes):

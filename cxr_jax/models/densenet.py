@@ -336,15 +336,23 @@ class Reader(nnx.Module):
 
 
 class Stem(nnx.Module):
-    """7x7 convolution at stride 2, normalisation, ReLU, 3x3 max-pool at stride 2: [b, h, w, 1] to [b, h/4, w/4, c]."""
+    """7x7 convolution at stride 2, normalisation, ReLU, 3x3 max-pool at stride 2: [b, h, w, 1] to [b, h/4, w/4, c].
 
-    def __init__(self, channels: int, *, param_dtype):
+    constant: whether a second kernel is there, which convolves a picture of ones. A network that was fed scale * x +
+        level has its level there: not the same at every pixel, since the zeros around the picture have none.
+    """
+
+    def __init__(self, channels: int, *, param_dtype, constant: bool = False):
         self.kernel = _undrawn((7, 7, 1, channels), param_dtype)
+        self.constant = _undrawn((7, 7, 1, channels), param_dtype) if constant else None
         self.statistics = Statistics(channels, param_dtype=param_dtype)
         self.reader = Reader(channels, param_dtype=param_dtype)
 
     def __call__(self, images, mask, train: bool):
         x = _convolve(images, self.kernel[...], stride=2)
+        if self.constant is not None:
+            one = jnp.ones((1, *images.shape[1:]), self.constant[...].dtype)
+            x = (_wide(x) + _convolve(one, self.constant[...], stride=2)).astype(x.dtype)
         moments = _moments(x, mask) if train else self.statistics.moments()
         if train:
             self.statistics.update(moments, _count(x, mask))

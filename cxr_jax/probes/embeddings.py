@@ -13,6 +13,7 @@ Key columns are those of `cxr_jax.tables`: `image_id` and `patient_id` must be t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 
@@ -35,32 +36,46 @@ def read(path: os.PathLike | str, keys: os.PathLike | str | None, columns: str) 
     column, an identifier that is empty or there twice, and a number that is none or infinite.
     """
     path = pathlib.Path(path).expanduser()
+    keys = pathlib.Path(keys).expanduser() if keys else None
     if path.suffix == ".npy":
         if not keys:
             raise UserError(f"{path}: which images are these? Name the table of their keys with --config.probe.table")
-        vectors = _npy(path)
-        table = _table(pathlib.Path(keys).expanduser())
+        vectors, names = _npy(path), None
+        table = _table(keys)
         if len(table) != len(vectors):
             raise UserError(f"{path}: {len(vectors):,} rows found, {len(table):,} expected, one for each row of {keys}")
-        source = str(path)
     else:
-        whole = _table(path)
-        names, vectors = _vectors(whole, columns, path)
-        table, source = whole.drop(columns=names), str(path)
+        table = _table(path)
+        names, vectors = _vectors(table, columns, path)
+        _refuse_not_finite(vectors, names, path)
         if keys:
             if "image_id" not in table:
                 raise UserError(f"{path}: no column 'image_id', by which rows are matched with {keys}")
-            vectors, table = _matched(table, vectors, _table(pathlib.Path(keys).expanduser()), path, keys)
-    tables.check_keys(table, str(keys or path))
-    bad = ~np.isfinite(vectors)
+            vectors, table = _matched(table, vectors, _table(keys), path, keys)
+        else:
+            table = table.drop(columns=names)
+    _refuse_not_finite(vectors, names, path)
+    source = str(keys or path)
+    tables.check_keys(table, source)
+    tables.check_findings(table, source)
+    ours = [name for name in table if name.startswith((tables.SCORE, tables.STRATUM, tables.SHUFFLED))]
+    if ours:
+        raise UserError(f"{source}: column {ours[0]!r}: a name that begins as our own results do; rename it or leave it out")
+    return table, vectors
+
+
+LARGEST = 1e15  # whose square, summed over thousands of columns, float32 still holds
+
+
+def _refuse_not_finite(vectors: np.ndarray, names: list[str] | None, path: pathlib.Path) -> None:
+    bad = ~(np.abs(vectors) <= LARGEST)
     if bad.any():
         row, column = (int(i) for i in np.argwhere(bad)[0])
-        found = float(vectors[row, column])
+        where = f"column {names[column]!r}" if names and len(names) > 1 else f"vector entry {column + 1}"
         raise UserError(
-            f"{source}: row {row + 1}, vector entry {column + 1}: {found} found, a finite number expected"
+            f"{path}: row {row + 1}, {where}: {float(vectors[row, column]):g} found, a number within ±{LARGEST:g} expected"
             f" ({int(bad.any(axis=1).sum()):,} such rows)"
         )
-    return table, vectors
 
 
 def _npy(path: pathlib.Path) -> np.ndarray:
@@ -70,7 +85,7 @@ def _npy(path: pathlib.Path) -> np.ndarray:
         raise UserError(f"{path}: no such file") from None
     except (ValueError, OSError, EOFError) as error:
         raise UserError(f"{path}: not a .npy file, or only half of one ({error})") from None
-    if vectors.ndim != 2 or not (np.issubdtype(vectors.dtype, np.floating) or np.issubdtype(vectors.dtype, np.integer)):
+    if vectors.ndim != 2 or not vectors.size or not (np.issubdtype(vectors.dtype, np.floating) or np.issubdtype(vectors.dtype, np.integer)):
         raise UserError(f"{path}: {vectors.dtype} {list(vectors.shape)} found, numbers [images, width] expected")
     return np.asarray(vectors, np.float32)
 
@@ -79,40 +94,64 @@ def _table(path: pathlib.Path) -> pd.DataFrame:
     """A Parquet or CSV file; identifiers and class labels as text, whatever they look like."""
     if path.suffix == ".parquet":
         table, _ = tables.read_parquet(path)
+        named = [name for name in table.index.names if name is not None]  # pandas keeps an index apart from the columns
+        table = table.reset_index(named).rename(columns=str)
     elif path.suffix in (".csv", ".gz"):
         try:
-            table = pd.read_csv(path, dtype={name: "str" for name in TEXT}, low_memory=False)
+            # NA, None and the like are words that a class may be called; nothing is what is empty.
+            words = {name: "str" for name in TEXT}
+            table = pd.read_csv(path, dtype=words, low_memory=False, keep_default_na=False, na_values={c: [""] for c in _header(path)})
+            for name in (c for c in table if c not in TEXT and not pd.api.types.is_numeric_dtype(table[c])):
+                # "nan" is how many programs write a number that is none.
+                table[name] = table[name].where(~table[name].isin(("nan", "NaN", "NA")))
+                with contextlib.suppress(ValueError, TypeError):
+                    table[name] = pd.to_numeric(table[name])
         except FileNotFoundError:
             raise UserError(f"{path}: no such file") from None
         except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError, EOFError) as error:
             raise UserError(f"{path}: not a CSV file, or only half of one ({str(error).splitlines()[0]})") from None
     else:
         raise UserError(f"{path}: a name that ends in .parquet, .csv, .csv.gz or .npy expected")
+    if not len(table):
+        raise UserError(f"{path}: no row")
     for name in (name for name in TEXT if name in table):
         table[name] = table[name].astype("str").where(table[name].notna(), None)
+    if "age" in table and not pd.api.types.is_numeric_dtype(table["age"]):
+        _refuse_words(table, "age", path, "a number of years, or an empty cell")
     return table
+
+
+def _header(path: pathlib.Path) -> list[str]:
+    return list(pd.read_csv(path, nrows=0))
+
+
+def _refuse_words(table: pd.DataFrame, name: str, path: pathlib.Path, wanted: str) -> None:
+    """Raises UserError at the first cell of a column that is neither empty nor a number."""
+    bad = (pd.to_numeric(table[name], errors="coerce").isna() & table[name].notna()).to_numpy()
+    row = int(np.flatnonzero(bad)[0])
+    raise UserError(f"{path}: row {row + 1}, column {name!r}: {table[name].iloc[row]!r} found, {wanted} expected ({int(bad.sum()):,} such rows)")
 
 
 def _vectors(table: pd.DataFrame, columns: str, path: pathlib.Path) -> tuple[list[str], np.ndarray]:
     """Names of the columns that hold the vectors, and these, float32 [n, d]."""
     if columns in table:
-        lengths = table[columns].map(np.size)
-        if lengths.nunique() > 1:
-            row = int(np.flatnonzero(lengths != lengths.iloc[0])[0])
-            raise UserError(f"{path}: row {row + 1}, column {columns!r}: {lengths.iloc[row]} numbers found, {lengths.iloc[0]} expected")
-        return [columns], np.stack(table[columns].map(lambda one: np.asarray(one, np.float32)).to_list())
+        rows = table[columns].to_list()
+        for row, one in enumerate(rows):
+            if not isinstance(one, (list, np.ndarray)) or np.ndim(one) != 1 or not len(one) or not np.issubdtype(np.asarray(one).dtype, np.number):
+                raise UserError(f"{path}: row {row + 1}, column {columns!r}: {one!r} found, a list of numbers expected")
+            if len(one) != len(rows[0]):
+                raise UserError(f"{path}: row {row + 1}, column {columns!r}: {len(one)} numbers found, {len(rows[0])} expected")
+        return [columns], np.stack([np.asarray(one, np.float32) for one in rows])
     names = [name for name in table if name.startswith(columns)]
     if not names:
         raise UserError(f"{path}: no column whose name begins with {columns!r}; say how they begin with --config.probe.columns")
     for name in names:
         if not pd.api.types.is_numeric_dtype(table[name]):
-            numbers = pd.to_numeric(table[name], errors="coerce")
-            row = int(np.flatnonzero(numbers.isna())[0])
-            raise UserError(f"{path}: row {row + 1}, column {name!r}: {table[name].iloc[row]!r} found, a number expected")
+            _refuse_words(table, name, path, "a number")
     return names, table[names].to_numpy(np.float32, na_value=np.nan)
 
 
-def _matched(table, vectors, keys: pd.DataFrame, path, keys_path) -> tuple[np.ndarray, pd.DataFrame]:
+def _matched(table: pd.DataFrame, vectors: np.ndarray, keys: pd.DataFrame, path, keys_path) -> tuple[np.ndarray, pd.DataFrame]:
     """Vectors in the order of the key table. Every image must be in both."""
     if "image_id" not in keys:
         raise UserError(f"{keys_path}: no column 'image_id'")

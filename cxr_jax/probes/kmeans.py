@@ -85,9 +85,9 @@ def fit(
         raise ValueError(f"centres of shape {np.shape(centres)}, not {(clusters, features.shape[1])}")
     counts = weights > 0
     _refuse_not_finite(features, counts)
-    distinct = _distinct(features, counts, clusters)
-    if distinct < clusters:
-        raise UserError(f"{clusters} clusters asked of {distinct} distinct rows; ask for at most {distinct}")
+    found = distinct(features, counts, clusters)
+    if found < clusters:
+        raise UserError(f"{clusters} clusters asked of {found} distinct rows; ask for at most {found}")
     # A row left out may hold anything; its nearest centre is still wanted where it has one.
     usable = np.where(counts[:, None] | np.isfinite(features), features, 0) if not counts.all() else features
     mean = _weighted_mean(usable, weights).astype(np.float32)
@@ -194,11 +194,11 @@ def _refuse_not_finite(features: np.ndarray, counts: np.ndarray, first: int = 0)
         )
 
 
-def _distinct(features: np.ndarray, counts: np.ndarray, enough: int) -> int:
+def distinct(features: np.ndarray, counts: np.ndarray, enough: int) -> int:
     """How many distinct rows count, looking no further than `enough`."""
     seen = set()
-    for row in features[counts] if not counts.all() else features:
-        seen.add((row + np.float32(0)).tobytes())  # −0 is 0
+    for i in np.flatnonzero(counts):
+        seen.add((features[i] + np.float32(0)).tobytes())  # −0 is 0
         if len(seen) == enough:
             break
     return len(seen)

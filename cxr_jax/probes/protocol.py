@@ -5,13 +5,14 @@ well it tells a label says how much of that label the vectors hold *and* how eas
 whether a model uses it. What would fool us, and what is done about it:
 
 - **Memory of patients.** Training, validation and test share no patient. Probes are fitted on training; what there is to
-  choose (penalty, k, number of clusters, when to stop) is chosen on validation by macro AUC; test is scored once, after
-  all choices of all probes are made.
+  choose is chosen on validation, penalty, k and number of clusters by macro AUC, and when to stop by the loss; test is
+  scored once, after all choices of all probes are made.
 - **A probe that finds a label anywhere.** Every reading is repeated with the labels shuffled among patients, in each split.
 - **Pictures, not training.** The same on the features of a network that has learnt nothing.
 - **Other things that stand in for the label.** The same from the findings alone; from age, sex and view alone; from the
   histogram of gray levels alone. And on the features again within strata, in which a finding or the view is the same for
-  all: fitted there, chosen there, judged there.
+  all: fitted there, chosen there, judged there. (There are fewer images there, which alone makes a label harder to find:
+  that it is not found is no proof that it is gone.)
 
 A reading is one combination of these. What comes out is its scores for the images of the test split; intervals and
 differences are the audit's.
@@ -51,8 +52,9 @@ def run(splits: Mapping[str, Features], settings, mesh: Mesh, say: Callable[[str
     splits, for a target that is not recorded or has one class only, and for features that are no numbers.
     """
     tables.check_disjoint(pd.concat([part.table[["patient_id", "split"]] for part in splits.values()]), "features")
-    asked = [name for name in settings.targets]
-    targets = {name: classes_of(splits, name) for name in asked}
+    targets = {name: classes_of(splits, name) for name in settings.targets}
+    for name in settings.strata:
+        check_no_identifier("config.probe.strata", name)
     train, validation = (_Part(splits[name]) for name in ("train", "validation"))
     plan, absent = readings(splits["train"], targets, settings)
     for text in absent:
@@ -78,17 +80,21 @@ def run(splits: Mapping[str, Features], settings, mesh: Mesh, say: Callable[[str
         table[LABEL + name] = table[name]
         codes = shuffled(test.labels(name, classes), test.patient, np.random.default_rng(_seed(settings.seed, "test", name)))[0]
         table[SHUFFLED + name] = pd.array([classes[c] if c >= 0 else None for c in codes], dtype="str")
-    for name in dict.fromkeys(reading.attribute for reading in plan if reading.attribute):
-        table[STRATUM + name] = pd.array(stratum_of(test.table, name), dtype="str")
+    strata = {r.attribute: stratum_of(test.table, r.attribute) for r in plan if r.attribute}
+    for name, groups in strata.items():
+        groups = np.full(len(table), None) if groups is None else groups
+        table[STRATUM + name] = pd.array(groups.tolist(), dtype="str")
     done = [dataclasses.replace(reading, about=fitted[reading.name].about) for reading in plan]
     arrays = {reading.name: fitted[reading.name].arrays for reading in plan if fitted[reading.name].arrays}
-    found = {"absent": absent, "agreement": []}
+    by_truth = [name for name in strata if TRUE + name in train.table]
+    found = {"absent": absent, "agreement": [], "strata_by_truth": by_truth}
     if "kmeans" in settings.probes:
         say("clusters beside labels")
         clusterings = fitter.clusterings(train.features.arrays[FEATURES], np.ones(len(train.table), bool), ("all",))
         labels = {name: test.labels(name, classes) for name, classes in _compared(splits, targets).items()}
-        for name in (n for n in settings.strata if n not in labels and (group := stratum_of(test.table, n)) is not None):
-            labels[name] = pd.Index(["absent", PRESENT]).get_indexer(stratum_of(test.table, name))
+        for name, groups in strata.items():
+            if name not in labels and groups is not None:
+                labels[name] = pd.factorize(pd.Series(groups, dtype="str"), sort=True)[0]
         found["agreement"] = agreement(clusterings, test, test.features.arrays[FEATURES], labels, settings)
     return Readings(table, {name: tuple(c) for name, c in targets.items()}, done, scores, found), arrays
 
@@ -112,6 +118,7 @@ def classes_of(splits: Mapping[str, Features], target: str) -> tuple[str, ...]:
     Raises UserError where no image has the label, or all have the same.
     """
     where = f"config.probe.targets: {target}"
+    check_no_identifier("config.probe.targets", target)
     parts = [part.table for part in splits.values()]
     if any(target not in table for table in parts):
         known = sorted(c for c in parts[0] if pd.api.types.is_string_dtype(parts[0][c]) and not c.endswith("_id"))
@@ -123,23 +130,36 @@ def classes_of(splits: Mapping[str, Features], target: str) -> tuple[str, ...]:
     if len(ordered) < 2:
         only = f"{ordered[0]!r} in every image" if ordered else "recorded of no image"
         raise UserError(f"{where} is {only}; a probe needs two classes to tell apart")
+    if splits["test"].table[target].isna().all():
+        raise UserError(f"{where} is recorded of no test image, so nothing can be judged")
+    taken = sorted({"all", "macro", "missing"} & set(ordered))
+    if taken:
+        raise UserError(f"{where} has a class called {taken[0]!r}, a word that the audit has a use for; rename it")
     return tuple(ordered)
+
+
+def check_no_identifier(field: str, name: str) -> None:
+    """Raises UserError for a column that says which image or patient, and so makes no groups."""
+    if name in ("image_id", "patient_id", "study_id", "split", "dataset", "record", "stored_split", "released_split"):
+        raise UserError(f"{field}: {name} says which image or patient, and makes no groups")
 
 
 def readings(features: Features, targets: Mapping[str, Sequence[str]], settings) -> tuple[list[Reading], list[str]]:
     """Every reading that `settings` asks for and these features allow, and a line for each that they do not."""
     plan, absent = [], []
     blocks = [name for name in features.arrays if name == "stem" or name.startswith(BLOCK)]
+    findings = _finding_columns(features.table, targets)
     for control in (c for c in settings.controls if c in ("untrained", "histogram") and c not in features.arrays):
         absent.append(f"no control by {control}: these features come without it")
-    if FINDINGS in settings.controls and not _label_columns(features.table):
+    if FINDINGS in settings.controls and not findings:
         absent.append("no control by findings: none are recorded")
     for target in targets:
         attributes = _demographics(features.table, target)
         if DEMOGRAPHICS in settings.controls and not attributes:
             absent.append(f"no control of {target} by demographics: neither age nor sex nor view is recorded")
         strata = list(_strata(features.table, target, settings.strata))
-        absent += [f"no stratum by {s}: it is not recorded" for s in settings.strata if s not in {a for a, _ in strata} | {target}]
+        there = {attribute for attribute, _ in strata} | {target}
+        absent += [f"no stratum by {name}: it is not recorded, or a number" for name in settings.strata if name not in there]
         for probe in settings.probes:
             plan.append(Reading(target, probe, FEATURES))
             for control in settings.controls:
@@ -147,16 +167,18 @@ def readings(features: Features, targets: Mapping[str, Sequence[str]], settings)
                     plan.append(Reading(target, probe, FEATURES, shuffled=True))
                 elif control in features.arrays:
                     plan.append(Reading(target, probe, control))
-                elif (control == FINDINGS and _label_columns(features.table)) or (control == DEMOGRAPHICS and attributes):
+                elif (control == FINDINGS and findings) or (control == DEMOGRAPHICS and attributes):
                     plan.append(Reading(target, probe, control))
             plan += [Reading(target, probe, FEATURES, attribute=a, group=g) for a, g in strata]
         if blocks and "logistic_regression" in settings.probes:
             plan += [Reading(target, "logistic_regression", name) for name in blocks]
-    return plan, absent
+    return plan, list(dict.fromkeys(absent))
 
 
-def _label_columns(table: pd.DataFrame) -> list[str]:
-    return [c for c in table if c.startswith(LABEL) and pd.api.types.is_numeric_dtype(table[c])]
+def _finding_columns(table: pd.DataFrame, targets) -> list[str]:
+    """Those of recorded findings; a target's own label is none."""
+    numbers = [c for c in table if c.startswith(LABEL) and pd.api.types.is_numeric_dtype(table[c])]
+    return [c for c in numbers if c.removeprefix(LABEL) not in targets]
 
 
 def _demographics(table: pd.DataFrame, target: str) -> list[str]:
@@ -168,7 +190,8 @@ def _strata(table: pd.DataFrame, target: str, names: Sequence[str]):
     for name in names:
         if stratum_of(table, name) is None or name == target:
             continue
-        groups = [PRESENT] if TRUE + name in table or LABEL + name in table else sorted(set(table[name].dropna()))
+        finding = TRUE + name in table or LABEL + name in table
+        groups = [PRESENT] if finding else sorted({group for group in stratum_of(table, name) if group is not None})
         yield from ((name, group) for group in groups)
 
 
@@ -176,17 +199,18 @@ PRESENT = "present"
 
 
 def stratum_of(table: pd.DataFrame, name: str) -> np.ndarray | None:
-    """Each image's group in a stratification, object [n], None where unknown: of a finding, `present` or `absent`.
+    """Each image's group in a stratification, str or None where unknown: object [n]. Of a finding, `present` or `absent`.
 
-    A finding's truth is taken where the data have it, else what is recorded. None where `name` is no column.
+    A finding's truth is taken where the data have it, else what is recorded. None where `name` is no column that makes
+    groups: not there, empty, or a number that is not whole.
     """
     for column in (TRUE + name, LABEL + name):
         if column in table and pd.api.types.is_numeric_dtype(table[column]):
             value = table[column].to_numpy(np.float64, na_value=np.nan)
             return np.where(np.isnan(value), None, np.where(value == 1, PRESENT, "absent"))
-    if name not in table or table[name].isna().all():
+    if name not in table or table[name].isna().all() or pd.api.types.is_float_dtype(table[name]):
         return None
-    return np.where(table[name].isna(), None, table[name].to_numpy(object))
+    return np.array([None if pd.isna(value) else str(value) for value in table[name]], object)
 
 
 class _Part:
@@ -204,7 +228,8 @@ class _Part:
         """bool [n]: the images of the reading's stratum."""
         if not reading.attribute:
             return np.ones(len(self.table), bool)
-        return stratum_of(self.table, reading.attribute) == reading.group
+        groups = stratum_of(self.table, reading.attribute)
+        return np.zeros(len(self.table), bool) if groups is None else groups == reading.group
 
 
 def shuffled(labels: np.ndarray, patient: np.ndarray, random: np.random.Generator, times: int = 1) -> np.ndarray:
@@ -245,15 +270,15 @@ class _Fitted:
 class _Fitter:
     def __init__(self, train: _Part, validation: _Part, settings, mesh: Mesh):
         self.train, self.validation, self.settings, self.mesh = train, validation, settings, mesh
-        self._found: dict[tuple, tuple] = {}
-        self._known_to_be_numbers: set[str] = set()
+        self._found: dict[tuple, Any] = {}
 
     def encode(self, name: str, target: str, part: _Part) -> np.ndarray:
         """The vectors of an input, float32 [n, d]."""
         if name in part.features.arrays:
             return part.features.arrays[name]
         if name == FINDINGS:
-            values = part.table[_label_columns(self.train.table)].to_numpy(np.float64, na_value=np.nan)
+            columns = _finding_columns(self.train.table, self.settings.targets)
+            values = part.table.reindex(columns=columns).to_numpy(np.float64, na_value=np.nan)
         else:
             values = np.concatenate([self._attribute(a, part) for a in _demographics(self.train.table, target)], axis=1)
         # A missing value counts as the mean, and that it is missing counts too.
@@ -279,8 +304,12 @@ class _Fitter:
         (x, y, use), (x_validation, y_validation, use_validation) = data
         about = {"fit_images": int(use.sum()), "fit_patients": len(np.unique(self.train.patient[use]))}
         counts = np.bincount(y[use], minlength=len(classes))
+        if reading.input == DEMOGRAPHICS:
+            about["attributes"] = _demographics(self.train.table, reading.target)
         if (counts > 0).sum() < 2:
-            return _Fitted(None, about | {"reason": "training has images of fewer than two classes here"})
+            return _Fitted(None, about | {"reason": "training has images of one class at most here"})
+        if kmeans.distinct(x, use, 2) < 2:
+            return _Fitted(None, about | {"reason": "all training images are alike here"})
         if (counts == 0).any():
             missing = ", ".join(c for c, n in zip(classes, counts) if not n)
             about["reason"] = f"no image of {missing} in training here"
@@ -324,7 +353,8 @@ class _Fitter:
         training. Refits differ by which patients were drawn, and spread the weight a little less: the interval is of the
         refits, and need not hold the value.
         """
-        spread = np.asarray(x[use], np.float64).std(axis=0)
+        columns = [slice(first, first + 64) for first in range(0, x.shape[1], 64)]
+        spread = np.concatenate([np.asarray(x[:, some], np.float64)[use].std(axis=0) for some in columns])
 
         def share(coefficients) -> float:
             weight = np.linalg.norm(coefficients * spread, axis=0)
@@ -341,6 +371,7 @@ class _Fitter:
         defined = [one for one in shares if np.isfinite(one)]
         low, high = np.quantile(defined, [0.025, 0.975]) if defined else (np.nan, np.nan)
         return {
+            "defined": len(defined),
             "features": min(TOP, x.shape[1]),
             "of": x.shape[1],
             "value": share(chosen.coefficients[0, 0]),
@@ -352,7 +383,7 @@ class _Fitter:
     def _neighbours(self, reading, x, y, use, x_validation, choose, classes) -> _Fitted:
         ks = [k for k in self.settings.neighbours if k <= use.sum()]
         if not ks:
-            return _Fitted(None, {"reason": f"{use.sum()} images in training here, fewer than {min(self.settings.neighbours)} neighbours"})
+            return _Fitted(None, {"reason": f"training has not as many images here as {min(self.settings.neighbours)} neighbours"})
         metric = self.settings.metric if reading.input in self.train.features.arrays else "l2"
 
         def votes(vectors, ks, weightings):
@@ -375,7 +406,7 @@ class _Fitter:
         key = ("clusters", *key, use.tobytes())
         if key not in self._found:
             self._found.clear()
-            distinct = len(np.unique(np.asarray(x[use]), axis=0))
+            distinct = kmeans.distinct(x, use, max(self.settings.clusters))
             seed = int(np.random.default_rng(_seed(self.settings.seed, "clusters")).integers(2**31))
             self._found[key] = {
                 k: kmeans.fit(
@@ -390,7 +421,7 @@ class _Fitter:
     def _clusters(self, reading, x, y, use, x_validation, choose, classes) -> _Fitted:
         found = self.clusterings(x, use, (reading.input, reading.target))
         if not found:
-            return _Fitted(None, {"reason": "fewer distinct images in training here than clusters"})
+            return _Fitted(None, {"reason": "training has not as many distinct images here as clusters"})
         # A cluster's score is the share of each class among its training images, with one image's worth of all images'.
         shares = {}
         prior = np.bincount(y[use], minlength=classes) / use.sum()
@@ -400,7 +431,7 @@ class _Fitter:
         given = np.stack([shares[k][kmeans.assign(x_validation, found[k].centres)] for k in found])
         k = list(found)[choose.best(given)]
         about = {"clusters": k, "inertia": found[k].inertia, "converged": found[k].converged}
-        return _Fitted(lambda vectors: shares[k][kmeans.assign(vectors, found[k].centres)], about, {"centres": found[k].centres})
+        return _Fitted(lambda vectors: shares[k][kmeans.assign(vectors, found[k].centres)], about, {"centres": found[k].centres, "shares": shares[k]})
 
     def _network(self, reading, x, y, use, x_validation, choose, classes) -> _Fitted:
         if not choose.use.any():
@@ -410,8 +441,8 @@ class _Fitter:
             **self.settings.network, seed=self.settings.seed,
             weights=use.astype(np.float32), validation_weights=choose.use.astype(np.float32),
         )  # fmt: skip
-        about = {"epochs": len(made.validation_loss), "best_epoch": int(made.best_epoch) + 1, "hidden": self.settings.network.hidden}
-        return _Fitted(made.scores, about)
+        about = {"chosen_by": "loss in validation", "epochs": len(made.validation_loss), "best_epoch": int(made.best_epoch) + 1, "hidden": self.settings.network.hidden}
+        return _Fitted(made.scores, about, {"centre": made.centre, "scale": made.scale, **made.parameters})
 
 
 class _Chooser:
@@ -463,15 +494,17 @@ def agreement(clusterings, part: _Part, vectors: np.ndarray, labels: Mapping[str
     """
     rows = []
     for name, numbers in labels.items():
-        random = np.random.default_rng(_seed(settings.seed, "agreement", name))
         known = numbers >= 0
         patient = np.unique(part.patient[known], return_inverse=True)[1]
-        null = shuffled(numbers[known], patient, random, settings.permutations)
         classes = int(numbers.max()) + 1
         for k, clustering in clusterings.items():
             assigned = kmeans.assign(vectors, clustering.centres)[known]
             found = kmeans.agreement(assigned, numbers[known], k, classes)
-            chance = kmeans.agreement(assigned, null, k, classes)
+            # In blocks, since a thousand shufflings of many images are large. All numbers of clusters see the same ones.
+            random = np.random.default_rng(_seed(settings.seed, "agreement", name))
+            blocks = [min(50, settings.permutations - first) for first in range(0, settings.permutations, 50)]
+            chances = [kmeans.agreement(assigned, shuffled(numbers[known], patient, random, n), k, classes) for n in blocks]
+            chance = {measure: np.concatenate([np.atleast_1d(one[measure]) for one in chances]) for measure in found}
             for measure, value in found.items():
                 value, by_chance = float(value), np.asarray(chance[measure])
                 low, high = np.quantile(by_chance, [0.025, 0.975]) if known.any() else (np.nan, np.nan)

@@ -81,7 +81,7 @@ def write(
         "report.html.jinja",
         headline=run["headline"]
         if "headline" in run
-        else f"{config['name'] or 'Predictions'}: an audit of predictions from outside",
+        else f"{config['name'] or 'Predictions'}: an audit of {'vectors' if read.probed else 'predictions'} from outside",
         run=_run_facts(run, checkpoint),
         unfinished=_unfinished(run),
         judged_on=page.called(read.judged) if read.elsewhere else "",
@@ -199,6 +199,9 @@ class _Read:
 
 def _read(workdir: pathlib.Path) -> _Read:
     config, run = tables.read_json(workdir / "config.json"), tables.read_json(workdir / "run.json")
+    own = "probe" in config and bool(config["probe"]["embeddings"])
+    if own:  # a user's own vectors have nothing to do with data that this workdir may have held before
+        run = {key: value for key, value in run.items() if key not in ("dataset", "judged", "headline")}
     alone = (workdir / "probe_audit.json").exists() and not (workdir / "audit.json").exists()
     rows = audit_rows.frame([]) if alone else audit_rows.read(workdir / "audit.json")
     if not len(rows) and not alone:
@@ -220,7 +223,7 @@ def _read(workdir: pathlib.Path) -> _Read:
         _field(about, f"{which}.{name}", workdir / "run.json")
     stem = "judged_cohort" if elsewhere else "cohort"
     path = workdir / f"{stem}.csv"
-    found = demographics.read(path) if elsewhere or path.exists() else None
+    found = demographics.read(path) if (elsewhere or path.exists()) and not own else None
     rounded = []
 
     def withhold(rows: pd.DataFrame) -> pd.DataFrame:
@@ -230,8 +233,17 @@ def _read(workdir: pathlib.Path) -> _Read:
         rounded.append(some_rounded)
         return rows
 
+    def unspoken(label: str) -> bool:
+        if found is None:
+            return False
+        here = found[found["split"].isin(("test", subgroups.ALL)) & found["suppressed"]]
+        of_groups = (here["section"] == "counts") & (here["attribute"] == label)
+        of_finding = (here["section"] == "findings") & (here["attribute"] == label)
+        return bool((of_groups | of_finding).any())
+
     rows = withhold(_with_reasons(rows) if len(rows) else rows)
-    probed = probes.read(workdir, withhold)
+    is_open = bool(about[which]["open_data"])
+    probed = probes.read(workdir, withhold, unspoken, 1 if is_open else config["audit"]["min_patients"])
     return _Read(config, run, rows, probed, any(rounded), about[which], elsewhere, found, stem)
 
 
@@ -325,7 +337,8 @@ def _withhold_counts(rows: pd.DataFrame, cohort: pd.DataFrame, least: int) -> tu
     everybody = {split: n for (_, group, split), n in sizes.items() if group == subgroups.ALL}
     sizes |= {(subgroups.ALL, subgroups.ALL, split): n for split, n in everybody.items()}
     # The positive images of a finding are told by split; of those in no table, nothing can be given away.
-    found = cohort[(cohort["section"] == "findings") & (cohort["what"] == "images positive") & cohort["suppressed"]]
+    positive = cohort["what"].isin(("images positive", "patients positive"))
+    found = cohort[(cohort["section"] == "findings") & positive & cohort["suppressed"]]
     few_positive = set(found[["attribute", "split"]].itertuples(index=False, name=None))
     # All less those of whom a target is known are those of whom it is not.
     without = told["group"].map(lambda group: not {subgroups.MISSING, "not recorded"}.isdisjoint(group.split(" or ")))

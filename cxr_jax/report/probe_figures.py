@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -27,7 +27,7 @@ CONTROLS = {
     "untrained": ("an untrained network's features", "D"),
     "histogram": ("gray levels alone", "s"),
     "findings": ("findings alone", "^"),
-    "demographics": ("age, sex, view alone", "v"),
+    "demographics": ("demographics alone", "v"),  # which ones: see `probes.control_words`
     "shuffled": ("shuffled labels", "x"),
 }
 
@@ -52,18 +52,19 @@ def _axis(panel, rows: pd.DataFrame) -> None:
 
 
 @styled
-def answer(rows: pd.DataFrame, target: str, called: str) -> Drawing | None:
+def answer(rows: pd.DataFrame, target: str, called: str, words: Mapping[str, str]) -> Drawing | None:
     """AUC of every probe on the features, by class, with its controls beneath in gray, and the ceiling as a line.
 
-    rows: of one target, all images; columns as audit rows with probe, input, shuffled. called: the target in words.
+    rows: of one target, all images; columns as audit rows with probe, input, shuffled. called: the target in words. words:
+    what to call each control.
     """
     aucs = rows[(rows["metric"] == "auc") & rows["value"].notna()]
     probes = [probe for probe in PROBES if (aucs["probe"] == probe).any()]
     classes = audit_rows.in_order(rows.loc[rows["metric"] == "auc", "class"])
     classes = [subgroups.MACRO] + [c for c in classes if c != subgroups.MACRO]  # the answer in short comes first
-    classes = [c for c in classes if (aucs["class"] == c).any()]
     if len(classes) == 3:  # of two classes: the AUC of one is that of the other, and their mean
         classes = classes[1:2]
+    classes = [c for c in classes if (aucs["class"] == c).any()]
     if not classes or not probes:
         return None
     controls = [c for c in CONTROLS if (aucs.apply(control_of, axis=1) == c).any()]
@@ -107,10 +108,9 @@ def answer(rows: pd.DataFrame, target: str, called: str) -> Drawing | None:
     panels[-1].set_xlabel("AUC")
     handles = [Line2D([], [], color=INK, marker="o", ms=5, lw=2, label="the model's features")]
     if (rows["metric"] == "auc_ceiling").any() and rows.loc[rows["metric"] == "auc_ceiling", "value"].notna().any():
-        handles.append(Line2D([], [], color=CEILING, lw=1.3, ls="--", label="ceiling: the best of any model"))
+        handles.append(Line2D([], [], color=CEILING, lw=1.3, ls="--", label="ceiling: the best to expect of any model"))
     for control in controls:
-        label, marker = CONTROLS[control]
-        handles.append(Line2D([], [], color="#8C8C8C", marker=marker, ms=3.5, lw=0.9, label=label))
+        handles.append(Line2D([], [], color="#8C8C8C", marker=CONTROLS[control][1], ms=3.5, lw=0.9, label=short(words[control], 34)))
     figure.legend(handles=handles, loc="outside upper left", ncols=2, handlelength=1.6, columnspacing=1.2)
     level = audit_rows.percent(aucs["level"].iloc[0])
     n = aucs[(aucs["class"] == subgroups.MACRO) & (aucs["input"] == FEATURES)]
@@ -206,7 +206,7 @@ def strata(
     _axis(panel, everything)
     panel.set_xlabel("macro AUC")
     if ceilings:
-        handle = Line2D([], [], color=CEILING, lw=1.4, ls="--", label="ceiling: the best of any model there")
+        handle = Line2D([], [], color=CEILING, lw=1.4, ls="--", label="ceiling: the best to expect of any model there")
         figure.legend(handles=[handle], loc="outside upper left", handlelength=1.8)
     caption = (
         f"What probes find of {called} in the features of all images, and within images that are alike in one thing:"
@@ -219,13 +219,12 @@ KINDS = {"components": "first two principal components", "neighbours": "a map th
 
 
 @styled
-def feature_map(space: dict, kind: str, name_of) -> Drawing | None:
+def feature_map(space: dict, kind: str, name_of, of: str) -> Drawing | None:
     """The test images' features on a plane, by attribute: as points where the data are open, else as shares of a grid's cells.
 
-    space: as `audit.feature_space.describe` gives it. kind: of KINDS.
+    space: as `audit.feature_space.describe` gives it. kind: of KINDS. of: how many images of how many patients, in words.
     """
     found = space["maps"][kind]
-    of = f"{audit_rows.count(found['n_images'])} test images of {audit_rows.count(found['n_patients'])} patients"
     if "points" in found:
         place, codes = np.array(found["points"]), {a: np.array(c) for a, c in found["codes"].items()}
         across = 2

@@ -1,7 +1,7 @@
 """What the report says of probes: words made from intervals, figures, tables; from probe_audit.json alone.
 
-A probe is said to find something only where its interval lies above .5, and to find more than a control only where the
-paired difference does and survives the correction for how many were compared.
+A probe is said to find something only where its interval lies above .5 and the test against .5 survives the correction for
+how many probes and strata were asked; and to find more than a control only where the same holds of their difference.
 """
 
 from __future__ import annotations
@@ -34,10 +34,18 @@ class Probed:
     agreement: list[dict]
     absent: list[str]
     space: dict
+    guessing: dict[str, dict]  # by a reading's name, its test against .5
+    by_truth: list[str]  # strata by what is so, not by what is recorded
+    least: int  # patients that a number must be of; 1 where the data are open
 
 
-def read(workdir: pathlib.Path, withhold: Callable[[pd.DataFrame], pd.DataFrame]) -> Probed | None:
-    """The probes' part of a workdir, None where there is none. withhold: blanks counts that must not be told.
+def read(
+    workdir: pathlib.Path, withhold: Callable[[pd.DataFrame], pd.DataFrame], unspoken: Callable[[str], bool], least: int
+) -> Probed | None:
+    """The probes' part of a workdir, None where there is none.
+
+    withhold: blanks counts that must not be told. unspoken: whether the number of test images by a label is one of them. least:
+    patients that a number must be of; 1 where the data are open to all.
 
     Raises UserError for a file that is not what the audit stage writes.
     """
@@ -45,16 +53,24 @@ def read(workdir: pathlib.Path, withhold: Callable[[pd.DataFrame], pd.DataFrame]
     if not path.exists():
         return None
     found = tables.read_json(path)
-    for name in ("rows", "comparisons", "readings", "agreement", "absent", "space"):
+    for name in ("rows", "comparisons", "against_guessing", "readings", "agreement", "absent", "strata_by_truth", "space"):
         if not isinstance(found, Mapping) or name not in found:
             raise tables.UserError(f"{path}: no field {name!r}; run the audit stage again")
     rows = audit_rows.frame(found["rows"], str(path))
     for name in ("probe", "input", "shuffled"):
         rows[name] = [row[name] for row in found["rows"]]
     rows = withhold(rows)
-    # Of strata and of shuffled labels only how many there are is told, not how many of each class.
-    rows.loc[(rows["attribute"] != subgroups.ALL) | rows["shuffled"].astype(bool), "n_positive"] = np.nan
-    return Probed(rows, found["comparisons"], found["readings"], found["agreement"], found["absent"], found["space"])
+    # Of strata and of shuffled labels only how many there are is told, not how many of each class; and of strata, whose groups
+    # share patients and whose rest is in no table, only about how many.
+    apart = (rows["attribute"] != subgroups.ALL).to_numpy()
+    rows.loc[apart | rows["shuffled"].to_numpy(bool), "n_positive"] = np.nan
+    for count in ("n_images", "n_patients"):
+        rows.loc[apart, count] = rows.loc[apart, count] // least * least
+    agreement = [row for row in found["agreement"] if row["value"] is not None and not unspoken(row["label"])]
+    guessing = {row["reading"]: row for row in found["against_guessing"]}
+    return Probed(
+        rows, found["comparisons"], found["readings"], agreement, found["absent"], found["space"], guessing, found["strata_by_truth"], least
+    )
 
 
 def context(probed: Probed, name_of: Callable[[str], str], invented: bool) -> list[dict]:
@@ -64,21 +80,23 @@ def context(probed: Probed, name_of: Callable[[str], str], invented: bool) -> li
         rows = probed.rows[probed.rows["target"] == target]
         called = f"the {_classes(rows)} invented groups" if target == "race" and invented else name_of(target)
         everyone = rows[rows["attribute"] == subgroups.ALL]
+        words = control_words(probed, target)
+        in_words = _strata_words(probed, name_of)
         drawn = [
-            probe_figures.answer(everyone, target, called),
-            probe_figures.strata(_blocks(rows, name_of), target, called, float(rows["level"].iloc[0])),
+            probe_figures.answer(everyone, target, called, words),
+            probe_figures.strata(_blocks(rows, in_words, probed.least), target, called, float(rows["level"].iloc[0])),
             probe_figures.depth(everyone, target, called),
         ]
         made.append(
             {
                 "target": target,
                 "called": called,
-                "sentences": sentences(rows, probed.comparisons, target, called, name_of),
+                "sentences": sentences(probed, rows, target, called, words, in_words),
                 "drawn": [d for d in drawn if d is not None],
-                "table": auc_lines(rows, name_of),
-                "comparisons": comparison_lines(probed, target),
+                "table": auc_lines(rows, words, in_words, probed.least),
+                "comparisons": comparison_lines(probed, target, words),
                 "family": next((c["family"] for c in probed.comparisons if c["target"] == target), 0),
-                "fits": fit_lines(probed, target, name_of),
+                "fits": fit_lines(probed, target, words, in_words),
             }
         )
     return made
@@ -88,16 +106,43 @@ def _classes(rows: pd.DataFrame) -> int:
     return len(set(rows.loc[rows["metric"] == "auc", "class"]) - {subgroups.MACRO})
 
 
-def told(probe: str, input: str, shuffled: bool, attribute: str = "", group: str = "") -> str:
-    """A reading in words: `logistic regression on the features`."""
-    where = "shuffled labels" if shuffled else CONTROLS[input][0] if input in CONTROLS else input.replace("block", "block ")
-    stratum = f", {in_stratum(attribute, group)}" if attribute and attribute != subgroups.ALL else ""
-    return f"{PROBES[probe][0]} on {'the features' if where == FEATURES else where}{stratum}"
+def control_words(probed: Probed, target: str) -> dict[str, str]:
+    """What to call each control; of demographics, which ones: a target is never among its own."""
+    words = {name: label for name, (label, _) in CONTROLS.items()}
+    for reading in probed.readings:
+        if reading["target"] == target and reading["about"].get("attributes"):
+            words["demographics"] = f"{_listed(reading['about']['attributes'])} alone"
+    return words
 
 
-def in_stratum(attribute: str, group: str) -> str:
-    """`within No Finding`, `within AP`."""
-    return f"within {attribute if group == 'present' else group}"
+def told(reading: Mapping, words: Mapping[str, str], stratum: str = "") -> str:
+    """A reading in words: `logistic regression on the features`. reading: with probe, input and shuffled."""
+    where = "the features" if reading["input"] == FEATURES and not reading["shuffled"] else reads(reading, words)
+    return f"{PROBES[reading['probe']][0]} on {where}{f', within {stratum}' if stratum else ''}"
+
+
+def reads(reading: Mapping, words: Mapping[str, str]) -> str:
+    if reading["shuffled"]:
+        return words["shuffled"]
+    return words[reading["input"]] if reading["input"] in words else reading["input"].replace("block", "block ")
+
+
+def _strata_words(probed: Probed, name_of) -> Callable[[str, str], str]:
+    """(attribute, group) of a stratum to words: `true No Finding`, `recorded No Finding`, `view AP`."""
+
+    def words(attribute: str, group: str) -> str:
+        if attribute == subgroups.ALL or not attribute:
+            return ""
+        if group == "present":
+            return f"{'true' if attribute in probed.by_truth else 'recorded'} {attribute}"
+        return f"{name_of(attribute)} {group}"
+
+    return words
+
+
+def _about(n: float, least: int) -> str:
+    """A count of a stratum, which is rounded down where data are not open."""
+    return audit_rows.count(n) if least <= 1 or not np.isfinite(n) or n == 0 else f"{int(n):,} or more"
 
 
 def _own(rows: pd.DataFrame) -> pd.DataFrame:
@@ -105,17 +150,15 @@ def _own(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[(rows["metric"] == "auc") & (rows["input"] == FEATURES) & ~rows["shuffled"].astype(bool)]
 
 
-def _blocks(rows: pd.DataFrame, name_of):
+def _blocks(rows: pd.DataFrame, in_words, least: int):
     """For `probe_figures.strata`."""
     own = _own(rows)
     macros = own[own["class"] == subgroups.MACRO]
     for attribute, group in audit_rows.in_order(zip(macros["attribute"], macros["group"])):
         here = macros[(macros["attribute"] == attribute) & (macros["group"] == group)]
-        heading = "All images" if attribute == subgroups.ALL else in_stratum(attribute, group).capitalize()
-        if attribute != subgroups.ALL:
-            heading = "Within " + (attribute if group == "present" else f"{name_of(attribute)} {group}")
-        n = here.iloc[0]
-        counted = f"n = {audit_rows.count(n['n_images'])}" if np.isfinite(n["n_images"]) else ""
+        heading = f"Within {in_words(attribute, group)}" if attribute != subgroups.ALL else "All images"
+        n = here.iloc[0]["n_images"]
+        counted = f"n = {_about(n, 1 if attribute == subgroups.ALL else least)}" if np.isfinite(n) else ""
         ceiling = audit_rows.first(rows, metric="auc_ceiling", class_=subgroups.MACRO, attribute=attribute, group=group)
         yield heading, counted, here, ceiling
 
@@ -123,94 +166,94 @@ def _blocks(rows: pd.DataFrame, name_of):
 # ------------------------------------------------------------------------------------------------- in words
 
 
-def sentences(rows: pd.DataFrame, comparisons: Sequence[Mapping], target: str, called: str, name_of) -> list[str]:
-    """What is found, beside its controls, within strata; no more than the intervals allow."""
+def sentences(probed: Probed, rows: pd.DataFrame, target: str, called: str, words, in_words) -> list[str]:
+    """What is found, beside its controls, within strata; no more than the intervals and the tests allow."""
     own = _own(rows)
     macros = own[(own["class"] == subgroups.MACRO) & (own["attribute"] == subgroups.ALL)]
     defined = [row for _, row in macros.iterrows() if np.isfinite(row["value"])]
     if not defined:
         why = "; ".join(dict.fromkeys(audit_rows.note(row) for _, row in macros.iterrows())) or "no probe was fitted"
-        return [f"What the features know of {called} cannot be said: {why}."]
+        return [f"What the features know of {called} cannot be said for all classes together: {why}. The figure and the table have the others."]
     best = max(defined, key=lambda row: row["value"])
     n = f"{audit_rows.count(best['n_images'])} test images of {audit_rows.count(best['n_patients'])} patients"
     value = "AUC" if _classes(rows) == 2 else "macro AUC"
-    said = [
-        f"On {n}, {PROBES[best['probe']][0]} tells {called} from the features with {value} {audit_rows.estimate(best)}, the"
-        f" highest of {len(defined)} kinds of probe."
-        if len(defined) > 1
-        else f"On {n}, {PROBES[best['probe']][0]} tells {called} from the features with {value} {audit_rows.estimate(best)}."
-    ]
+    said = [f"Judged on {n}. {value[0].upper() + value[1:]} for telling {called} from the features, and its interval:"]
     by_words: dict[str, list[str]] = {}
     for row in defined:
-        by_words.setdefault(_verdict(row), []).append(f"{PROBES[row['probe']][0]} {audit_rows.estimate(row)}")
+        verdict = _verdict(row, probed.guessing.get(tables.Reading(target, row["probe"], FEATURES).name))
+        by_words.setdefault(verdict, []).append(f"{PROBES[row['probe']][0]} {audit_rows.estimate(row)}")
     for verdict, which in by_words.items():
         said.append(f"{verdict}: {'; '.join(which)}.")
     ceiling = audit_rows.first(
         rows, metric="auc_ceiling", class_=subgroups.MACRO, attribute=subgroups.ALL, group=subgroups.ALL
     )
     if ceiling is not None and np.isfinite(ceiling["value"]):
-        said.append(f"The ceiling, the best that any reader of these images could reach, is {audit_rows.estimate(ceiling)}.")
-    said += _controls(rows, comparisons, target, best)
-    said += _strata(rows, name_of)
-    return said
+        said.append(f"The ceiling, the best to expect of any reader of these images, is {audit_rows.estimate(ceiling)}.")
+    return said + _controls(probed, rows, target, best, words) + _strata(probed, rows, target, in_words)
 
 
-def _verdict(row: pd.Series) -> str:
+def _verdict(row: pd.Series, test: Mapping | None) -> str:
+    """What an interval, and the test against .5 that is corrected for how many there are, say of one reading."""
     if not audit_rows.interval(row):
         return "Without an interval, nothing can be said"
     if row["low"] > 0.5:
-        return "The whole interval lies above 0.5, what guessing reaches"
-    return "The interval covers 0.5: no evidence of it" if row["high"] >= 0.5 else "The whole interval lies below 0.5, by chance or by an error"
+        if test is None or test["p_adjusted"] is None:
+            return "Above 0.5 by its interval, without a test"
+        if test["p_adjusted"] < ALPHA:
+            return "Above 0.5, what guessing reaches"
+        return f"Above 0.5 by its interval, but not after correction for {test['family']} probes and strata"
+    return "Not told from 0.5, what guessing reaches" if row["high"] >= 0.5 else "Below 0.5, by chance or by an error"
 
 
-def _controls(rows: pd.DataFrame, comparisons: Sequence[Mapping], target: str, best: pd.Series) -> list[str]:
-    """The best probe beside its own controls."""
+def _controls(probed: Probed, rows: pd.DataFrame, target: str, best: pd.Series, words) -> list[str]:
+    """The probe of the highest AUC beside its own controls."""
     first = tables.Reading(target, best["probe"], FEATURES).name
-    more, same, untested = [], [], []
-    for control, (label, _) in CONTROLS.items():
+    said: dict[str, list[str]] = {"more": [], "less": [], "same": [], "untested": []}
+    for control in CONTROLS:
         shuffled = control == "shuffled"
         second = tables.Reading(target, best["probe"], FEATURES if shuffled else control, shuffled=shuffled).name
-        found = next((c for c in comparisons if (c["first"], c["second"]) == (first, second)), None)
+        found = next((c for c in probed.comparisons if (c["first"], c["second"]) == (first, second)), None)
         here = rows[(rows["probe"] == best["probe"]) & (rows["class"] == subgroups.MACRO) & (rows["attribute"] == subgroups.ALL)]
         here = here[here["shuffled"].astype(bool) if shuffled else (here["input"] == control)]
         if not len(here):
             continue
-        label = f"{label} ({audit_rows.estimate(here.iloc[0])})"
+        label = f"{words[control]} ({audit_rows.estimate(here.iloc[0])})"
         if found is None or found["p_adjusted"] is None or found["low"] is None:
-            untested.append(label)
-        elif found["low"] > 0 and found["p_adjusted"] < ALPHA:
-            more.append(label)
+            said["untested"].append(label)
+        elif found["p_adjusted"] < ALPHA and (found["low"] > 0 or found["high"] < 0):
+            said["more" if found["low"] > 0 else "less"].append(label)
         else:
-            same.append(label)
-    said = []
-    if more:
-        said.append(f"That is more than the same probe finds in {_listed(more)}.")
-    if same:
-        said.append(f"It is not shown to be more than the same probe finds in {_listed(same)}.")
-    if untested:
-        said.append(f"Not compared: {_listed(untested)}.")
-    return said
+            said["same"].append(label)
+    probe = PROBES[best["probe"]][0]
+    sentences = {
+        "more": f"For {probe} that is more than from {{}}.",
+        "less": f"For {probe} that is less than from {{}}.",
+        "same": f"For {probe} it is not shown to differ from {{}}.",
+        "untested": f"For {probe} there is no test against {{}}.",
+    }
+    return [sentences[which].format(_listed(labels)) for which, labels in said.items() if labels]
 
 
-def _strata(rows: pd.DataFrame, name_of) -> list[str]:
-    """In how many strata which probes still find it."""
+def _strata(probed: Probed, rows: pd.DataFrame, target: str, in_words) -> list[str]:
+    """In which strata how many probes still find it."""
     own = _own(rows)
     own = own[(own["class"] == subgroups.MACRO) & (own["attribute"] != subgroups.ALL)]
     said = []
     for attribute, group in audit_rows.in_order(zip(own["attribute"], own["group"])):
         here = [r for _, r in own[(own["attribute"] == attribute) & (own["group"] == group)].iterrows()]
-        where = f"Within {attribute if group == 'present' else f'{name_of(attribute)} {group}'} alone"
+        where = f"Within {in_words(attribute, group)} alone ({_about(here[0]['n_images'], probed.least)} test images)"
         finite = [r for r in here if np.isfinite(r["value"]) and audit_rows.interval(r)]
         if not finite:
             said.append(f"{where} nothing can be said: {audit_rows.note(here[0]) or 'no interval'}.")
             continue
-        still = [r for r in finite if r["low"] > 0.5]
-        if still:
-            top = max(still, key=lambda r: r["value"])
-            said.append(f"{where} it is still found, best by {PROBES[top['probe']][0]}: {audit_rows.estimate(top)}.")
+        names = [tables.Reading(target, r["probe"], FEATURES, attribute=attribute, group=group).name for r in finite]
+        above = [_verdict(r, probed.guessing.get(name)) == "Above 0.5, what guessing reaches" for r, name in zip(finite, names, strict=True)]
+        top = max(finite, key=lambda r: r["value"])
+        highest = f"the highest is {PROBES[top['probe']][0]}, {audit_rows.estimate(top)}"
+        if any(above):
+            said.append(f"{where} {sum(above)} of {len(finite)} probes find it; {highest}.")
         else:
-            top = max(finite, key=lambda r: r["value"])
-            said.append(f"{where} no probe's interval lies above 0.5; the highest is {PROBES[top['probe']][0]}, {audit_rows.estimate(top)}.")
+            said.append(f"{where} no probe is shown to find it; {highest}. With fewer images, less can be shown.")
     return said
 
 
@@ -221,7 +264,7 @@ def _listed(words: Sequence[str]) -> str:
 # ------------------------------------------------------------------------------------------------- tables
 
 
-def auc_lines(rows: pd.DataFrame, name_of) -> dict:
+def auc_lines(rows: pd.DataFrame, words, in_words, least: int) -> dict:
     """Every reading's AUCs, macro and by class, one line a reading."""
     aucs = rows[rows["metric"].isin(("auc", "auc_ceiling"))]
     classes = [c for c in audit_rows.in_order(aucs["class"]) if c != subgroups.MACRO]
@@ -229,25 +272,22 @@ def auc_lines(rows: pd.DataFrame, name_of) -> dict:
     keys = ["probe", "input", "shuffled", "attribute", "group"]
     for (probe, input, shuffled, attribute, group), here in aucs.groupby(keys, sort=False):
         macro = audit_rows.first(here, class_=subgroups.MACRO)
-        stratum = "" if attribute == subgroups.ALL else attribute if group == "present" else f"{name_of(attribute)} {group}"
-        what = "shuffled labels" if shuffled else CONTROLS[input][0] if input in CONTROLS else input.replace("block", "block ")
         lines.append(
             {
                 "probe": PROBES[probe][0] if probe else "ceiling",
-                "input": what,
-                "stratum": stratum or "all images",
+                "input": reads({"input": input, "shuffled": shuffled}, words) if probe else "",
+                "stratum": in_words(attribute, group) or "all images",
                 "macro": audit_rows.estimate(macro),
                 "classes": [audit_rows.estimate(audit_rows.first(here, class_=c)) for c in classes],
-                "images": audit_rows.count(macro["n_images"]),
-                "patients": audit_rows.count(macro["n_patients"]),
+                **{name: _about(macro[f"n_{name}"], least if attribute != subgroups.ALL else 1) for name in ("images", "patients")},
                 "note": audit_rows.note(macro, positives=False),
             }
         )
     return {"classes": classes, "lines": lines, "notes": any(line["note"] for line in lines)}
 
 
-def comparison_lines(probed: Probed, target: str) -> list[dict]:
-    names = {r["name"]: told(r["probe"], r["input"], r["shuffled"]) for r in probed.readings}
+def comparison_lines(probed: Probed, target: str, words) -> list[dict]:
+    names = {r["name"]: told(r, words) for r in probed.readings}
     lines = []
     for row in (c for c in probed.comparisons if c["target"] == target):
         number = {k: np.nan if row[k] is None else row[k] for k in ("value", "low", "high", "p", "p_adjusted")}
@@ -271,7 +311,7 @@ def _p(p: float) -> str:
     return "< .0001" if p < 1e-4 else f"{p:.4f}".lstrip("0") if p < 1 else "1"
 
 
-def fit_lines(probed: Probed, target: str, name_of) -> list[dict]:
+def fit_lines(probed: Probed, target: str, words, in_words) -> list[dict]:
     """How each reading was fitted and chosen."""
     lines = []
     for reading in (r for r in probed.readings if r["target"] == target):
@@ -285,7 +325,8 @@ def fit_lines(probed: Probed, target: str, name_of) -> list[dict]:
             chosen.append("NOT CONVERGED")
         lines.append(
             {
-                "name": told(reading["probe"], reading["input"], reading["shuffled"], reading["attribute"], reading["group"]),
+                "name": told(reading, words, in_words(reading["attribute"], reading["group"])),
+                "images": _about(about["fit_images"] // probed.least * probed.least, probed.least),
                 "chosen": ", ".join(chosen),
                 "by": about.get("chosen_by", ""),
                 "note": about.get("reason", ""),
@@ -315,10 +356,11 @@ def agreement_table(probed: Probed, name_of) -> list[dict]:
             {
                 "label": name_of(row["label"]),
                 "clusters": row["clusters"],
+                "images": _about(row["n_images"] // probed.least * probed.least, probed.least),
                 "measures": {},
             },
         )
-        value, low, high, p = (np.nan if row[k] is None else row[k] for k in ("value", "null_low", "null_high", "p"))
+        value, low, high, p = (np.nan if row[k] is None else row[k] for k in ("value", "null_low", "null_high", "p_adjusted"))
         null = f"{audit_rows.number(low)} to {audit_rows.number(high)}" if np.isfinite(low) else ""
         line["measures"][row["measure"]] = (audit_rows.number(value), null, _p(p))
     return list(lines.values())
@@ -331,7 +373,14 @@ def space(probed: Probed, name_of) -> dict:
     for row in found["tests"]:
         line = tests.setdefault(
             (row["attribute"], row["group"], row["against"]),
-            {"attribute": name_of(row["attribute"]), "group": row["group"], "against": row["against"], "cells": [], "note": row["reason"]},
+            {
+                "attribute": name_of(row["attribute"]),
+                "group": row["group"],
+                "against": row["against"],
+                "cells": [],
+                "n": f"{row['n_patients']:,.0f} / {row['n_against']:,.0f}" if probed.least <= 1 and row["n_patients"] is not None else "",
+                "note": row["reason"],
+            },
         )
         if row["statistic"] is None:
             line["cells"].append("")
@@ -341,25 +390,28 @@ def space(probed: Probed, name_of) -> dict:
     for line in tests.values():
         line["apart"] = sum(cell.endswith("*") for cell in line["cells"])
         line["cells"] = line["cells"][:shown]
-    weight = [
-        (told(r["probe"], r["input"], r["shuffled"]), r["about"]["weight_in_top"])
-        for r in probed.readings
-        if "weight_in_top" in r["about"]
-    ]
+    weight = [(r["target"], r["about"]["weight_in_top"]) for r in probed.readings if "weight_in_top" in r["about"]]
     each = []
     for target, classes in found["each"].items():
         for name, of in classes.items():
-            best = of["best"][0] if of["best"] else None
+            # Of features that do not carry it the farthest from .5 is the luckiest; no interval of its own says how lucky.
+            best = [b for b in of["best"] if b["q"] is not None and b["q"] < ALPHA]
             each.append(
                 {
                     "target": name_of(target),
                     "class": name,
                     "carry": f"{of['carry']:,} of {of['features']:,}",
-                    "best": "" if best is None else f"feature {best['feature']}: {_estimate(best, 'auc')}",
-                    "others": ", ".join(f"{b['feature']} ({audit_rows.number(b['auc'] if b['auc'] is not None else np.nan, 2)})" for b in of["best"][1:]),
+                    "best": ", ".join(f"{b['feature']} ({audit_rows.number(b['auc'], 2)}, q {_p(b['q'])})" for b in best) or "none",
                 }
             )
-    drawn = {kind: probe_figures.feature_map(found, kind, name_of) for kind in probe_figures.KINDS}
+    unread = [name_of(target) for target in audit_rows.in_order(probed.rows["target"]) if target not in found["each"]]
+    test = probed.rows[(probed.rows["class"] == subgroups.MACRO) & (probed.rows["attribute"] == subgroups.ALL)].iloc[0]
+    drawn = {}
+    for kind, of in found["maps"].items():
+        # How many lie on a map is told as exactly as how many were judged.
+        n_images, n_patients = (of[k] // probed.least * probed.least for k in ("n_images", "n_patients"))
+        whom = f"{_about(n_images, probed.least)} test images of {_about(n_patients, probed.least)} patients"
+        drawn[kind] = probe_figures.feature_map(found, kind, name_of, whom)
     why = {kind: found["maps"][kind].get("reason", "every cell would show too few patients") for kind, d in drawn.items() if d is None}
     return {
         "drawn": [d for d in drawn.values() if d is not None],
@@ -369,40 +421,45 @@ def space(probed: Probed, name_of) -> dict:
         "family": found["tests"][0]["family"] if found["tests"] else 0,
         "tested": len(found["share"]),
         "each": each,
+        "open": probed.least <= 1,
+        "n": f"{audit_rows.count(test['n_images'])} test images of {audit_rows.count(test['n_patients'])} patients",
+        "unread": unread,
         "weight": [
             f"The {w['features']} heaviest of {w['of']:,} features have {audit_rows.percent(round(w['value'], 3))} of the weight of"
-            f" {name} ({audit_rows.percent(round(w['low'], 3))} to {audit_rows.percent(round(w['high'], 3))} in the middle 95 % of"
-            f" {w['refits']} refits on resampled patients)."
-            for name, w in weight
+            f" logistic regression for {name_of(target)}"
+            + (
+                f" ({audit_rows.percent(round(w['low'], 3))} to {audit_rows.percent(round(w['high'], 3))} in the middle 95 % of"
+                f" {w['defined']} refits on resampled training patients)."
+                if w["low"] is not None
+                else " (without an interval: no refit has all classes)."
+            )
+            for target, w in weight
             if w["value"] is not None
         ],
     }
-
-
-def _estimate(row: Mapping, key: str) -> str:
-    number = {k: np.nan if row[k] is None else row[k] for k in (key, "low", "high")}
-    interval = audit_rows.interval(pd.Series(number), 2)
-    return audit_rows.number(number[key], 2) + (f" ({interval})" if interval else "")
 
 
 # ------------------------------------------------------------------------------------------------- for the terminal
 
 
 def text(probed: Probed, name_of) -> str:
-    """The macro AUCs as plain text, a line a reading."""
-    lines = []
+    """The macro AUCs as plain text, a line a reading; footnotes say why one is missing."""
+    lines, in_words = [], _strata_words(probed, name_of)
     for target in audit_rows.in_order(probed.rows["target"]):
         rows = probed.rows[(probed.rows["target"] == target) & (probed.rows["class"] == subgroups.MACRO)]
+        words, notes = control_words(probed, target), []
         body = [["", "AUC", "interval", "images", "patients"]]
         for _, row in rows.iterrows():
-            ceiling = row["metric"] == "auc_ceiling"
-            name = "ceiling" if ceiling else told(row["probe"], row["input"], row["shuffled"])
-            if row["attribute"] != subgroups.ALL:
-                name += f", {in_stratum(row['attribute'], row['group'])}"
-            counts = [audit_rows.count(row[k]) for k in ("n_images", "n_patients")]
-            body.append([name, audit_rows.value(row), audit_rows.interval(row), *counts])
+            stratum = in_words(row["attribute"], row["group"])
+            name = told(row, words, stratum) if row["probe"] else f"ceiling{f', within {stratum}' if stratum else ''}"
+            note = audit_rows.note(row, positives=False)
+            if note:
+                notes += [note] if note not in notes else []
+                name += f" [{notes.index(note) + 1}]"
+            least = 1 if row["attribute"] == subgroups.ALL else probed.least
+            body.append([name, audit_rows.value(row), audit_rows.interval(row), *(_about(row[k], least) for k in ("n_images", "n_patients"))])
         widths = [max(len(cells[i]) for cells in body) for i in range(5)]
         lines.append(f"AUC of probes for {target}, test images, macro over classes")
         lines += ["  ".join([c[0].ljust(widths[0]), *(x.rjust(w) for x, w in zip(c[1:], widths[1:]))]) for c in body]
-        lines.append("")
+        lines += [*(f"[{i}] {note}" for i, note in enumerate(notes, 1)), ""]
     return "\n".join(lines).rstrip()

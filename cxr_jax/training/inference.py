@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from cxr_jax import mesh as meshes
 from cxr_jax.data import augment
-from cxr_jax.models import densenet
+from cxr_jax.models import densenet, pretrained
 from cxr_jax.tables import Target
 from cxr_jax.training import checkpoints, objectives
 
@@ -27,7 +27,7 @@ class Seen(NamedTuple):
     """What a network makes of b images.
 
     scores: by head, float32 [b, classes], probabilities. features: float32 [b, F], what the heads read. blocks: float32
-    [b, channels] for the stem and each dense block, where asked for; else ().
+    [b, channels] for the stem and each dense block, the mean of its maps.
     """
 
     scores: dict
@@ -39,7 +39,8 @@ class Seen(NamedTuple):
 class Forward:
     """A jitted forward pass over a mesh: (params, stats, images uint8 [b, 256, 256, 1]) to `Seen`.
 
-    Made once and used for validation while training and for `predict`, so that it is compiled once.
+    Validation while training, `predict` and `extract` all run this one, so that it is compiled once. (The means by block,
+    which only the last one wants, cost next to nothing.)
     """
 
     targets: Mapping[str, Target]
@@ -47,14 +48,10 @@ class Forward:
     run: Callable
 
     @classmethod
-    def of(
-        cls, graphdef: nnx.GraphDef, targets: Mapping[str, Target], image_size: int, mesh: Mesh, by_depth: bool = False
-    ) -> "Forward":
-        """by_depth: whether `Seen.blocks` is wanted."""
-
+    def of(cls, graphdef: nnx.GraphDef, targets: Mapping[str, Target], image_size: int, mesh: Mesh) -> "Forward":
         def run(params, stats, images):
             model = nnx.merge(graphdef, params, stats)
-            out = model(augment.to_model_input(images, image_size), train=False, pooled_blocks=by_depth)
+            out = model(augment.to_model_input(images, image_size), train=False, pooled_blocks=True)
             features, blocks = jax.tree.map(lambda x: x.astype(jnp.float32), (out.features, out.blocks))
             return Seen(objectives.probabilities(targets, out.logits), features, blocks)
 
@@ -62,9 +59,7 @@ class Forward:
         return cls(targets, mesh, jax.jit(run, in_shardings=(copied, copied, split), out_shardings=split))
 
 
-def restore(
-    folder: os.PathLike | str, which: str, mesh: Mesh, by_depth: bool = False
-) -> tuple[Forward, nnx.State, nnx.State]:
+def restore(folder: os.PathLike | str, which: str, mesh: Mesh) -> tuple[Forward, nnx.State, nnx.State]:
     """The network of the `best` or `last` checkpoint below `folder`: its forward pass, parameters and running statistics.
 
     Raises UserError where there is none.
@@ -76,14 +71,26 @@ def restore(
     copied = meshes.replicated(mesh)
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=copied), {"params": params, "stats": stats})
     found = checkpoints.restore(folder, which, like)
-    forward = Forward.of(graphdef, described.targets, described.image_size, mesh, by_depth)
-    return forward, found["params"], found["stats"]
+    return Forward.of(graphdef, described.targets, described.image_size, mesh), found["params"], found["stats"]
+
+
+def imported(path: os.PathLike | str, inputs: str, image_size: int, mesh: Mesh):
+    """(Forward, parameters, running statistics, config.model, pixels a side) of a network whose weights come from torch.
+
+    path, inputs: as `models.pretrained.read` takes them, inputs '' where the file tells. image_size: what it is shown, unless networks of its kind have a size of their
+    own. Raises UserError for what is no such file.
+    """
+    found = pretrained.read(path, classifier=False, inputs=inputs or None)
+    size = found.image_size or image_size
+    graphdef, params, stats = nnx.split(found.network, nnx.Param, nnx.BatchStat)
+    params, stats = meshes.replicate(mesh, (params, stats))
+    return Forward.of(graphdef, {}, size, mesh), params, stats, ml_collections.ConfigDict(dict(found.model)), size
 
 
 SETTLING_STEPS = 64  # the weight of the statistics that a network begins with is then (1 - .1)^64, about 1/1000
 
 
-def untrained(model, targets: Mapping[str, Target], image_size: int, seed: int, source, batch_size: int, mesh: Mesh, by_depth: bool = False):
+def untrained(model, targets: Mapping[str, Target], image_size: int, seed: int, source, batch_size: int, mesh: Mesh):
     """(Forward, parameters, running statistics) of a network that has learnt nothing, in the place of a restored one.
 
     model: a config's `model` section. targets: its heads. Parameters are those that training with `seed` would begin from.
@@ -110,7 +117,7 @@ def untrained(model, targets: Mapping[str, Target], image_size: int, seed: int, 
                 sharded = meshes.shard_batch(mesh, {k: batch[k] for k in ("image", "mask")})
                 stats = settle(params, stats, sharded["image"], sharded["mask"])
                 step += 1
-    return Forward.of(graphdef, targets, image_size, mesh, by_depth), params, stats
+    return Forward.of(graphdef, targets, image_size, mesh), params, stats
 
 
 def walk(run: Callable, source, batch_size: int, mesh: Mesh, start: int = 0) -> Iterator[tuple[np.ndarray, Any]]:

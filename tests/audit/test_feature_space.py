@@ -141,30 +141,42 @@ def test_too_few_images_for_a_map():
 
 def test_component_tests_compare_patients():
     features, race, patient = people(6)
-    sex = np.where(np.unique(patient, return_inverse=True)[1] % 2 == 0, 0, 1)
+    _, first = np.unique(patient, return_index=True)
+    features, race, patient = features[first], race[first], patient[first]
+    sex = np.arange(len(patient)) % 2
     race[:4] = -1
     scores = features[:, :2].astype(np.float64)
-    table = feature_space.component_tests(scores, {"race": race, "sex": sex}, patient, LEAST, {})
+    table = feature_space.component_tests(scores, {"race": race, "sex": sex}, patient, LEAST, {}, 0)
     assert len(table) == 3 * 2 + 1 * 2 and (table["family"] == 8).all() and (table["reason"] == "").all()
     for row in table.to_dict("records"):
         number = {"race": race, "sex": sex}[row["attribute"]]
-        means = [[], []]
-        for one in np.unique(patient[number >= 0]):
-            images = (patient == one) & (number >= 0)
-            means[int(number[images][0] != row["group"])].append(scores[images, row["component"]].mean())
-        expected = scipy.stats.ks_2samp(*means)
-        assert (row["n_patients"], row["n_against"], row["n_both"]) == (len(means[0]), len(means[1]), 0)
+        sides = [scores[number == row["group"], row["component"]], scores[(number >= 0) & (number != row["group"]), row["component"]]]
+        expected = scipy.stats.ks_2samp(*sides)
+        assert (row["n_patients"], row["n_against"], row["n_both"]) == (len(sides[0]), len(sides[1]), 0)
         np.testing.assert_allclose((row["statistic"], row["p"]), expected[:2], rtol=1e-9)
     np.testing.assert_allclose(table["p_holm"], comparisons.holm(table["p"].to_numpy()))
     assert list(table[table["attribute"] == "sex"]["against"]) == [1, 1]
 
 
+def test_more_images_a_patient_are_no_difference():
+    """Patients alike in everything but how many images they have; a test of patients' means would reject half of the time."""
+    images = np.repeat([1, 6], 150)
+    patient = np.repeat(np.arange(300), images)
+    group = np.repeat(np.repeat([0, 1], 150), images)
+    rng = np.random.default_rng(11)
+    own, other = rng.normal(size=(300, 60)), rng.normal(size=(len(patient), 60))
+    scores = np.sqrt(0.3) * own[patient] + np.sqrt(0.7) * other
+    p = feature_space.component_tests(scores, {"race": group}, patient, LEAST, {}, 0)["p"]
+    assert (p < 0.05).mean() < 0.15  # of 60: .05 expected, and .15 is three and a half standard errors above it
+
+
 def test_copies_of_an_image_are_no_evidence():
     features, race, patient = people(7)
-    scores = features[:, :1].astype(np.float64)
-    once = feature_space.component_tests(scores, {"race": race}, patient, LEAST, {})
+    _, first = np.unique(patient, return_index=True)
+    scores, race, patient = features[first, :1].astype(np.float64), race[first], patient[first]
+    once = feature_space.component_tests(scores, {"race": race}, patient, LEAST, {}, 0)
     more = [np.repeat(x, 3, axis=0) for x in (scores, race, patient)]
-    twice = feature_space.component_tests(more[0], {"race": more[1]}, more[2], LEAST, {})
+    twice = feature_space.component_tests(more[0], {"race": more[1]}, more[2], LEAST, {}, 0)
     np.testing.assert_allclose(once["p"], twice["p"], rtol=1e-9)
 
 
@@ -172,14 +184,14 @@ def test_small_and_hidden_groups_have_no_row_and_no_part_in_the_others():
     patient = np.arange(100)
     group = np.repeat([0, 1, 2, 3], [40, 30, 10, 20])
     scores = np.random.default_rng(8).normal(size=(100, 2))
-    table = feature_space.component_tests(scores, {"race": group}, patient, LEAST, {"race": {3}})
+    table = feature_space.component_tests(scores, {"race": group}, patient, LEAST, {"race": {3}}, 0)
     left_out = table[table["group"].isin([2, 3])]
     assert left_out[["statistic", "p", "p_holm", "n_patients", "n_against", "n_both"]].isna().all(axis=None)
     assert set(left_out["reason"]) == {"fewer than 11 patients", "the size of the group is withheld"}
     kept = table[table["reason"] == ""]
     assert list(kept["group"]) == [0, 0] and list(kept["against"]) == [1, 1] and (table["family"] == 2).all()
     assert (kept["n_patients"] == 40).all() and (kept["n_against"] == 30).all()
-    alone = feature_space.component_tests(scores, {"race": np.zeros(100, int)}, patient, LEAST, {})
+    alone = feature_space.component_tests(scores, {"race": np.zeros(100, int)}, patient, LEAST, {}, 0)
     assert (alone["reason"] == "fewer than 11 patients on a side").all() and (alone["family"] == 0).all()
 
 
@@ -188,7 +200,7 @@ def test_patients_on_both_sides_are_left_out(shared, tested):
     patient = np.concatenate([np.arange(50), np.arange(50 - shared, 100 - shared)])
     view = np.repeat([0, 1], 50)
     scores = np.random.default_rng(9).normal(size=(100, 1))
-    row = feature_space.component_tests(scores, {"view": view}, patient, LEAST, {}).iloc[0]
+    row = feature_space.component_tests(scores, {"view": view}, patient, LEAST, {}, 0).iloc[0]
     if tested:
         assert (row["n_patients"], row["n_against"], row["n_both"]) == (50 - shared, 50 - shared, shared)
         expected = scipy.stats.ks_2samp(scores[: 50 - shared, 0], scores[50 + shared :, 0])

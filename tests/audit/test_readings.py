@@ -1,5 +1,7 @@
 """The audit of probes: AUCs, differences and what is withheld, on scores that are drawn and need no probe."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -51,8 +53,10 @@ def drawn(seed: int = 0, few: bool = False) -> Readings:
         (Reading("race", "logistic_regression", FEATURES, shuffled=True), scores(0.0)),
         (Reading("race", "logistic_regression", FEATURES, attribute="view", group="AP"), scores(2.0)),
         (Reading("race", "logistic_regression", FEATURES, attribute="view", group="PA", about={"reason": "none fitted"}), scores(np.nan)),
+        (Reading("race", "logistic_regression", FEATURES, attribute="view", group="LL"), scores(2.0)),
     ]
-    return Readings(table, {"race": CLASSES}, [r for r, _ in plan], {r.name: s for r, s in plan}, {"agreement": [], "absent": []})
+    made = [dataclasses.replace(r, about={"fit_images": 700, "fit_patients": 350, **r.about}) for r, _ in plan]
+    return Readings(table, {"race": CLASSES}, made, {r.name: s for r, s in plan}, {"agreement": [], "absent": [], "strata_by_truth": []})
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +95,27 @@ def test_what_was_not_fitted_says_why(found):
     assert [row["reason"] for row in of_class] == ["none fitted"]
 
 
+def test_a_stratum_without_test_images_has_rows_that_say_so(found):
+    empty = rows(found, group="LL")
+    assert [row["class"] for row in empty] == [*CLASSES, "macro"]
+    assert all(row["value"] is None and row["n_images"] == 0 and row["reason"] == "no test image here" for row in empty)
+
+
+def test_every_reading_of_the_features_is_tested_against_guessing(found):
+    made = drawn()
+    tests = {row["reading"]: row for row in found["against_guessing"]}
+    own = [r for r in made.readings if r.input == FEATURES and not r.shuffled]
+    assert set(tests) == {r.name for r in own}
+    linear = made.readings[0]
+    truth = np.stack([made.table["label_race"] == c for c in CLASSES], axis=1)
+    auc, covariance = comparisons.auc_covariance(truth, made.scores[linear.name][:, :, None], made.table["patient_id"].to_numpy())
+    logit, error = np.log(auc[0] / (1 - auc[0])), np.sqrt(covariance[0, 0]) / (auc[0] * (1 - auc[0]))
+    assert tests[linear.name]["p"] == pytest.approx(2 * stats.norm.sf(logit / error), rel=1e-6)
+    p = [row["p"] for row in found["against_guessing"]]
+    np.testing.assert_allclose([row["p_adjusted"] for row in found["against_guessing"]], comparisons.holm(p))
+    assert {row["family"] for row in found["against_guessing"]} == {3}  # of five, two have no AUC
+
+
 def test_differences_of_macro_aucs(found):
     made = drawn()
     by_names = {(c["first"], c["second"]): c for c in found["comparisons"]}
@@ -117,7 +142,7 @@ def test_a_class_of_few_patients_is_withheld_and_tells_nothing_by_other_ways(vec
     patients = made.table.loc[made.table["label_race"] == "C", "patient_id"].nunique()
     assert 0 < patients < 11
     found = readings.audit(made, vectors, settings(), open_data=False)
-    for row in rows(found, **{"class": "C"}):
+    for row in (row for row in rows(found, **{"class": "C"}) if row["n_images"] != 0):
         assert row["value"] is None and row["n_positive"] is None
     for row in rows(found, **{"class": "macro"}):
         assert row["value"] is None

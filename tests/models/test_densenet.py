@@ -295,3 +295,17 @@ def test_foreign_statistics_fold_into_scale_and_offset(float64):
     scale = a * np.sqrt((v + 1e-5) / (s + 1e-5))
     got = densenet._read(kept, scale, b + a * (m - r) / np.sqrt(s + 1e-5))
     np.testing.assert_allclose(got, np.maximum(a * (x - r) / np.sqrt(s + 1e-5) + b, 0), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_stem_with_a_constant(train, float64):
+    """A constant whose kernel is the picture's own is 1 more at every pixel, and not in the zeros around them."""
+    param = dict(param_dtype=float64["param_dtype"])
+    plain = uneven(densenet.Stem(16, **param))
+    assert plain.constant is None
+    stem = densenet.Stem(16, constant=True, **param)
+    nnx.update(stem, nnx.state(plain))
+    stem.constant[...] = plain.kernel[...]
+    images = pictures(3, 18, dtype=np.float64)
+    assert_close(stem(images, None, train), plain(images + 1, None, train), 1e-12)
+    assert_close(nnx.state(stem, nnx.BatchStat), nnx.state(plain, nnx.BatchStat), 1e-12)

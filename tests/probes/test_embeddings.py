@@ -68,9 +68,15 @@ def broken(tmp_path, change):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda t: t.assign(feature_1=[0, 1, np.nan, 3, 4, 5]), r"mine\.csv: row 3, vector entry 2: nan found"),
-        (lambda t: t.assign(feature_1=[0, 1, 2, np.inf, np.inf, 5]), r"row 4, vector entry 2: inf .*\(2 such rows\)"),
+        (lambda t: t.assign(feature_1=[0, 1, np.nan, 3, 4, 5]), r"mine\.csv: row 3, column 'feature_1': nan found"),
+        (lambda t: t.assign(feature_1=[0, 1, 2, np.inf, np.inf, 5]), r"row 4, column 'feature_1': inf .*\(2 such rows\)"),
         (lambda t: t.assign(feature_2=["x", *"12345"]), r"row 1, column 'feature_2': 'x' found, a number expected"),
+        (lambda t: t.assign(feature_0=[0, 1e30, 2, 3, 4, 5]), r"row 2, column 'feature_0': 1e\+30 found, a number within"),
+        (lambda t: t.assign(age=["40", "41", "90+", "50", "60", "70"]), r"row 3, column 'age': '90\+' found, a number of years"),
+        (lambda t: t.assign(label_Edema=[0, 1, -1, 0, 1, 0]), r"row 3, column 'label_Edema': -1 found, 1, 0 or empty expected"),
+        (lambda t: t.assign(label_Edema=["yes", "no", "no", "no", "no", "no"]), "row 1, column 'label_Edema': 'yes' found"),
+        (lambda t: t.assign(score_0_0=0.5), "column 'score_0_0': a name that begins as our own results do"),
+        (lambda t: t.head(0), "no row"),
         (lambda t: t.drop(columns="patient_id"), "no column 'patient_id'"),
         (lambda t: t.assign(image_id=["i0"] * N), "row 2, column 'image_id'"),
         (lambda t: t.assign(split=["train", "test", *["test"] * 4]), "patient '007' is in splits test and train"),
@@ -105,8 +111,32 @@ def test_files_that_do_not_go_together(tmp_path):
         embeddings.read(path, table, columns)
 
 
-def test_lists_of_different_lengths(tmp_path):
-    ragged = [[1.0, 2.0]] * (N - 1) + [[1.0]]
-    keys().assign(embedding=ragged).to_parquet(tmp_path / "mine.parquet")
-    with pytest.raises(UserError, match="row 6, column 'embedding': 1 numbers found, 2 expected"):
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ([[1.0, 2.0]] * (N - 1) + [[1.0]], "row 6, column 'embedding': 1 numbers found, 2 expected"),
+        ([["a", "b"]] * N, "row 1, column 'embedding': .* found, a list of numbers expected"),
+        ([1.0] * N, "row 1, column 'embedding': 1.0 found, a list of numbers expected"),
+        ([[]] * N, "row 1, column 'embedding': .* found, a list of numbers expected"),
+    ],
+)
+def test_lists_that_are_no_vectors(tmp_path, rows, told):
+    keys().assign(embedding=rows).to_parquet(tmp_path / "mine.parquet")
+    with pytest.raises(UserError, match=told):
         embeddings.read(tmp_path / "mine.parquet", "", "embedding")
+
+
+def test_what_pandas_writes(tmp_path):
+    """An index that is the image, and columns that are called by number."""
+    table = whole().rename(columns={f"feature_{i}": i for i in range(3)}).set_index("image_id")
+    table.columns = table.columns.astype(str)
+    table.rename(columns={str(i): f"feature_{i}" for i in range(3)}).to_parquet(tmp_path / "mine.parquet")
+    found, vectors_found = embeddings.read(tmp_path / "mine.parquet", "", "feature_")
+    assert list(found["image_id"]) == list(keys()["image_id"])
+    np.testing.assert_array_equal(vectors_found, vectors())
+
+
+def test_words_are_classes_whatever_they_are(tmp_path):
+    whole().assign(race=["NA", "None", "B", "nan", "B", ""]).to_csv(tmp_path / "mine.csv", index=False)
+    table, _ = embeddings.read(tmp_path / "mine.csv", "", "feature_")
+    assert list(table["race"][:5]) == ["NA", "None", "B", "nan", "B"] and table["race"].isna()[5]

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
@@ -15,7 +16,7 @@ PROBES = ("logistic_regression", "knn", "kmeans", "network")
 
 
 def run(made, **changes):
-    readings, arrays = protocol.run(made, settings(**changes), mesh.data_mesh())
+    readings, arrays = protocol.run(made, settings(**changes), mesh.data_mesh(jax.devices()[:1]))
     return readings, arrays
 
 
@@ -148,6 +149,9 @@ def changed(made, split, **columns):
     [
         (lambda: changed(splits(), "test", patient_id="train0"), ("race",), "patient 'train0' is in splits test and train"),
         (splits, ("ethnicity",), "ethnicity is not recorded .* there are .*race"),
+        (splits, ("patient_id",), "patient_id says which image or patient"),
+        (lambda: {s: changed(splits(), s, sex=np.where(np.arange(2 * SIZES[s]) % 2, "macro", "F"))[s] for s in SIZES}, ("sex",), "a class called 'macro'"),
+        (lambda: changed(splits(), "test", race=None), ("race",), "race is recorded of no test image"),
         (splits, ("age",), "age is a number, not a class label"),
         (lambda: {s: changed(splits(), s, sex="F")[s] for s in SIZES}, ("sex",), "sex is 'F' in every image; a probe needs two classes"),
         (lambda: {s: changed(splits(), s, sex=None)[s] for s in SIZES}, ("sex",), "sex is recorded of no image"),
@@ -178,20 +182,35 @@ def test_classes_and_rows_that_are_missing_leave_a_reading_with_its_reason():
     for reading in readings.readings:
         scores = readings.scores[reading.name]
         if reading.group == "AP":
-            assert reading.about["reason"] == "training has images of fewer than two classes here" and np.isnan(scores).all()
+            assert reading.about["reason"] == "training has images of one class at most here" and np.isnan(scores).all()
         elif reading.group == "PA" and reading.probe == "knn":
-            assert reading.about["reason"] == "4 images in training here, fewer than 5 neighbours" and np.isnan(scores).all()
+            assert reading.about["reason"] == "training has not as many images here as 5 neighbours" and np.isnan(scores).all()
         else:
             assert reading.about["reason"].startswith("no image of C in training here"), reading.name
             assert np.isnan(scores[:, 2]).all() and not np.isnan(scores[:, :2]).any(), reading.name
 
 
-def test_constant_features_tell_nothing_and_break_nothing():
+def test_constant_features_leave_a_reading_with_its_reason():
     made = splits()
     for part in made.values():
         part.arrays[FEATURES][:] = 1.0
     readings, _ = run(made, controls=(), strata=(), refits=2)
     for reading in readings.readings:
         if reading.input == FEATURES:
-            scores = readings.scores[reading.name]
-            assert np.isnan(scores).all() or np.ptp(scores, axis=0).max() < 1e-6, reading.name
+            assert reading.about["reason"] == "all training images are alike here", reading.name
+            assert np.isnan(readings.scores[reading.name]).all()
+
+
+def test_a_stratum_that_test_lacks_and_strata_by_whole_numbers():
+    """Nobody in test has a view: scores are there, and nobody is in the stratum. Sites are numbers, and make groups all the same."""
+    made = changed(splits(), "test", view=None)
+    made = {name: changed(made, name, site=np.arange(len(part.table)) // 2 % 2)[name] for name, part in made.items()}
+    readings, _ = run(made, probes=("logistic_regression",), controls=(), strata=("view", "site", "age"), refits=0)
+    assert {(r.attribute, r.group) for r in readings.readings if r.attribute} == {("view", "AP"), ("view", "PA"), ("site", "0"), ("site", "1")}
+    assert readings.table["stratum_view"].isna().all() and set(readings.table["stratum_site"]) == {"0", "1"}
+    assert "no stratum by age: it is not recorded, or a number" in readings.found["absent"]
+
+
+def test_a_target_is_no_finding_of_its_own():
+    made = {name: changed(splits(), name, label_race=1.0)[name] for name in SIZES}
+    assert protocol._finding_columns(made["train"].table, ("race",)) == ["label_No Finding", "label_Edema"]

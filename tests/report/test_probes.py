@@ -1,5 +1,7 @@
 """The report of probes: says what the intervals allow and no more, holds nothing about one image, and stands alone."""
 
+import dataclasses
+import functools
 import json
 import re
 
@@ -16,7 +18,13 @@ from tests.audit.test_readings import IMAGES, drawn, settings
 from tests.report.test_html import Page
 
 
-def workdir_of(folder, made, vectors, open_data=False, **changes):
+@functools.cache
+def audited(few: bool, open_data: bool) -> dict:
+    vectors = np.random.default_rng(1).normal(size=(IMAGES, 12)).astype(np.float32)
+    return readings.audit(drawn(few=few), vectors, settings(), open_data)
+
+
+def workdir_of(folder, few=False, open_data=False, **changes):
     """A workdir of a user's own embeddings: probes, and nothing of our models."""
     config = base.get_config()
     config.name = "Probes"
@@ -24,18 +32,13 @@ def workdir_of(folder, made, vectors, open_data=False, **changes):
     tables.write_json(folder / "config_diff.json", {})
     record = {"stages": {}, "dataset": {"name": "mine", "open_data": open_data, "invented_groups": False}}
     tables.write_json(folder / "run.json", record)
-    tables.write_json(folder / "probe_audit.json", {**readings.audit(made, vectors, settings(), open_data), **changes})
+    tables.write_json(folder / "probe_audit.json", {**audited(few, open_data), **changes})
     return folder
 
 
 @pytest.fixture(scope="module")
-def vectors():
-    return np.random.default_rng(1).normal(size=(IMAGES, 12)).astype(np.float32)
-
-
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory, vectors):
-    return workdir_of(tmp_path_factory.mktemp("probed"), drawn(), vectors)
+def workdir(tmp_path_factory):
+    return workdir_of(tmp_path_factory.mktemp("probed"))
 
 
 @pytest.fixture(scope="module")
@@ -55,32 +58,34 @@ def test_the_page_answers_first_and_asks_for_nothing_from_elsewhere(page, workdi
 
 
 def test_words_claim_what_the_intervals_allow(page):
-    assert re.search(r"On 240 test images of 120 patients, logistic regression tells race as recorded from the features", page.text)
-    assert "The whole interval lies above 0.5, what guessing reaches: logistic regression" in page.text
-    assert "That is more than the same probe finds in an untrained network's features" in page.text
-    assert "Within view AP alone it is still found, best by logistic regression" in page.text
-    assert "Within view PA alone nothing can be said" in page.text
+    assert "Judged on 240 test images of 120 patients. Macro AUC for telling race as recorded from the features" in page.text
+    assert "Above 0.5, what guessing reaches: logistic regression" in page.text
+    assert "For logistic regression that is more than from an untrained network's features" in page.text
+    assert re.search(r"Within view AP alone \(\d+ or more test images\) 1 of 1 probes find it; the highest is logistic regression", page.text)
+    assert re.search(r"Within view PA alone \(\d+ or more test images\) nothing can be said: none fitted", page.text)
+    assert "Within view LL alone (0 test images) nothing can be said: no test image here" in page.text
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "verdict"),
+    ("low", "high", "p", "verdict"),
     [
-        (0.51, 0.6, "The whole interval lies above 0.5, what guessing reaches"),
-        (0.49, 0.6, "The interval covers 0.5: no evidence of it"),
-        (0.5, 0.6, "The interval covers 0.5: no evidence of it"),
-        (0.3, 0.49, "The whole interval lies below 0.5, by chance or by an error"),
-        (np.nan, np.nan, "Without an interval, nothing can be said"),
+        (0.51, 0.6, 0.01, "Above 0.5, what guessing reaches"),
+        (0.51, 0.6, 0.06, "Above 0.5 by its interval, but not after correction for 16 probes and strata"),
+        (0.51, 0.6, None, "Above 0.5 by its interval, without a test"),
+        (0.49, 0.6, 0.01, "Not told from 0.5, what guessing reaches"),
+        (0.5, 0.6, 0.01, "Not told from 0.5, what guessing reaches"),
+        (0.3, 0.49, 0.01, "Below 0.5, by chance or by an error"),
+        (np.nan, np.nan, 0.01, "Without an interval, nothing can be said"),
     ],
 )
-def test_verdicts(low, high, verdict):
-    assert probes._verdict(pd.Series({"low": low, "high": high, "value": 0.5})) == verdict
+def test_verdicts(low, high, p, verdict):
+    assert probes._verdict(pd.Series({"low": low, "high": high, "value": 0.5}), {"p_adjusted": p, "family": 16}) == verdict
 
 
-def test_a_difference_that_does_not_survive_correction_is_not_claimed(tmp_path, vectors):
-    found = readings.audit(drawn(), vectors, settings(), False)
-    compared = [c | {"p_adjusted": 0.2} for c in found["comparisons"]]
-    text = Page(report.write(workdir_of(tmp_path, drawn(), vectors, comparisons=compared)).read_text()).text
-    assert "That is more than" not in text and "It is not shown to be more than the same probe finds in" in text
+def test_a_difference_that_does_not_survive_correction_is_not_claimed(tmp_path):
+    compared = [c | {"p_adjusted": 0.2} for c in audited(False, False)["comparisons"]]
+    text = Page(report.write(workdir_of(tmp_path, comparisons=compared)).read_text()).text
+    assert "that is more than" not in text and "it is not shown to differ from" in text
 
 
 def test_a_map_of_cells_that_are_all_withheld_is_not_drawn(page):
@@ -96,18 +101,44 @@ def test_nothing_about_one_image_or_patient(page, workdir):
     assert "points" not in json.dumps(shown["space"]["maps"])
 
 
-def test_a_small_class_is_withheld_in_words_and_tables(tmp_path, vectors):
+def test_a_small_class_is_withheld_in_words_and_tables(tmp_path):
     made = drawn(few=True)
-    text = Page(report.write(workdir_of(tmp_path, made, vectors)).read_text()).text
-    assert "What the features know of race as recorded cannot be said: withheld for C" in text
+    text = Page(report.write(workdir_of(tmp_path, few=True)).read_text()).text
+    assert "What the features know of race as recorded cannot be said for all classes together: withheld for C" in text
     assert str(int((made.table["label_race"] == "C").sum())) not in re.findall(r"(?<![\d.])\d+(?![\d.])", text.split("Every reading")[1].split("Do clusters")[0].split("Which features")[0])
 
 
-def test_open_data_show_points(tmp_path, vectors):
-    path = report.write(workdir_of(tmp_path, drawn(), vectors, open_data=True))
-    assert "Each point is one of 240 test images of 120 patients" in Page(path.read_text()).text
+def test_open_data_show_points(tmp_path):
+    path = report.write(workdir_of(tmp_path, open_data=True))
+    text = Page(path.read_text()).text
+    assert "Each point is one of 240 test images of 120 patients" in text and "or more" not in text
     for name in ("features_components", "features_neighbours"):
         assert (tmp_path / "figures" / f"{name}.svg").exists(), name
+
+
+def test_clusters_tell_nothing_of_a_label_whose_groups_are_withheld(tmp_path):
+    """Purity is the share of the commonest class, and so tells how many are of the other."""
+    row = {"clusters": 2, "value": 0.97, "null_mean": 0.97, "null_low": 0.97, "null_high": 0.97, "p": 1.0, "n_images": 240, "n_patients": 120}
+    rows = [{"label": label, "measure": m, **row} for label in ("race", "sex") for m in ("adjusted_rand", "normalised_mutual_information", "purity")]
+    made = drawn(few=True)
+    made = dataclasses.replace(made, found={**made.found, "agreement": rows})
+    hidden = readings._agreement(made, {"race": {"C"}, "sex": set()})
+    path = report.write(workdir_of(tmp_path, few=True, agreement=hidden))
+    lines = Page(path.read_text()).table("clusters", "purity")
+    assert [line[0] for line in lines] == ["sex"]
+
+
+def test_own_vectors_are_not_told_by_what_the_workdir_held_before(tmp_path):
+    folder = workdir_of(tmp_path, open_data=True)
+    record = json.loads((folder / "run.json").read_text())
+    record["dataset"]["invented_groups"] = True
+    (folder / "run.json").write_text(json.dumps(record))
+    config = json.loads((folder / "config.json").read_text())
+    assert "invented" in Page(report.write(folder).read_text()).text
+    config["probe"]["embeddings"] = "mine.csv"
+    (folder / "config.json").write_text(json.dumps(config))
+    text = Page(report.write(folder).read_text()).text
+    assert "4 invented groups" not in text and "race as recorded" in text
 
 
 def test_terminal(workdir):
@@ -116,8 +147,8 @@ def test_terminal(workdir):
     assert any(re.match(r"logistic regression on the features +0\.\d{3} +0\.\d{3} to 0\.\d{3} +240 +120$", line) for line in lines)
 
 
-def test_a_broken_file_is_told(tmp_path, vectors):
-    folder = workdir_of(tmp_path, drawn(), vectors)
+def test_a_broken_file_is_told(tmp_path):
+    folder = workdir_of(tmp_path)
     found = json.loads((folder / "probe_audit.json").read_text())
     del found["space"]
     (folder / "probe_audit.json").write_text(json.dumps(found))

@@ -21,7 +21,7 @@ def source(phantom):
 @pytest.fixture(scope="module")
 def untrained(phantom_dir, source):
     config = small_config(phantom_dir)
-    return inference.untrained(config.model, {}, 32, 0, source, 8, meshes.data_mesh(), by_depth=True)
+    return inference.untrained(config.model, {}, 32, 0, source, 8, meshes.data_mesh())
 
 
 def test_walk_gives_every_image_once_from_any_batch_on(untrained, source):
