@@ -100,7 +100,7 @@ def get_config() -> ml_collections.ConfigDict:
     p.refits = 100  # of the chosen logistic regression on resampled training patients: how steady its weights are
     p.neighbours = (1, 5, 15, 50, 100)
     p.metric = "l2"  # l2 | cosine
-    p.clusters = (2, 4, 8, 16, 32)
+    p.clusters = (2, 4, 8, 16)
     p.restarts = 10  # of K-means, the best by inertia kept
     p.permutations = 1000  # of labels among patients: the null of what clusters and labels have in common
     p.network = n = ml_collections.ConfigDict()

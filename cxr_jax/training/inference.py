@@ -87,7 +87,7 @@ def imported(path: os.PathLike | str, inputs: str, image_size: int, mesh: Mesh):
     return Forward.of(graphdef, {}, size, mesh), params, stats, ml_collections.ConfigDict(dict(found.model)), size
 
 
-SETTLING_STEPS = 64  # the weight of the statistics that a network begins with is then (1 - .1)^64, about 1/1000
+SETTLING_STEPS = 44  # the weight of the statistics that a network begins with is then (1 - .1)^44, about 1/100
 
 
 def untrained(model, targets: Mapping[str, Target], image_size: int, seed: int, source, batch_size: int, mesh: Mesh):
