@@ -6,8 +6,10 @@ that the program needs, and batch statistics are those of the global batch.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -67,6 +69,16 @@ def agreed(number: int) -> int:
     from jax.experimental import multihost_utils
 
     return int(multihost_utils.broadcast_one_to_all(np.int64(number)))
+
+
+@contextlib.contextmanager
+def float64_on_host() -> Iterator[None]:
+    """What is computed inside is in float64 and on the host: TPUs have no float64, and of accelerators few have it at speed."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.enable_x64(True))
+        with contextlib.suppress(RuntimeError):  # JAX was told to use an accelerator alone; it then has to do
+            stack.enter_context(jax.default_device(jax.local_devices(backend="cpu")[0]))
+        yield
 
 
 def start_distributed() -> None:

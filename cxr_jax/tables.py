@@ -31,6 +31,8 @@ import pyarrow.parquet as pq
 
 KEY_COLUMNS = ("image_id", "patient_id", "study_id", "split", "race", "sex", "age", "view")
 SPLITS = ("train", "validation", "test")
+# Columns that say which image or patient, or where it lies, and so make no groups.
+IDENTIFIERS = ("image_id", "patient_id", "study_id", "split", "stored_split", "released_split", "dataset", "record")
 
 LABEL = "label_"  # label_TARGET: what the release says
 SCORE = "score_"  # score_CLASS: what the model says, a probability

@@ -19,7 +19,6 @@ withheld: what is left would be the lucky draws.
 
 from __future__ import annotations
 
-import contextlib
 import statistics
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -29,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from cxr_jax import mesh
 from cxr_jax.audit import metrics
 
 # Replicates walked at once. Their running sums, 5 of 8 bytes each, then stay in a core's first cache.
@@ -95,7 +95,8 @@ class Bootstrap:
         # The walk never reaches what fills these up, and a cell from 0 to 0 is empty: it costs nothing.
         images = [_filled(x, 0) for x in (self.patient[rows], positive, tied, closes)]
         bounds = [_filled(x.astype(np.int32), 0) for x in (starts, stops)]
-        with _float64_on_host():
+        # Also since the walk is long and narrow: an accelerator would spend its time launching kernels.
+        with mesh.float64_on_host():
             walk = [jnp.asarray(x) for x in (*images, *bounds)]
             parts = [_ranking(counts, *walk) for counts in self._chunks(LANES)]
             auc, precision = (self._join(part[k] for part in parts) for k in range(2))
@@ -114,7 +115,7 @@ class Bootstrap:
                 whose = self.patient[cell.rows]
                 total[k] = np.bincount(whose, weights=np.asarray(cell.value, np.float64), minlength=patients)
                 images[k] = np.bincount(whose, minlength=patients)
-            with _float64_on_host():
+            with mesh.float64_on_host():
                 products = [_means(c, jnp.asarray(total), jnp.asarray(images)) for c in self._chunks(LANES)]
                 means[first : first + len(block)] = self._join(products)[: len(block)]
         return means
@@ -131,7 +132,7 @@ class Bootstrap:
         positive = np.asarray(cell.positive, bool)[ranking.order]
         images = [_filled(x) for x in (patient, positive, np.ones(len(patient), bool), ranking.last)]
         images[-1][len(patient) :] = len(patient) - 1
-        with _float64_on_host():
+        with mesh.float64_on_host():
             fixed = [jnp.asarray(x) for x in (*images, np.asarray(grid, np.float64))]
             return self._join(np.asarray(_roc(counts, *fixed)) for counts in self._chunks(ROC_LANES))
 
@@ -201,16 +202,6 @@ def wilson(share: float, n: float, level: float) -> tuple[float, float]:
     centre, half = share + z**2 / (2 * n), z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     low, high = np.clip(np.array([centre - half, centre + half]) / (1 + z**2 / n), 0, 1)
     return float(low), float(high)
-
-
-@contextlib.contextmanager
-def _float64_on_host() -> Iterator[None]:
-    """The walk is long and narrow: an accelerator would spend its time launching kernels, and TPUs have no float64."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(jax.enable_x64(True))
-        with contextlib.suppress(RuntimeError):  # JAX was told to use an accelerator alone; it then has to do
-            stack.enter_context(jax.default_device(jax.local_devices(backend="cpu")[0]))
-        yield
 
 
 @jax.jit

@@ -50,14 +50,13 @@ import pandas as pd
 from cxr_jax.audit import metrics
 from cxr_jax.audit.intervals import Bootstrap, MeanCell, RankedCell, percentile_interval, wilson
 from cxr_jax.audit.suppression import withhold
-from cxr_jax.tables import CEILING, Predictions, Target, UserError
+from cxr_jax.tables import CEILING, IDENTIFIERS, Predictions, Target, UserError
 
 KEYS = (
     "metric", "target", "class", "attribute", "group", "split", "threshold", "reference", "value", "low", "high",
     "level", "method", "n_images", "n_patients", "n_positive", "suppressed", "reason",
 )  # fmt: skip
 ALL, MACRO, MISSING = "all", "macro", "missing"
-IDENTIFIERS = ("image_id", "patient_id", "study_id", "split", "stored_split", "released_split", "dataset", "record")
 FALSE_POSITIVE_RATES = np.arange(51) / 50
 CALIBRATION_BINS = 10  # at most
 SHARES = ("accuracy", "calibration", "confusion")  # means of values that are 0 or 1
@@ -447,6 +446,8 @@ class _Judgement:
                 own = figures["auc", group.attribute, group.name][name]
                 difference, replicates = own.value - found.value, own.replicates - found.replicates
                 put("auc_difference", group, name, difference, replicates, reason, decimals)
+                continue
+            if only is not None and "average_precision" not in only:
                 continue
             if cell.positive.all() and len(cell.rows):
                 reason = "every image is positive: 1 whatever the scores"

@@ -34,9 +34,6 @@ FINDING = "finding_"  # finding_<Name>: as released: 1, 0, -1 (uncertain), NaN
 UNCERTAIN = {"ignore": np.nan, "zeros": 0.0, "ones": 1.0}
 UNMENTIONED = {"ignore": np.nan, "zeros": 0.0}
 
-# Text that says which image or which patient, and so is no class that a model could learn.
-_IDENTIFIERS = ("image_id", "patient_id", "study_id", "stored_split", "released_split", "split", "dataset")
-
 _log = logging.getLogger(__name__)
 
 
@@ -396,7 +393,7 @@ def _findings_target(cohort: Cohort, policy) -> tuple[Target, tuple[str, ...]]:
 
 def _class_target(cohort: Cohort, name: str) -> Target:
     table = cohort.table
-    text = [c for c in table.columns if pd.api.types.is_string_dtype(table[c]) and c not in _IDENTIFIERS]
+    text = [c for c in table.columns if pd.api.types.is_string_dtype(table[c]) and c not in tables.IDENTIFIERS]
     if name not in text:
         known = [c for c in text if table[c].notna().any() and c not in ("race_recorded", "race_standing")]
         known += ["findings"] * bool(cohort.findings)

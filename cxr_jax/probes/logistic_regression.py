@@ -38,7 +38,6 @@ data and this λ; it says nothing about the strength that should have been chose
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterator
@@ -251,7 +250,7 @@ class _Data:
         """Σ w (x - shift) and Σ w (x - shift)², float64 [2, P, d]. weights: [P, n]."""
         chunk = max(1, MOMENT_CELLS // self.rows.shape[1])
         sums = np.zeros((2, len(weights), self.rows.shape[1]))
-        with _float64_on_host():
+        with mesh.float64_on_host():
             for (_, block), weight in zip(_chunks(self.rows, chunk), _last_axis(weights, chunk), strict=True):
                 sums = _add_moments(sums, block, self.shift, weight)
             sums = np.asarray(sums)
@@ -379,7 +378,7 @@ class _Data:
         K = W.shape[3]
         sums = [np.zeros(W.shape[:3]), np.zeros(W.shape[:4]), np.zeros(W.shape), np.zeros((*W.shape[:4], K))]
         shown = np.broadcast_to(present, W.shape[:4])
-        with _float64_on_host():
+        with mesh.float64_on_host():
             chunks = zip(
                 _chunks(self.rows, EXACT_ROWS), _last_axis(w, EXACT_ROWS), _last_axis(target, EXACT_ROWS), strict=True
             )
@@ -663,13 +662,3 @@ def _last_axis(array: np.ndarray, size: int) -> Iterator[np.ndarray]:
     for first in range(0, n, size):
         block = array[..., first : first + size]
         yield np.pad(block, [(0, 0)] * (array.ndim - 1) + [(0, size - block.shape[-1])])
-
-
-@contextlib.contextmanager
-def _float64_on_host() -> Iterator[None]:
-    """TPUs have no float64, and of accelerators few have it at speed."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(jax.enable_x64(True))
-        with contextlib.suppress(RuntimeError):  # JAX was told to use an accelerator alone; it then has to do
-            stack.enter_context(jax.default_device(jax.local_devices(backend="cpu")[0]))
-        yield

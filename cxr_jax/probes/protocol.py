@@ -140,7 +140,7 @@ def classes_of(splits: Mapping[str, Features], target: str) -> tuple[str, ...]:
 
 def check_no_identifier(field: str, name: str) -> None:
     """Raises UserError for a column that says which image or patient, and so makes no groups."""
-    if name in ("image_id", "patient_id", "study_id", "split", "dataset", "record", "stored_split", "released_split"):
+    if name in tables.IDENTIFIERS:
         raise UserError(f"{field}: {name} says which image or patient, and makes no groups")
 
 

@@ -29,7 +29,7 @@ import pandas as pd
 
 from cxr_jax import tables
 from cxr_jax.audit import subgroups
-from cxr_jax.audit.subgroups import ALL, IDENTIFIERS, MISSING
+from cxr_jax.audit.subgroups import ALL, MISSING
 from cxr_jax.audit.suppression import Ledger
 from cxr_jax.experiment import nearest_first
 from cxr_jax.report import rows as audit_rows
@@ -106,7 +106,7 @@ class Study:
             if attribute == "age" or attribute.startswith((FINDING, "race_", "ceiling_")):
                 raise tables.UserError(f"config.audit.attributes: {attribute} makes no groups of its own; use race, sex, age_band, view")
             if attribute not in table and attribute not in ("race", "sex", "age_band", "view"):
-                near = nearest_first(attribute, [c for c in table if c not in IDENTIFIERS and not c.startswith(FINDING)] + ["age_band"])
+                near = nearest_first(attribute, [c for c in table if c not in tables.IDENTIFIERS and not c.startswith(FINDING)] + ["age_band"])
                 raise tables.UserError(f"config.audit.attributes: the cohort has no {attribute!r}; it has {', '.join(near)}")
         self.settings, self.invented, self.races = settings, invented, races
         self.least, self.level = settings.min_patients, settings.level
@@ -218,7 +218,7 @@ class Study:
         for column in table.columns:
             words = re.split(r"[_\W]+", column.lower())
             telling = any(word.startswith(("race", "ethnic")) for word in words) or words[-1] in ("id", "path", "file")
-            if telling or column in IDENTIFIERS or column.startswith(FINDING) or pd.api.types.is_numeric_dtype(table[column]):
+            if telling or column in tables.IDENTIFIERS or column.startswith(FINDING) or pd.api.types.is_numeric_dtype(table[column]):
                 continue
             if table[column].nunique() <= MOST_TEXT_VALUES:
                 found.setdefault(column, column)
