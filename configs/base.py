@@ -89,8 +89,8 @@ def get_config() -> ml_collections.ConfigDict:
     p.targets = ("race",)  # class labels that the features are asked for
     p.probes = ("logistic_regression", "knn", "kmeans", "network")
     # labels shuffled by patient; an untrained network's features; the findings alone; age, sex and view alone; the
-    # histogram of gray levels alone
-    p.controls = ("shuffled", "untrained", "findings", "demographics", "histogram")
+    # histogram of gray levels alone; beside each stratum about as many images drawn at random
+    p.controls = ("shuffled", "untrained", "findings", "demographics", "histogram", "as_many")
     p.strata = ("No Finding", "view")  # fitted and judged anew within images that have this finding, or in each class of this label
     p.seed = 0  # of shuffling, clustering, the network and resampling
     p.embeddings = ""  # a table or .npy file of your own vectors, in the place of extracted features; see configs/probe.py

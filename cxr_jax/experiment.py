@@ -45,7 +45,7 @@ HOSPITAL_WORDS = ("mimic", "chexpert")  # record race as hospitals do, in dozens
 PHANTOM_VARIANTS = ("planted", "null", "confounded", "acquisition", "underdiagnosed", "shortcut")
 SIZES = ("tiny", "paper")
 PROBES = ("logistic_regression", "knn", "kmeans", "network")
-CONTROLS = ("shuffled", "untrained", "findings", "demographics", "histogram")
+CONTROLS = ("shuffled", "untrained", "findings", "demographics", "histogram", "as_many")
 
 
 # ---------------------------------------------------------------------------------------------------------------- config

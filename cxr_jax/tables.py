@@ -37,6 +37,7 @@ IDENTIFIERS = ("image_id", "patient_id", "study_id", "split", "stored_split", "r
 LABEL = "label_"  # label_TARGET: what the release says
 SCORE = "score_"  # score_CLASS: what the model says, a probability
 STRATUM = "stratum_"  # stratum_NAME: the group of an image among which probes are fitted and judged anew
+AS_MANY = "as many as "  # a stratification for control: the groups of another one, dealt at random
 SHUFFLED = "shuffled_"  # shuffled_TARGET: the labels of other patients, for control
 TRUE = "true_"  # true_FINDING: what is so, where the data's truth is known
 CEILING = "ceiling_"  # ceiling_CLASS: the best that any model could say, where the data's truth is known
@@ -199,7 +200,8 @@ class Reading:
     """One probe, fitted to tell the classes of a target from one kind of vectors, in some images.
 
     input: the name of an array of Features, or `findings` or `demographics`, vectors made of the table. shuffled: the labels
-    are other patients'. attribute, group: the stratum that it is fitted and judged in; '' for all images. about: how it was
+    are other patients'. attribute, group: the stratum that it is fitted and judged in; '' for all images. An attribute that
+    begins with AS_MANY is a control: about as many images as in that group of the attribute it names, drawn at random. about: how it was
     fitted, as JSON: always `fit_images` and `fit_patients`; `reason` where something is missing.
     """
 

@@ -5,11 +5,12 @@
     rows            AUCs: the keys of `subgroups.KEYS`, and `probe`, `input`, `shuffled`. metric: auc; auc_ceiling where the
                     data's truth is known, with '' for probe and input. attribute, group: the stratum that the reading was
                     fitted and judged in. n and suppression are those of `subgroups`, which does not ask who gave the scores
-    comparisons     differences of macro AUCs of two readings on the same images: target, first, second (names), value, low,
-                    high (paired patient bootstrap), standard_error, p (Wald's, Obuchowski's covariance; DeLong's where
-                    each patient has one image), p_adjusted (Holm's over the target's family), family (its size), reason
+    comparisons     differences of AUCs of two readings: on the same images, or in a stratum and among as many images at
+                    random: target, class, first, second (names), value, low, high (paired patient bootstrap),
+                    standard_error, p (Wald's, Obuchowski's covariance; DeLong's where each patient has one image),
+                    p_adjusted (Holm's over the target's family), family (its size), reason
     against_guessing    of every reading of the features with recorded labels, among all images and in each stratum: reading (its
-                    name), target, p (Wald's, that the macro AUC is .5, on the logit scale), p_adjusted (Holm's over the
+                    name), target, class, p (Wald's, that the AUC is .5, on the logit scale), p_adjusted (Holm's over the
                     target's family), family, reason
     readings        how each was fitted and chosen, as the probes tell it
     agreement       as the probes tell it, with p_adjusted (Holm's over all); of a label that has a group whose size is
@@ -17,13 +18,15 @@
     absent, strata_by_truth     as the probes tell it
     space           what the features look like, as `feature_space.describe` tells it
 
-A shuffled reading is judged on shuffled labels, so that its AUC is .5 but for chance.
+Tests are of macro AUCs, class `macro`; where a class is undefined or withheld, so that there is none, of every class that is
+there. A shuffled reading is judged on shuffled labels, so that its AUC is .5 but for chance.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
@@ -32,7 +35,7 @@ import pandas as pd
 
 from cxr_jax.audit import comparisons, feature_space, subgroups
 from cxr_jax.audit.intervals import Bootstrap, percentile_interval
-from cxr_jax.tables import CEILING, FEATURES, LABEL, SCORE, SHUFFLED, STRATUM, Predictions, Reading, Readings, Target
+from cxr_jax.tables import AS_MANY, CEILING, FEATURES, LABEL, SCORE, SHUFFLED, STRATUM, Predictions, Reading, Readings, Target
 
 KEYS = (*subgroups.KEYS, "probe", "input", "shuffled")
 SPLIT = "test"
@@ -53,7 +56,7 @@ def audit(readings: Readings, features: np.ndarray, settings, open_data: bool) -
             shuffled: _judge(readings, target, shuffled, attributes if not shuffled else (), settings, bootstrap)
             for shuffled in (False, True)
         }
-        macros = {}
+        figures = {reading.name: {} for reading in mine}
         for reading in mine:
             where = (reading.attribute, reading.group) if reading.attribute else (subgroups.ALL, subgroups.ALL)
             unscored = reading.about["reason"] if "reason" in reading.about else ""
@@ -61,11 +64,12 @@ def audit(readings: Readings, features: np.ndarray, settings, open_data: bool) -
             found = judges[reading.shuffled].aucs(readings.scores[reading.name], *where, unscored=unscored)
             for row, figure in found or [(row, None) for row in _no_image(judges[False], where)]:
                 rows.append(row | told)
-                if row["class"] == subgroups.MACRO and figure is not None:
-                    macros[reading.name] = figure
+                if figure is not None:
+                    figures[reading.name][row["class"]] = figure
         rows += _ceilings(readings, target, mine, judges[False])
-        compared += _compare(readings, target, mine, macros, judges, settings)
-        guessing += _against_guessing(readings, target, mine, macros, judges[False], settings)
+        tested = _Tested(readings, judges, figures)
+        compared += _compare(tested, target, mine, settings)
+        guessing += _against_guessing(tested, target, mine, settings)
     labels = _labels(readings)
     hidden = _hidden(readings, labels, settings, bootstrap.patient)
     return {
@@ -87,7 +91,8 @@ def _no_image(judge, where: tuple[str, str]) -> list[dict]:
 def _labels(readings: Readings) -> dict[str, tuple[np.ndarray, tuple[str, ...]]]:
     """The targets, race, sex, view and the strata, as far as these are recorded: (numbers of classes, -1 unknown; classes)."""
     table, labels = readings.table, {}
-    for name in dict.fromkeys((*readings.targets, "race", "sex", "view", *(c.removeprefix(STRATUM) for c in table if c.startswith(STRATUM)))):
+    strata = [c.removeprefix(STRATUM) for c in table if c.startswith(STRATUM)]
+    for name in dict.fromkeys((*readings.targets, "race", "sex", "view", *(s for s in strata if not s.startswith(AS_MANY)))):
         column = STRATUM + name if STRATUM + name in table else name
         if column not in table or table[column].isna().all():
             continue
@@ -112,27 +117,80 @@ def _agreement(readings: Readings, hidden) -> list[dict]:
         if hidden.get(row["label"]):
             row |= {k: None for k in ("value", "null_mean", "null_low", "null_high", "p", "n_images", "n_patients")}
             row["reason"] = "a group's size is withheld"
-    p = np.array([np.nan if row["p"] is None else row["p"] for row in rows], np.float64)
-    adjusted = comparisons.holm(p)
-    return [row | {"p_adjusted": float(one), "family": int(np.isfinite(p).sum())} for row, one in zip(rows, adjusted, strict=True)]
+    return _adjusted(rows)
 
 
-def _against_guessing(readings: Readings, target: str, mine, macros, judge, settings) -> list[dict]:
+class _Tested:
+    """What tests are made of: each reading's figures by class, and what each patient does to its AUCs.
+
+    judges: by whether labels are shuffled. figures: by a reading's name and the class.
+    """
+
+    def __init__(self, readings: Readings, judges, figures: Mapping[str, Mapping[str, Any]]):
+        self.figures, self._readings, self._judges = figures, readings, judges
+        self._influences: dict[str, Any] = {}
+
+    def classes(self, *several: Reading) -> list[str]:
+        """What readings are tested by: macro, or where one has no macro AUC, each class of which all have one."""
+        figures = [self.figures[reading.name] for reading in several]
+        defined = [c for c in self._readings.targets[several[0].target] if all(self.has(one, c) for one in figures)]
+        whole = all(self.has(one, subgroups.MACRO) for one in figures)
+        return [subgroups.MACRO] if whole or not defined else defined
+
+    @staticmethod
+    def has(figures: Mapping, name: str) -> bool:
+        return name in figures and figures[name].replicates is not None and not np.isnan(figures[name].value)
+
+    def influence(self, reading: Reading, name: str) -> tuple[float, np.ndarray]:
+        """(AUC of a class or macro, what each patient of the split does to it: float64 [patients])."""
+        if reading.name not in self._influences:
+            self._influences[reading.name] = self._influence(reading)
+        auc, influences = self._influences[reading.name]
+        if name == subgroups.MACRO:
+            return float(auc.mean()), influences.mean(axis=1)
+        c = self._readings.targets[reading.target].index(name)
+        return float(auc[c]), influences[:, c]
+
+    def _influence(self, reading: Reading) -> tuple[np.ndarray, np.ndarray]:
+        table, judge = self._readings.table, self._judges[reading.shuffled]
+        known = judge.known.any(axis=1)
+        if reading.attribute:
+            known &= (table[STRATUM + reading.attribute] == reading.group).fillna(False).to_numpy(bool)
+        scores = self._readings.scores[reading.name][known].astype(np.float64)
+        # All patients of the split, in one order, those whose label is unknown without influence.
+        ids, whose = np.unique(table["patient_id"].to_numpy(str), return_inverse=True)
+        present = np.unique(whose[known])
+        auc, influences = np.full(scores.shape[1], np.nan), np.zeros((len(ids), scores.shape[1]))
+        for c, score in enumerate(scores.T):
+            if len(score) and not np.isnan(score).any():
+                value, influence = comparisons.influence(judge.positive[known, c], score[:, None], whose[known])
+                auc[c], influences[present, c] = value[0], influence[:, 0]
+        return auc, influences
+
+
+def _against_guessing(tested: _Tested, target: str, mine: list[Reading], settings) -> list[dict]:
     rows = []
     for reading in (r for r in mine if r.input == FEATURES and not r.shuffled):
-        row = {"reading": reading.name, "target": target, "p": np.nan, "reason": ""}
-        figure = macros.get(reading.name)
-        if figure is None or figure.replicates is None:
-            row["reason"] = "the AUC is undefined or withheld"
-        elif figure.decimals is not None:
-            row["reason"] = "without p, lest a count of few patients show"
-        else:
-            auc, influence = _influence(readings, reading, judge)
-            found = comparisons.against(np.array([auc]), np.sqrt([influence @ influence]), 0.5, settings.level)
-            row |= {"p": float(found.p[0]), "reason": str(found.reason[0])}
-        rows.append(row)
-    adjusted = comparisons.holm(np.array([row["p"] for row in rows], np.float64))
-    return [row | {"p_adjusted": float(p), "family": int(np.isfinite(adjusted).sum())} for row, p in zip(rows, adjusted, strict=True)]
+        for name in tested.classes(reading):
+            row = {"reading": reading.name, "target": target, "class": name, "p": np.nan, "reason": ""}
+            figures = tested.figures[reading.name]
+            if not tested.has(figures, name):
+                row["reason"] = "the AUC is undefined or withheld"
+            elif figures[name].decimals is not None:
+                row["reason"] = "without p, lest a count of few patients show"
+            else:
+                auc, influence = tested.influence(reading, name)
+                found = comparisons.against(np.array([auc]), np.sqrt([influence @ influence]), 0.5, settings.level)
+                row |= {"p": float(found.p[0]), "reason": str(found.reason[0])}
+            rows.append(row)
+    return _adjusted(rows)
+
+
+def _adjusted(rows: list[dict]) -> list[dict]:
+    """With p_adjusted, Holm's over all that have a p, and how many these are."""
+    adjusted = comparisons.holm(np.array([row["p"] for row in rows], np.float64))  # None is NaN
+    family = int(np.isfinite(adjusted).sum())
+    return [row | {"p_adjusted": float(p), "family": family} for row, p in zip(rows, adjusted, strict=True)]
 
 
 def _judge(readings: Readings, target: str, shuffled: bool, attributes, settings, bootstrap: Bootstrap):
@@ -163,64 +221,38 @@ def _ceilings(readings: Readings, target: str, mine, judge) -> list[dict]:
     return [row | empty for place in places for row, _ in judge.aucs(ceiling, *place)]
 
 
-def _compare(readings: Readings, target: str, mine: list[Reading], macros, judges, settings) -> list[dict]:
-    """Every probe against every other on the features, and against its own controls."""
+def _compare(tested: _Tested, target: str, mine: list[Reading], settings) -> list[dict]:
+    """Every probe against every other on the features, and against its own controls; each stratum against as many images."""
     own = [r for r in mine if r.input == FEATURES and not r.shuffled and not r.attribute]
     pairs = list(itertools.combinations(own, 2))
     for one in own:
         pairs += [(one, r) for r in mine if r.probe == one.probe and not r.attribute and _is_control(r)]
-    names = list(dict.fromkeys(r.name for pair in pairs for r in pair))
-    influences = {r.name: _influence(readings, r, judges[r.shuffled]) for r in mine if r.name in names}
-    rows = []
-    for first, second in pairs:
-        a, b = macros[first.name], macros[second.name]
-        row = {
-            "target": target, "first": first.name, "second": second.name, "value": np.nan, "low": np.nan, "high": np.nan,
-            "standard_error": np.nan, "p": np.nan, "reason": "",
-        }  # fmt: skip
-        rounded = [x for x in (a.decimals, b.decimals) if x is not None]
-        if a.replicates is None or b.replicates is None:
-            row["reason"] = "; ".join(dict.fromkeys(f.reason for f in (a, b) if f.replicates is None))
-        else:
-            interval = percentile_interval(a.replicates - b.replicates, settings.level)
-            row |= {"value": a.value - b.value, "low": interval.low, "high": interval.high, "reason": interval.reason}
-            if rounded:
-                row |= {k: round(row[k], min(rounded)) for k in ("value", "low", "high")}
-                row["reason"] = "rounded, and without p, lest a count of few patients show"
-            else:
-                row |= _test(influences[first.name], influences[second.name])
-        rows.append(row)
-    adjusted = comparisons.holm(np.array([row["p"] for row in rows], np.float64)) if rows else []
-    family = int(np.isfinite(adjusted).sum()) if rows else 0
-    return [row | {"p_adjusted": float(p), "family": family, "level": settings.level} for row, p in zip(rows, adjusted, strict=True)]
+    controls = {(r.probe, r.attribute, r.group): r for r in mine if r.attribute.startswith(AS_MANY)}
+    pairs += [(r, controls[key]) for r in mine if (key := (r.probe, AS_MANY + r.attribute, r.group)) in controls]
+    return _adjusted([_difference(tested, target, first, second, name, settings) for first, second in pairs for name in tested.classes(first, second)])
+
+
+def _difference(tested: _Tested, target: str, first: Reading, second: Reading, name: str, settings) -> dict[str, Any]:
+    row = {
+        "target": target, "class": name, "first": first.name, "second": second.name, "level": settings.level,
+        "value": np.nan, "low": np.nan, "high": np.nan, "standard_error": np.nan, "p": np.nan, "reason": "",
+    }  # fmt: skip
+    a, b = (tested.figures[reading.name].get(name) for reading in (first, second))
+    if a is None or b is None:
+        return row | {"reason": "no test image here"}
+    if a.replicates is None or b.replicates is None:
+        return row | {"reason": "; ".join(dict.fromkeys(f.reason for f in (a, b) if f.replicates is None))}
+    interval = percentile_interval(a.replicates - b.replicates, settings.level)
+    row |= {"value": a.value - b.value, "low": interval.low, "high": interval.high, "reason": interval.reason}
+    rounded = [x for x in (a.decimals, b.decimals) if x is not None]
+    if rounded:
+        row |= {k: round(row[k], min(rounded)) for k in ("value", "low", "high")}
+        return row | {"reason": "rounded, and without p, lest a count of few patients show"}
+    (one, its), (other, others) = (tested.influence(reading, name) for reading in (first, second))
+    both = np.stack([its, others], axis=1)
+    found = comparisons.difference(np.array([one, other]), both.T @ both, 0, 1)
+    return row | {"standard_error": found.standard_error, "p": found.p} | ({"reason": found.reason} if found.reason else {})
 
 
 def _is_control(reading: Reading) -> bool:
     return reading.shuffled or reading.input in ("untrained", "findings", "demographics", "histogram")
-
-
-def _influence(readings: Readings, reading: Reading, judge) -> tuple[float, np.ndarray] | None:
-    """(Macro AUC, what each patient does to it: float64 [patients]); None where it is undefined."""
-    known = judge.known.any(axis=1)
-    if reading.attribute:
-        known &= (readings.table[STRATUM + reading.attribute] == reading.group).fillna(False).to_numpy(bool)
-    scores = readings.scores[reading.name][known].astype(np.float64)
-    if np.isnan(scores).any() or not known.any():
-        return None
-    # All patients of the split, in one order, those whose label is unknown without influence.
-    ids, whose = np.unique(readings.table["patient_id"].to_numpy(str), return_inverse=True)
-    present = np.unique(whose[known])
-    total, auc = np.zeros(len(ids)), 0.0
-    for k in range(scores.shape[1]):
-        value, influence = comparisons.influence(judge.positive[known, k], scores[:, [k]], whose[known])
-        total[present] += influence[:, 0] / scores.shape[1]
-        auc += float(value[0]) / scores.shape[1]
-    return auc, total
-
-
-def _test(first, second) -> dict[str, Any]:
-    if first is None or second is None:
-        return {"reason": "an AUC is undefined"}
-    values = np.stack([first[1], second[1]], axis=1)
-    found = comparisons.difference(np.array([first[0], second[0]]), values.T @ values, 0, 1)
-    return {"standard_error": found.standard_error, "p": found.p} | ({"reason": found.reason} if found.reason else {})

@@ -11,8 +11,10 @@ whether a model uses it. What would fool us, and what is done about it:
 - **Pictures, not training.** The same on the features of a network that has learnt nothing.
 - **Other things that stand in for the label.** The same from the findings alone; from age, sex and view alone; from the
   histogram of gray levels alone. And on the features again within strata, in which a finding or the view is the same for
-  all: fitted there, chosen there, judged there. (There are fewer images there, which alone makes a label harder to find:
-  that it is not found is no proof that it is gone.)
+  all: fitted there, chosen there, judged there.
+- **Fewer images.** A label is harder to find among the fewer images of a stratum, even if nothing stood in for it. So beside
+  each stratum the same is done among about as many images drawn at random: every patient takes over another one's places in
+  the strata, so that as few patients have as many images there, and what the stratum has to do with anything is gone.
 
 A reading is one combination of these. What comes out is its scores for the images of the test split; intervals and
 differences are the audit's.
@@ -32,7 +34,7 @@ from scipy import stats
 
 from cxr_jax import tables
 from cxr_jax.probes import kmeans, knn, logistic_regression, network
-from cxr_jax.tables import FEATURES, LABEL, SHUFFLED, STRATUM, TRUE, Features, Reading, Readings, UserError
+from cxr_jax.tables import AS_MANY, FEATURES, LABEL, SHUFFLED, STRATUM, TRUE, Features, Reading, Readings, UserError
 
 TOP = 10  # features whose share of a probe's weight is told
 WEIGHTINGS = ("uniform", "distance")
@@ -55,7 +57,7 @@ def run(splits: Mapping[str, Features], settings, mesh: Mesh, say: Callable[[str
     targets = {name: classes_of(splits, name) for name in settings.targets}
     for name in settings.strata:
         check_no_identifier("config.probe.strata", name)
-    train, validation = (_Part(splits[name]) for name in ("train", "validation"))
+    train, validation = (_Part(splits[name], name, settings.seed) for name in ("train", "validation"))
     plan, absent = readings(splits["train"], targets, settings)
     for text in absent:
         say(text)
@@ -66,7 +68,7 @@ def run(splits: Mapping[str, Features], settings, mesh: Mesh, say: Callable[[str
         say(f"{number} of {len(plan)}: {reading.name}")
         fitted[reading.name] = fitter.fit(reading, targets[reading.target])
     # Nothing above has looked at the test split, and nothing below chooses anything.
-    test = _Part(splits["test"])
+    test = _Part(splits["test"], "test", settings.seed)
     scores = {}
     for reading in plan:
         classes = targets[reading.target]
@@ -80,7 +82,7 @@ def run(splits: Mapping[str, Features], settings, mesh: Mesh, say: Callable[[str
         table[LABEL + name] = table[name]
         codes = shuffled(test.labels(name, classes), test.patient, np.random.default_rng(_seed(settings.seed, "test", name)))[0]
         table[SHUFFLED + name] = pd.array([classes[c] if c >= 0 else None for c in codes], dtype="str")
-    strata = {r.attribute: stratum_of(test.table, r.attribute) for r in plan if r.attribute}
+    strata = {r.attribute: test.groups(r.attribute) for r in plan if r.attribute}
     for name, groups in strata.items():
         groups = np.full(len(table), None) if groups is None else groups
         table[STRATUM + name] = pd.array(groups.tolist(), dtype="str")
@@ -93,7 +95,7 @@ def run(splits: Mapping[str, Features], settings, mesh: Mesh, say: Callable[[str
         clusterings = fitter.clusterings(train.features.arrays[FEATURES], np.ones(len(train.table), bool), ("all",))
         labels = {name: test.labels(name, classes) for name, classes in _compared(splits, targets).items()}
         for name, groups in strata.items():
-            if name not in labels and groups is not None:
+            if name not in labels and groups is not None and not name.startswith(AS_MANY):
                 labels[name] = pd.factorize(pd.Series(groups, dtype="str"), sort=True)[0]
         found["agreement"] = agreement(clusterings, test, test.features.arrays[FEATURES], labels, settings)
     return Readings(table, {name: tuple(c) for name, c in targets.items()}, done, scores, found), arrays
@@ -169,7 +171,10 @@ def readings(features: Features, targets: Mapping[str, Sequence[str]], settings)
                     plan.append(Reading(target, probe, control))
                 elif (control == FINDINGS and findings) or (control == DEMOGRAPHICS and attributes):
                     plan.append(Reading(target, probe, control))
-            plan += [Reading(target, probe, FEATURES, attribute=a, group=g) for a, g in strata]
+            for attribute, group in strata:
+                plan.append(Reading(target, probe, FEATURES, attribute=attribute, group=group))
+                if "as_many" in settings.controls:
+                    plan.append(Reading(target, probe, FEATURES, attribute=AS_MANY + attribute, group=group))
         if blocks and "logistic_regression" in settings.probes:
             plan += [Reading(target, "logistic_regression", name) for name in blocks]
     return plan, list(dict.fromkeys(absent))
@@ -216,9 +221,10 @@ def stratum_of(table: pd.DataFrame, name: str) -> np.ndarray | None:
 class _Part:
     """One split, with patients as numbers."""
 
-    def __init__(self, features: Features):
-        self.features, self.table = features, features.table
+    def __init__(self, features: Features, name: str, seed: int):
+        self.features, self.table, self._name, self._seed = features, features.table, name, seed
         self.patient = np.unique(self.table["patient_id"].to_numpy(str), return_inverse=True)[1]
+        self._groups: dict[str, np.ndarray | None] = {}
 
     def labels(self, target: str, classes: Sequence[str]) -> np.ndarray:
         """int64 [n], the class's position; -1 where unknown."""
@@ -228,8 +234,18 @@ class _Part:
         """bool [n]: the images of the reading's stratum."""
         if not reading.attribute:
             return np.ones(len(self.table), bool)
-        groups = stratum_of(self.table, reading.attribute)
+        groups = self.groups(reading.attribute)
         return np.zeros(len(self.table), bool) if groups is None else groups == reading.group
+
+    def groups(self, attribute: str) -> np.ndarray | None:
+        """As `stratum_of`; of an attribute that begins with AS_MANY, those of the one it names, dealt anew among patients."""
+        if attribute not in self._groups:
+            groups = stratum_of(self.table, attribute.removeprefix(AS_MANY))
+            if attribute.startswith(AS_MANY) and groups is not None:
+                random = np.random.default_rng(_seed(self._seed, "as many", self._name, attribute))
+                groups = groups[shuffled(np.arange(len(groups)), self.patient, random)[0]]
+            self._groups[attribute] = groups
+        return self._groups[attribute]
 
 
 def shuffled(labels: np.ndarray, patient: np.ndarray, random: np.random.Generator, times: int = 1) -> np.ndarray:

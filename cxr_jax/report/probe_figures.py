@@ -23,6 +23,7 @@ PROBES = {
     "network": ("small network", ORANGE, "D"),
 }
 # Controls in gray, told apart by markers.
+GRAY, GRAY_LINE = "#8C8C8C", "#A6A6A6"
 CONTROLS = {
     "untrained": ("an untrained network's features", "D"),
     "histogram": ("gray levels alone", "s"),
@@ -81,9 +82,9 @@ def answer(rows: pd.DataFrame, target: str, called: str, words: Mapping[str, str
             for c, control in enumerate(controls):
                 found = mine[mine.apply(control_of, axis=1) == control]
                 y = top + 0.2 + step * c
-                panel.hlines([y] * len(found), found["low"], found["high"], color="#A6A6A6", lw=0.9)
+                panel.hlines([y] * len(found), found["low"], found["high"], color=GRAY_LINE, lw=0.9)
                 marker = CONTROLS[control][1]
-                panel.plot(found["value"], [y] * len(found), marker, color="#8C8C8C", ms=3, mew=0.9)
+                panel.plot(found["value"], [y] * len(found), marker, color=GRAY, ms=3, mew=0.9)
             label, colour, marker = PROBES[probe]
             found = mine[(mine["input"] == FEATURES) & ~mine["shuffled"]]
             panel.hlines([top] * len(found), found["low"], found["high"], color=colour, lw=2)
@@ -110,7 +111,7 @@ def answer(rows: pd.DataFrame, target: str, called: str, words: Mapping[str, str
     if (rows["metric"] == "auc_ceiling").any() and rows.loc[rows["metric"] == "auc_ceiling", "value"].notna().any():
         handles.append(Line2D([], [], color=CEILING, lw=1.3, ls="--", label="ceiling: the best to expect of any model"))
     for control in controls:
-        handles.append(Line2D([], [], color="#8C8C8C", marker=CONTROLS[control][1], ms=3.5, lw=0.9, label=short(words[control], 34)))
+        handles.append(Line2D([], [], color=GRAY, marker=CONTROLS[control][1], ms=3.5, lw=0.9, label=short(words[control], 34)))
     figure.legend(handles=handles, loc="outside upper left", ncols=2, handlelength=1.6, columnspacing=1.2)
     level = audit_rows.percent(aucs["level"].iloc[0])
     n = aucs[(aucs["class"] == subgroups.MACRO) & (aucs["input"] == FEATURES)]
@@ -161,21 +162,22 @@ def depth(rows: pd.DataFrame, target: str, called: str) -> Drawing | None:
 
 @styled
 def strata(
-    blocks: Sequence[tuple[str, str, pd.DataFrame, pd.Series | None]], target: str, called: str, level: float
+    blocks: Sequence[tuple[str, str, pd.DataFrame, pd.DataFrame, pd.Series | None]], target: str, called: str, level: float
 ) -> Drawing | None:
-    """Macro AUC of every probe among all images and within each stratum.
+    """Macro AUC of every probe among all images and within each stratum, in gray among as many images drawn at random.
 
-    blocks: (stratum in words, how many in words, its macro rows, the ceiling there or None), top to bottom.
+    blocks: (stratum in words, how many in words, its macro rows, those of as many images, the ceiling there or None), top to
+    bottom.
     """
     blocks = [block for block in blocks if block[2]["value"].notna().any()]
     if len(blocks) < 2:
         return None
-    everything = pd.concat([block[2] for block in blocks])
+    everything = pd.concat([rows for _, _, own, as_many, _ in blocks for rows in (own, as_many) if len(rows)])
     lines = sum(len(block[2]) + 1 for block in blocks)
     figure = new_figure(1.0 + 0.25 * lines, 5.0)
     panel = figure.subplots()
-    y, ticks, labels, said, ceilings = 0.0, [], [], [], False
-    for heading, counted, rows, ceiling in blocks:
+    y, ticks, labels, said, ceilings, drawn_at_random = 0.0, [], [], [], False, False
+    for heading, counted, rows, as_many, ceiling in blocks:
         panel.text(
             0.01, y, f"{heading}: {counted}" if counted else heading, transform=panel.get_yaxis_transform(), va="center",
             fontsize=8.5, color=INK, fontweight="bold",
@@ -194,6 +196,11 @@ def strata(
                 textcoords="offset points", va="center", fontsize=8,
             )  # fmt: skip
             said.append(f"{heading}, {label}: {audit_rows.estimate(row, 2)}")
+            for _, beside in as_many[(as_many["probe"] == row["probe"]) & as_many["value"].notna()].iterrows():
+                drawn_at_random = True
+                panel.hlines(y + 0.3, beside["low"], beside["high"], color=GRAY_LINE, lw=0.9)
+                panel.plot(beside["value"], y + 0.3, "o", color=GRAY, ms=3, clip_on=False)
+                said[-1] += f", among as many at random {audit_rows.estimate(beside, 2)}"
             y += 1
         if ceiling is not None and np.isfinite(ceiling["value"]):
             ceilings = True
@@ -205,9 +212,13 @@ def strata(
     panel.tick_params(axis="y", length=0)
     _axis(panel, everything)
     panel.set_xlabel("macro AUC")
+    handles = []
     if ceilings:
-        handle = Line2D([], [], color=CEILING, lw=1.4, ls="--", label="ceiling: the best to expect of any model there")
-        figure.legend(handles=[handle], loc="outside upper left", handlelength=1.8)
+        handles.append(Line2D([], [], color=CEILING, lw=1.4, ls="--", label="ceiling: the best to expect of any model there"))
+    if drawn_at_random:
+        handles.append(Line2D([], [], color=GRAY, marker="o", ms=3, lw=0.9, label="as many images, drawn at random"))
+    if handles:
+        figure.legend(handles=handles, loc="outside upper left", ncols=2, handlelength=1.8)
     caption = (
         f"What probes find of {called} in the features of all images, and within images that are alike in one thing:"
         f" fitted there, chosen there and judged there. Lines: {audit_rows.percent(level)} intervals over patients."

@@ -19,7 +19,7 @@ from cxr_jax.audit import subgroups
 from cxr_jax.report import figures, probe_figures
 from cxr_jax.report import rows as audit_rows
 from cxr_jax.report.probe_figures import CONTROLS, PROBES
-from cxr_jax.tables import FEATURES
+from cxr_jax.tables import AS_MANY, FEATURES
 
 ALPHA = 0.05
 
@@ -34,7 +34,7 @@ class Probed:
     agreement: list[dict]
     absent: list[str]
     space: dict
-    guessing: dict[str, dict]  # by a reading's name, its test against .5
+    guessing: dict[tuple[str, str], dict]  # by a reading's name and a class or `macro`, its test against .5
     by_truth: list[str]  # strata by what is so, not by what is recorded
     least: int  # patients that a number must be of; 1 where the data are open
 
@@ -67,7 +67,7 @@ def read(
     for count in ("n_images", "n_patients"):
         rows.loc[apart, count] = rows.loc[apart, count] // least * least
     agreement = [row for row in found["agreement"] if row["value"] is not None and not unspoken(row["label"])]
-    guessing = {row["reading"]: row for row in found["against_guessing"]}
+    guessing = {(row["reading"], row["class"]): row for row in found["against_guessing"]}
     return Probed(
         rows, found["comparisons"], found["readings"], agreement, found["absent"], found["space"], guessing, found["strata_by_truth"], least
     )
@@ -94,7 +94,7 @@ def context(probed: Probed, name_of: Callable[[str], str], invented: bool) -> li
                 "sentences": sentences(probed, rows, target, called, words, in_words),
                 "drawn": [d for d in drawn if d is not None],
                 "table": auc_lines(rows, words, in_words, probed.least),
-                "comparisons": comparison_lines(probed, target, words),
+                "comparisons": comparison_lines(probed, target, words, in_words),
                 "family": next((c["family"] for c in probed.comparisons if c["target"] == target), 0),
                 "fits": fit_lines(probed, target, words, in_words),
             }
@@ -118,7 +118,11 @@ def control_words(probed: Probed, target: str) -> dict[str, str]:
 def told(reading: Mapping, words: Mapping[str, str], stratum: str = "") -> str:
     """A reading in words: `logistic regression on the features`. reading: with probe, input and shuffled."""
     where = "the features" if reading["input"] == FEATURES and not reading["shuffled"] else reads(reading, words)
-    return f"{PROBES[reading['probe']][0]} on {where}{f', within {stratum}' if stratum else ''}"
+    return f"{PROBES[reading['probe']][0]} on {where}{f', {within(stratum)}' if stratum else ''}"
+
+
+def within(stratum: str) -> str:
+    return f"{'among' if stratum.startswith('as many') else 'within'} {stratum}"
 
 
 def reads(reading: Mapping, words: Mapping[str, str]) -> str:
@@ -133,6 +137,8 @@ def _strata_words(probed: Probed, name_of) -> Callable[[str, str], str]:
     def words(attribute: str, group: str) -> str:
         if attribute == subgroups.ALL or not attribute:
             return ""
+        if attribute.startswith(AS_MANY):
+            return f"as many images as {words(attribute.removeprefix(AS_MANY), group)}, drawn at random"
         if group == "present":
             return f"{'true' if attribute in probed.by_truth else 'recorded'} {attribute}"
         return f"{name_of(attribute)} {group}"
@@ -154,13 +160,19 @@ def _blocks(rows: pd.DataFrame, in_words, least: int):
     """For `probe_figures.strata`."""
     own = _own(rows)
     macros = own[own["class"] == subgroups.MACRO]
+
+    def of(attribute, group):
+        return macros[(macros["attribute"] == attribute) & (macros["group"] == group)]
+
     for attribute, group in audit_rows.in_order(zip(macros["attribute"], macros["group"])):
-        here = macros[(macros["attribute"] == attribute) & (macros["group"] == group)]
+        if attribute.startswith(AS_MANY):
+            continue
+        here = of(attribute, group)
         heading = f"Within {in_words(attribute, group)}" if attribute != subgroups.ALL else "All images"
         n = here.iloc[0]["n_images"]
         counted = f"n = {_about(n, 1 if attribute == subgroups.ALL else least)}" if np.isfinite(n) else ""
         ceiling = audit_rows.first(rows, metric="auc_ceiling", class_=subgroups.MACRO, attribute=attribute, group=group)
-        yield heading, counted, here, ceiling
+        yield heading, counted, here, of(AS_MANY + attribute, group), ceiling
 
 
 # ------------------------------------------------------------------------------------------------- in words
@@ -173,23 +185,40 @@ def sentences(probed: Probed, rows: pd.DataFrame, target: str, called: str, word
     defined = [row for _, row in macros.iterrows() if np.isfinite(row["value"])]
     if not defined:
         why = "; ".join(dict.fromkeys(audit_rows.note(row) for _, row in macros.iterrows())) or "no probe was fitted"
-        return [f"What the features know of {called} cannot be said for all classes together: {why}. The figure and the table have the others."]
+        lead = f"What the features know of {called} cannot be said for all classes together: {why}. The figure and the table have the others."
+        return [lead, *_by_class(probed, own, target)]
     best = max(defined, key=lambda row: row["value"])
     n = f"{audit_rows.count(best['n_images'])} test images of {audit_rows.count(best['n_patients'])} patients"
     value = "AUC" if _classes(rows) == 2 else "macro AUC"
     said = [f"Judged on {n}. {value[0].upper() + value[1:]} for telling {called} from the features, and its interval:"]
     by_words: dict[str, list[str]] = {}
     for row in defined:
-        verdict = _verdict(row, probed.guessing.get(tables.Reading(target, row["probe"], FEATURES).name))
+        verdict = _verdict(row, _test(probed, target, row))
         by_words.setdefault(verdict, []).append(f"{PROBES[row['probe']][0]} {audit_rows.estimate(row)}")
-    for verdict, which in by_words.items():
-        said.append(f"{verdict}: {'; '.join(which)}.")
+    said += [f"{verdict}: {'; '.join(which)}." for verdict, which in by_words.items()]
     ceiling = audit_rows.first(
         rows, metric="auc_ceiling", class_=subgroups.MACRO, attribute=subgroups.ALL, group=subgroups.ALL
     )
     if ceiling is not None and np.isfinite(ceiling["value"]):
         said.append(f"The ceiling, the best to expect of any reader of these images, is {audit_rows.estimate(ceiling)}.")
     return said + _controls(probed, rows, target, best, words) + _strata(probed, rows, target, in_words)
+
+
+def _by_class(probed: Probed, own: pd.DataFrame, target: str) -> list[str]:
+    """A sentence for each class that has AUCs: the highest of them and what its test says."""
+    here = own[(own["attribute"] == subgroups.ALL) & own["value"].notna()]
+    said = []
+    for name in audit_rows.in_order(here["class"]):
+        top = max((row for _, row in here[here["class"] == name].iterrows()), key=lambda row: row["value"])
+        verdict = _verdict(top, _test(probed, target, top))
+        said.append(f"{name} against the rest: the highest is {PROBES[top['probe']][0]}, {audit_rows.estimate(top)}. {verdict}.")
+    return said
+
+
+def _test(probed: Probed, target: str, row: pd.Series) -> Mapping | None:
+    """The test against .5 of a row of the features, None where there is none."""
+    stratum = {} if row["attribute"] == subgroups.ALL else {"attribute": row["attribute"], "group": row["group"]}
+    return probed.guessing.get((tables.Reading(target, row["probe"], FEATURES, **stratum).name, row["class"]))
 
 
 def _verdict(row: pd.Series, test: Mapping | None) -> str:
@@ -212,7 +241,7 @@ def _controls(probed: Probed, rows: pd.DataFrame, target: str, best: pd.Series, 
     for control in CONTROLS:
         shuffled = control == "shuffled"
         second = tables.Reading(target, best["probe"], FEATURES if shuffled else control, shuffled=shuffled).name
-        found = next((c for c in probed.comparisons if (c["first"], c["second"]) == (first, second)), None)
+        found = next((c for c in probed.comparisons if (c["first"], c["second"], c["class"]) == (first, second, subgroups.MACRO)), None)
         here = rows[(rows["probe"] == best["probe"]) & (rows["class"] == subgroups.MACRO) & (rows["attribute"] == subgroups.ALL)]
         here = here[here["shuffled"].astype(bool) if shuffled else (here["input"] == control)]
         if not len(here):
@@ -238,22 +267,31 @@ def _strata(probed: Probed, rows: pd.DataFrame, target: str, in_words) -> list[s
     """In which strata how many probes still find it."""
     own = _own(rows)
     own = own[(own["class"] == subgroups.MACRO) & (own["attribute"] != subgroups.ALL)]
-    said = []
-    for attribute, group in audit_rows.in_order(zip(own["attribute"], own["group"])):
+
+    def found(attribute, group) -> str:
+        """How many probes find it there; '' where there is nobody."""
         here = [r for _, r in own[(own["attribute"] == attribute) & (own["group"] == group)].iterrows()]
-        where = f"Within {in_words(attribute, group)} alone ({_about(here[0]['n_images'], probed.least)} test images)"
+        if not here:
+            return ""
         finite = [r for r in here if np.isfinite(r["value"]) and audit_rows.interval(r)]
         if not finite:
-            said.append(f"{where} nothing can be said: {audit_rows.note(here[0]) or 'no interval'}.")
-            continue
-        names = [tables.Reading(target, r["probe"], FEATURES, attribute=attribute, group=group).name for r in finite]
-        above = [_verdict(r, probed.guessing.get(name)) == "Above 0.5, what guessing reaches" for r, name in zip(finite, names, strict=True)]
+            return f"nothing can be said: {audit_rows.note(here[0]) or 'no interval'}"
+        above = sum(_verdict(r, _test(probed, target, r)) == "Above 0.5, what guessing reaches" for r in finite)
         top = max(finite, key=lambda r: r["value"])
-        highest = f"the highest is {PROBES[top['probe']][0]}, {audit_rows.estimate(top)}"
-        if any(above):
-            said.append(f"{where} {sum(above)} of {len(finite)} probes find it; {highest}.")
-        else:
-            said.append(f"{where} no probe is shown to find it; {highest}. With fewer images, less can be shown.")
+        how_many = f"{above} of {len(finite)} probes find it" if above else "no probe is shown to find it"
+        return f"{how_many}; the highest is {PROBES[top['probe']][0]}, {audit_rows.estimate(top)}"
+
+    said = []
+    for attribute, group in audit_rows.in_order(zip(own["attribute"], own["group"])):
+        if attribute.startswith(AS_MANY):
+            continue
+        n = own.loc[(own["attribute"] == attribute) & (own["group"] == group), "n_images"].iloc[0]
+        there = found(attribute, group)
+        said.append(f"Within {in_words(attribute, group)} alone ({_about(n, probed.least)} test images) {there}.")
+        if beside := found(AS_MANY + attribute, group):
+            said[-1] += f" Among as many images drawn at random, {beside}."
+        elif there.startswith("no probe"):
+            said[-1] += " With fewer images, less can be shown."
     return said
 
 
@@ -286,13 +324,14 @@ def auc_lines(rows: pd.DataFrame, words, in_words, least: int) -> dict:
     return {"classes": classes, "lines": lines, "notes": any(line["note"] for line in lines)}
 
 
-def comparison_lines(probed: Probed, target: str, words) -> list[dict]:
-    names = {r["name"]: told(r, words) for r in probed.readings}
+def comparison_lines(probed: Probed, target: str, words, in_words) -> list[dict]:
+    names = {r["name"]: told(r, words, in_words(r["attribute"], r["group"])) for r in probed.readings}
     lines = []
     for row in (c for c in probed.comparisons if c["target"] == target):
         number = {k: np.nan if row[k] is None else row[k] for k in ("value", "low", "high", "p", "p_adjusted")}
         lines.append(
             {
+                "class": audit_rows.class_name(row["class"]),
                 "first": names[row["first"]],
                 "second": names[row["second"]],
                 "value": audit_rows.number(number["value"]),
@@ -451,7 +490,7 @@ def text(probed: Probed, name_of) -> str:
         body = [["", "AUC", "interval", "images", "patients"]]
         for _, row in rows.iterrows():
             stratum = in_words(row["attribute"], row["group"])
-            name = told(row, words, stratum) if row["probe"] else f"ceiling{f', within {stratum}' if stratum else ''}"
+            name = told(row, words, stratum) if row["probe"] else f"ceiling{f', {within(stratum)}' if stratum else ''}"
             note = audit_rows.note(row, positives=False)
             if note:
                 notes += [note] if note not in notes else []

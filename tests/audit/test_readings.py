@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from configs import base
 from cxr_jax.audit import comparisons, readings
-from cxr_jax.tables import FEATURES, Reading, Readings
+from cxr_jax.tables import AS_MANY, FEATURES, Reading, Readings
 
 CLASSES = ("A", "B", "C")
 PATIENTS, IMAGES = 120, 240
@@ -42,6 +42,7 @@ def drawn(seed: int = 0, few: bool = False) -> Readings:
         }
     )
     table["race"] = table["label_race"]
+    table["stratum_" + AS_MANY + "view"] = table["stratum_view"].to_numpy()[random.permutation(IMAGES)]
 
     def scores(signal):
         return softmax(signal * np.eye(3)[race] + random.normal(size=(IMAGES, 3))).astype(np.float32)
@@ -54,6 +55,7 @@ def drawn(seed: int = 0, few: bool = False) -> Readings:
         (Reading("race", "logistic_regression", FEATURES, attribute="view", group="AP"), scores(2.0)),
         (Reading("race", "logistic_regression", FEATURES, attribute="view", group="PA", about={"reason": "none fitted"}), scores(np.nan)),
         (Reading("race", "logistic_regression", FEATURES, attribute="view", group="LL"), scores(2.0)),
+        (Reading("race", "logistic_regression", FEATURES, attribute=AS_MANY + "view", group="AP"), scores(1.5)),
     ]
     made = [dataclasses.replace(r, about={"fit_images": 700, "fit_patients": 350, **r.about}) for r, _ in plan]
     return Readings(table, {"race": CLASSES}, made, {r.name: s for r, s in plan}, {"agreement": [], "absent": [], "strata_by_truth": []})
@@ -104,6 +106,7 @@ def test_a_stratum_without_test_images_has_rows_that_say_so(found):
 def test_every_reading_of_the_features_is_tested_against_guessing(found):
     made = drawn()
     tests = {row["reading"]: row for row in found["against_guessing"]}
+    assert {row["class"] for row in found["against_guessing"]} == {"macro"}
     own = [r for r in made.readings if r.input == FEATURES and not r.shuffled]
     assert set(tests) == {r.name for r in own}
     linear = made.readings[0]
@@ -113,14 +116,15 @@ def test_every_reading_of_the_features_is_tested_against_guessing(found):
     assert tests[linear.name]["p"] == pytest.approx(2 * stats.norm.sf(logit / error), rel=1e-6)
     p = [row["p"] for row in found["against_guessing"]]
     np.testing.assert_allclose([row["p_adjusted"] for row in found["against_guessing"]], comparisons.holm(p))
-    assert {row["family"] for row in found["against_guessing"]} == {3}  # of five, two have no AUC
+    assert {row["family"] for row in found["against_guessing"]} == {4}  # of six, two have no AUC
 
 
 def test_differences_of_macro_aucs(found):
     made = drawn()
     by_names = {(c["first"], c["second"]): c for c in found["comparisons"]}
-    linear, knn, untrained, shuffled = (r.name for r in made.readings[:4])
-    assert set(by_names) == {(linear, knn), (linear, untrained), (linear, shuffled)}
+    linear, knn, untrained, shuffled, within, *_, as_many = (r.name for r in made.readings)
+    assert set(by_names) == {(linear, knn), (linear, untrained), (linear, shuffled), (within, as_many)}
+    assert {c["class"] for c in found["comparisons"]} == {"macro"}
     one = by_names[linear, knn]
     truth = np.stack([made.table["label_race"] == c for c in CLASSES], axis=1)
     scores = np.stack([made.scores[linear], made.scores[knn]], axis=2)
@@ -134,7 +138,29 @@ def test_differences_of_macro_aucs(found):
     assert (one["high"] - one["low"]) / (2 * 1.96 * one["standard_error"]) == pytest.approx(1, abs=0.25)
     p = [c["p"] for c in found["comparisons"]]
     np.testing.assert_allclose([c["p_adjusted"] for c in found["comparisons"]], comparisons.holm(p))
-    assert {c["family"] for c in found["comparisons"]} == {3}
+    assert {c["family"] for c in found["comparisons"]} == {4}
+
+
+def test_a_stratum_beside_as_many_images_by_the_jackknife(found):
+    """Of other images, and partly the same: the standard error is about what leaving out one patient after another gives."""
+    made = drawn()
+    within, as_many = (r for r in made.readings if r.group == "AP")
+    (one,) = (c for c in found["comparisons"] if c["second"] == as_many.name)
+
+    def macro(reading, use):
+        use = use & (made.table[f"stratum_{reading.attribute}"] == reading.group).to_numpy()
+        truth, scores = made.table["label_race"][use], made.scores[reading.name][use]
+        return np.mean([roc_auc_score(truth == c, scores[:, k]) for k, c in enumerate(CLASSES)])
+
+    def difference(use):
+        return macro(within, use) - macro(as_many, use)
+
+    patient = made.table["patient_id"].to_numpy()
+    assert one["value"] == pytest.approx(difference(np.ones(IMAGES, bool)), rel=1e-12)
+    left_out = np.array([difference(patient != p) for p in np.unique(patient)])
+    error = np.sqrt((PATIENTS - 1) / PATIENTS * np.sum((left_out - left_out.mean()) ** 2))
+    assert one["standard_error"] == pytest.approx(error, rel=0.05)
+    assert one["low"] < one["value"] < one["high"]
 
 
 def test_a_class_of_few_patients_is_withheld_and_tells_nothing_by_other_ways(vectors):
@@ -146,8 +172,12 @@ def test_a_class_of_few_patients_is_withheld_and_tells_nothing_by_other_ways(vec
         assert row["value"] is None and row["n_positive"] is None
     for row in rows(found, **{"class": "macro"}):
         assert row["value"] is None
-    for one in found["comparisons"]:
-        assert one["p"] is None or np.isnan(one["p"])
+    # What is tested instead are the classes that are shown; one more is hidden, lest C follow from the others.
+    shown = {row["class"] for row in rows(found, probe="knn") if row["n_positive"] is not None}
+    assert len(shown) == 1
+    for tests in (found["comparisons"], found["against_guessing"]):
+        assert {one["class"] for one in tests if not np.isnan(one["p"])} == shown
+        assert "macro" not in {one["class"] for one in tests if not np.isnan(one["value" if "value" in one else "p"])}
     assert found["space"]["each"] == {}  # which features carry it would tell of the few
     assert not [t for t in found["space"]["tests"] if t["group"] == "C" and not np.isnan(t["p"])]
 

@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from cxr_jax import mesh
 from cxr_jax.probes import protocol
-from cxr_jax.tables import FEATURES, Features, Reading, UserError
+from cxr_jax.tables import AS_MANY, FEATURES, Features, Reading, UserError
 from tests.probes.vectors import CLASSES, SIZES, settings, splits
 
 PROBES = ("logistic_regression", "knn", "kmeans", "network")
@@ -83,14 +83,24 @@ def test_every_reading_says_how_it_was_made(planted):
 
 @pytest.mark.parametrize("through", ["view", "No Finding"])
 def test_what_stands_in_for_race_disappears_within_its_stratum(through):
-    """The signal is the stratum's, which goes with race: found among all, gone where the stratum is the same for all."""
-    readings, _ = run(splits(signal=3.0, through=through), probes=("logistic_regression",), controls=())
+    """The signal is the stratum's, which goes with race: found among all, gone where the stratum is the same for all.
+
+    That it is gone is not for want of images: among as many at random it is there.
+    """
+    readings, _ = run(splits(signal=3.0, through=through), probes=("logistic_regression",), controls=("as_many",))
     by_name = {reading.name: macro(readings, reading) for reading in readings.readings}
     assert by_name[Reading("race", "logistic_regression", FEATURES).name] > 0.65
     within = [r for r in readings.readings if r.attribute == through]
     assert [r.group for r in within] == (["AP", "PA"] if through == "view" else ["present"])
+    images = {r.name: r.about["fit_images"] for r in readings.readings}
     for reading in within:
+        beside = dataclasses.replace(reading, attribute=AS_MANY + through)
         assert abs(by_name[reading.name] - 0.5) < 0.12
+        assert by_name[beside.name] > 0.62
+        assert images[beside.name] == images[reading.name]  # every patient has two images here
+        there, at_random = (readings.table[f"stratum_{name}"] == reading.group for name in (through, AS_MANY + through))
+        assert there.sum() == at_random.sum() and (there != at_random).any()
+    assert {r.attribute for r in readings.readings} == {"", *(beside + name for name in ("No Finding", "view") for beside in ("", AS_MANY))}
 
 
 class Locked(dict):
