@@ -50,7 +50,7 @@ GROUP = 16  # columns that share a minimum
 SPARE = 8  # candidates beyond k
 KEPT = 2**24  # candidates that a device keeps, over the queries of a block, at most
 READ_ROWS = 4096  # rows of an input looked at together
-PAIR_ROWS = 128  # pairs of rows whose differences exist at once; they fit a core's second cache at 1,024 features
+PAIR_ROWS = 256  # pairs of rows whose differences exist at once; they about fit a core's second cache at 1,024 features
 
 
 class Neighbours(NamedTuple):

@@ -237,3 +237,23 @@ def attack(people, *shown):
             known = follows(sums, [cell[k] for cell in small])
             out += [(unit, cell[0]) for cell, yes in zip(small, known, strict=True) if yes and cell[k].any()]
     return out, len(small)
+
+
+def shown_in_probes(people, rows):
+    """The same of probes' counts: rows as `probes.read` gives them, of the test split and of labels that the cohort has."""
+    images, patients = [], []
+    for row in rows[np.isfinite(rows["n_images"])].to_dict("records"):
+        if row["attribute"] != "all":
+            # Of strata, whose rest is in no table, only about how many there are.
+            assert row["n_images"] % people.least == 0 and np.isnan(row["n_positive"])
+            assert np.isnan(row["n_patients"]) or row["n_patients"] % people.least == 0
+            continue
+        label = people.values[row["target"]]
+        mask = people.cell(split="test") & (label != "missing")
+        assert row["n_images"] == mask.sum() and row["n_patients"] == people.who(mask).sum()
+        images.append(mask)
+        patients.append(people.who(mask))
+        if np.isfinite(row["n_positive"]):
+            assert not row["shuffled"]
+            images.append(people.cell(**{row["target"]: row["class"], "split": "test"}))
+    return images, patients

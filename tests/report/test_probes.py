@@ -12,9 +12,12 @@ import pytest
 from configs import base
 from cxr_jax import tables
 from cxr_jax.audit import readings
+from cxr_jax.report import demographics, probes
 from cxr_jax.report import html as report
-from cxr_jax.report import probes
+from cxr_jax.tables import AS_MANY, FEATURES, Reading, Readings
 from tests.audit.test_readings import IMAGES, drawn, settings
+from tests.report.attack import People, attack, shown_in_probes, shown_in_report, shown_in_table
+from tests.report.conftest import MIN_PATIENTS, make_workdir, narrowed, odd_cohort
 from tests.report.test_html import Page
 
 
@@ -99,6 +102,47 @@ def test_nothing_about_one_image_or_patient(page, workdir):
         assert not re.search(rf"\b{name}\b", told), name
     shown = json.loads((workdir / "probe_audit.json").read_text())
     assert "points" not in json.dumps(shown["space"]["maps"])
+
+
+def probed_cohort(table, targets, seed) -> Readings:
+    """Noise for scores, of a cohort's test images: readings of the features, of shuffled labels and within strata."""
+    random = np.random.default_rng(seed)
+    judged = table[table["split"] == "test"].reset_index(drop=True)
+    keys = judged[["image_id", "patient_id", "split", "race", "sex", "view"]].copy()
+    keys["stratum_sex"] = judged["sex"]
+    keys["stratum_No Finding"] = np.where(judged["finding_No Finding"] == 1, "present", "absent")
+    keys[f"stratum_{AS_MANY}No Finding"] = keys["stratum_No Finding"].to_numpy()[random.permutation(len(keys))]
+    plan = []
+    for target in targets:
+        keys[f"label_{target}"], keys[f"shuffled_{target}"] = judged[target], random.permutation(judged[target])
+        strata = [(a, g) for a, g in (("sex", "F"), ("sex", "M"), ("No Finding", "present"), (AS_MANY + "No Finding", "present")) if a != target]
+        plan += [Reading(target, "knn", FEATURES), Reading(target, "knn", FEATURES, shuffled=True)]
+        plan += [Reading(target, "knn", FEATURES, attribute=a, group=g) for a, g in strata]
+    plan = [dataclasses.replace(reading, about={"fit_images": 700, "fit_patients": 350}) for reading in plan]
+    classes = {target: tuple(sorted(set(judged[target].dropna()))) for target in targets}
+    scores = {r.name: random.dirichlet(np.ones(len(classes[r.target])), len(keys)).astype(np.float32) for r in plan}
+    return Readings(keys, classes, plan, scores, {"agreement": [], "absent": [], "strata_by_truth": []})
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_small_cell_follows_from_the_pages_of_cohort_model_and_probes(tmp_path, undrawn, seed):
+    """Groups and findings are rare, ages and views are missing; everybody has a race and a sex, or the pages would tell no count."""
+    whole = odd_cohort(400, seed).fillna({"race": "A", "sex": "F"})
+    table, steps = narrowed(whole, ("view is AP", lambda t: t["view"] == "AP"))
+    path = make_workdir(tmp_path, "race", table=table, steps=steps)
+    record = tables.read_json(path / "run.json")
+    record["dataset"]["open_data"] = False
+    tables.write_json(path / "run.json", record)
+    made = probed_cohort(table, ("race", "sex"), seed)
+    vectors = np.random.default_rng(seed).normal(size=(len(made.table), 4)).astype(np.float32)
+    tables.write_json(path / "probe_audit.json", readings.audit(made, vectors, settings(replicates=50), open_data=False))
+    steps = [("every image of the data set", np.ones(len(whole), bool)), ("view is AP", (whole["view"] == "AP").to_numpy())]
+    people = People(table, whole, steps, MIN_PATIENTS)
+    read = report._read(path)
+    cohort, probed = shown_in_table(people, demographics.read(path / "cohort.csv")), shown_in_probes(people, read.probed.rows)
+    assert len(probed[0]) > 2
+    found, small = attack(people, cohort, shown_in_report(people, read.rows), probed)
+    assert found == [] and small > 20
 
 
 def test_a_small_class_is_withheld_in_words_and_tables(tmp_path):
