@@ -266,6 +266,27 @@ class Readings:
         return cls(table.drop(columns=drop), targets, readings, scores, meta["found"])
 
 
+def not_finite(vectors: np.ndarray, name: str, rows: Sequence[int] | None = None) -> UserError:
+    """What to raise where some of `vectors`, [n, d], are NaN or infinite, or so large that their squares are.
+
+    rows: positions of those that count, all by default. They are looked at 4,096 at a time, so that `vectors` may be a memory-map.
+    In the message rows and columns are counted from 1.
+    """
+    rows = np.arange(len(vectors)) if rows is None else np.asarray(rows)
+    count, where, largest = 0, None, 0.0
+    for first in range(0, len(rows), 4096):
+        some = rows[first : first + 4096]
+        block = np.asarray(vectors[some], np.float32)
+        bad = np.argwhere(~np.isfinite(block))
+        largest = max(largest, float(np.abs(block).max()))
+        if len(bad) and where is None:
+            where = some[bad[0, 0]] + 1, bad[0, 1] + 1
+        count += len(bad)
+    if where is None:
+        return UserError(f"{name}: values up to {largest:.3g} overflow when squared; scale the features")
+    return UserError(f"{name}: {count:,} NaN or infinite, the first in row {where[0]}, column {where[1]}; mend or leave out such rows")
+
+
 def _array_path(folder: pathlib.Path, split: str, name: str) -> pathlib.Path:
     return folder / (f"{split}.npy" if name == FEATURES else f"{split}.{name}.npy")
 

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from cxr_jax.tables import UserError
+from cxr_jax.tables import UserError, not_finite
 
 CHUNK = 2048  # rows whose distances to all centres exist at once
 
@@ -84,7 +84,8 @@ def fit(
     if centres is not None and np.shape(centres) != (clusters, features.shape[1]):
         raise ValueError(f"centres of shape {np.shape(centres)}, not {(clusters, features.shape[1])}")
     counts = weights > 0
-    _refuse_not_finite(features, counts)
+    if not np.isfinite(features[counts]).all():
+        raise not_finite(features, "features", np.flatnonzero(counts))
     found = distinct(features, counts, clusters)
     if found < clusters:
         raise UserError(f"{clusters} clusters asked of {found} distinct rows; ask for at most {found}")
@@ -127,7 +128,8 @@ def assign(features, centres: np.ndarray) -> np.ndarray:
     nearest = np.empty(len(features), np.int32)
     for first in range(0, len(features), CHUNK):
         block = np.asarray(features[first : first + CHUNK], np.float32)
-        _refuse_not_finite(block, np.ones(len(block), bool), first)
+        if not np.isfinite(block).all():
+            raise not_finite(features, "features")
         rows = np.pad(block - middle, ((0, CHUNK - len(block)), (0, 0)))
         nearest[first : first + CHUNK] = np.asarray(_nearest(jnp.asarray(rows), moved))[0, : len(block)]
     return nearest
@@ -182,16 +184,6 @@ def _pairs(count: np.ndarray) -> np.ndarray:
 def _entropy(count: np.ndarray, n: np.ndarray) -> np.ndarray:
     share = count / n[:, None]
     return -(share * np.log(np.where(share > 0, share, 1))).sum(axis=1)
-
-
-def _refuse_not_finite(features: np.ndarray, counts: np.ndarray, first: int = 0) -> None:
-    bad = ~np.isfinite(features) & counts[:, None]
-    if bad.any():
-        row, column = np.argwhere(bad)[0]
-        raise UserError(
-            f"features: {bad.sum()} value{'s' if bad.sum() > 1 else ''} NaN or infinite, the first in"
-            f" row {first + row}, column {column} (from 0); mend or leave out such rows"
-        )
 
 
 def distinct(features: np.ndarray, counts: np.ndarray, enough: int) -> int:

@@ -40,7 +40,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from cxr_jax.mesh import batch_sharded, data_mesh, replicate, to_host
-from cxr_jax.tables import UserError
+from cxr_jax.tables import UserError, not_finite
 
 METRICS = ("l2", "cosine")
 WEIGHTINGS = ("uniform", "distance")
@@ -137,13 +137,13 @@ class _Rows:
         for first in range(0, len(self), READ_ROWS):
             block = self._raw(slice(first, first + READ_ROWS))
             if not np.isfinite(np.vdot(block, block)):
-                self._refuse(block, first, name)
+                raise not_finite(self._array, name, self._positions)
             if metric == "cosine":
                 lengths.append(np.sqrt(np.einsum("nd,nd->n", block, block, dtype=np.float64)))
                 empty = np.flatnonzero(lengths[-1] < np.finfo(np.float32).tiny)
                 if len(empty):
                     raise UserError(
-                        f"{name}: row {self._named(first + empty[0])} (from 0) has length 0, so its cosine is"
+                        f"{name}: row {self._named(first + empty[0])} has length 0, so its cosine is"
                         " undefined; leave such rows out, or use l2"
                     )
                 block = (block / lengths[-1][:, None]).astype(np.float32)
@@ -175,19 +175,8 @@ class _Rows:
         return np.asarray(self._array[which if self._positions is None else self._positions[which]], np.float32)
 
     def _named(self, row: int) -> int:
-        return int(row if self._positions is None else self._positions[row])
-
-    def _refuse(self, block: np.ndarray, first: int, name: str) -> None:
-        """Counts on over the rows that follow `block`, all before it being good."""
-        if np.isfinite(block).all():
-            raise UserError(f"{name}: values up to {np.abs(block).max():.3g} overflow when squared; scale the features")
-        row, column = np.argwhere(~np.isfinite(block))[0]
-        starts = range(first, len(self), READ_ROWS)
-        bad = sum(int((~np.isfinite(self._raw(slice(s, s + READ_ROWS)))).sum()) for s in starts)
-        raise UserError(
-            f"{name}: {bad} value{'s' if bad > 1 else ''} NaN or infinite, the first in row {self._named(first + row)},"
-            f" column {column} (from 0); mend or leave out such rows"
-        )
+        """Counted from 1, in the array that was given."""
+        return int(row if self._positions is None else self._positions[row]) + 1
 
 
 def _search(rows, asked, which, k, candidates, mesh, tile_rows, squares, index) -> np.ndarray:

@@ -49,7 +49,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from cxr_jax import mesh
-from cxr_jax.tables import UserError
+from cxr_jax.tables import UserError, not_finite
 
 # Strengths solved in step. With more, strong penalties, which are soon done, would wait for weak ones.
 STRENGTHS = 4
@@ -121,7 +121,7 @@ class Fit:
         scores = np.empty((*known.shape[:2], len(rows), known.shape[2]), np.float32)
         for first, block in _chunks(rows, chunk):
             if not np.isfinite(block).all():
-                raise _not_finite(rows)
+                raise not_finite(rows, "features")
             part = np.asarray(_scores(block, self.centre, W, c, known, self.independent))
             scores[:, :, first : first + chunk] = part[:, :, : len(rows) - first]
         return scores
@@ -255,7 +255,7 @@ class _Data:
                 sums = _add_moments(sums, block, self.shift, weight)
             sums = np.asarray(sums)
         if not np.isfinite(sums).all():  # also by a row without weight: 0 × NaN is NaN
-            raise _not_finite(self.rows)
+            raise not_finite(self.rows, "features")
         return sums
 
     def _moments(self, total: np.ndarray, sums: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -631,20 +631,6 @@ def _checked_features(features: np.ndarray | jax.Array, columns: int | None = No
 def _even(count: int, most: int) -> int:
     """Size of the fewest blocks of at most `most` that hold `count`, all as large as the first."""
     return -(-count // -(-count // most))
-
-
-def _not_finite(rows: np.ndarray) -> UserError:
-    """What to raise where some features are NaN or infinite."""
-    count, where = 0, None
-    for first, block in _chunks(rows, EXACT_ROWS):
-        bad = np.argwhere(~np.isfinite(block))
-        if len(bad) and where is None:
-            where = first + bad[0, 0] + 1, bad[0, 1] + 1
-        count += len(bad)
-    return UserError(
-        f"{count:,} features are NaN or infinite, the first in row {where[0]}, column {where[1]} (counted from 1):"
-        " leave those rows out, or mend what wrote them"
-    )
 
 
 def _chunks(rows: np.ndarray, size: int) -> Iterator[tuple[int, np.ndarray]]:

@@ -21,7 +21,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from cxr_jax.tables import UserError
+from cxr_jax.tables import UserError, not_finite
 
 SCORED_ROWS = 4096  # at a time
 
@@ -197,13 +197,8 @@ def _checked(features: np.ndarray, columns: int | None = None) -> np.ndarray:
     features = np.asarray(features, np.float32)
     if features.ndim != 2 or not features.shape[1] or columns not in (None, features.shape[1]):
         raise ValueError(f"features {features.shape}: not [n, {columns or 'd'}]")
-    bad = np.argwhere(~np.isfinite(features))
-    if len(bad):
-        row, column = bad[0] + 1
-        raise UserError(
-            f"{len(bad):,} features are NaN or infinite, the first in row {row}, column {column} (counted from 1):"
-            " leave those rows out, or mend what wrote them"
-        )
+    if not np.isfinite(features).all():
+        raise not_finite(features, "features")
     return features
 
 

@@ -141,7 +141,7 @@ def test_what_cannot_be_clustered_is_refused_in_plain_words():
     spoilt = features.copy()
     spoilt[[7, 9], [1, 2]] = np.nan, np.inf
     for call in (lambda: kmeans.fit(spoilt, 2, **ONCE), lambda: kmeans.assign(spoilt, features[:2])):
-        with pytest.raises(UserError, match="^features: 2 values NaN or infinite, the first in row 7, column 1 "):
+        with pytest.raises(UserError, match="^features: 2 NaN or infinite, the first in row 8, column 2;"):
             call()
     with pytest.raises(ValueError, match="weights"):
         kmeans.fit(features, 2, **ONCE, weights=-np.ones(40))

@@ -166,11 +166,11 @@ def test_what_cannot_be_searched_is_refused_in_plain_words():
         knn.neighbours(database, queries, 2, metric="L2")
     spoilt = database.copy()
     spoilt[[11, 20], [2, 0]] = np.nan, np.inf
-    with pytest.raises(UserError, match=r"^database: 2 values NaN or infinite, the first in row 11, column 2 "):
+    with pytest.raises(UserError, match=r"^database: 2 NaN or infinite, the first in row 12, column 3;"):
         knn.neighbours(spoilt, queries, 2, metric="l2")
-    with pytest.raises(UserError, match=r"^queries: 1 value NaN or infinite, the first in row 20, column 0 "):
+    with pytest.raises(UserError, match=r"^queries: 1 NaN or infinite, the first in row 21, column 1;"):
         knn.neighbours(database, np.where(np.isnan(spoilt), 0, spoilt), 2, metric="l2")
-    with pytest.raises(UserError, match="row 11, column 2"):  # counted in the whole, not among the allowed
+    with pytest.raises(UserError, match="row 12, column 3;"):  # counted in the whole, not among the allowed
         knn.neighbours(spoilt, queries, 2, metric="cosine", allowed=np.arange(30) > 3)
     huge = database.copy()
     huge[3] = 1e20
@@ -178,7 +178,7 @@ def test_what_cannot_be_searched_is_refused_in_plain_words():
         knn.neighbours(huge, queries, 2, metric="l2")
     empty = database.copy()
     empty[9] = 0
-    with pytest.raises(UserError, match=r"^database: row 9 \(from 0\) has length 0"):
+    with pytest.raises(UserError, match=r"^database: row 10 has length 0"):
         knn.neighbours(empty, queries, 2, metric="cosine")
     assert knn.neighbours(empty, queries, 2, metric="l2").index.shape == (5, 2)
 

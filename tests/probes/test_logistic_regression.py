@@ -262,9 +262,9 @@ def test_mistakes_are_told(problem, fitted, change):
     arguments = {"features": x, "labels": y, "penalties": PENALTIES, "weights": weights}
     if change == "features":
         x[100, 3], x[7, 2], weights[:, 7] = np.inf, np.nan, 0
-        with pytest.raises(UserError, match=r"^2 features are NaN or infinite, the first in row 8, column 3 "):
+        with pytest.raises(UserError, match=r"^features: 2 NaN or infinite, the first in row 8, column 3;"):
             lr.fit(**arguments)
-        with pytest.raises(UserError, match="row 8, column 3 "):
+        with pytest.raises(UserError, match="row 8, column 3;"):
             fitted.scores(x)
         return
     if change == "columns":

@@ -119,5 +119,5 @@ def test_a_feature_that_is_no_number_is_a_users_mistake(data, fitted):
     broken = x.copy()
     broken[8, 1] = np.nan
     for call in (lambda: network.fit(broken, *rest, 3, **SETTINGS), lambda: fitted.scores(broken)):
-        with pytest.raises(UserError, match=r"^1 features are NaN or infinite, the first in row 9, column 2 "):
+        with pytest.raises(UserError, match=r"^features: 1 NaN or infinite, the first in row 9, column 2;"):
             call()
