@@ -8,10 +8,11 @@
     comparisons     differences of AUCs of two readings: on the same images, or in a stratum and among as many images at
                     random: target, class, first, second (names), value, low, high (paired patient bootstrap),
                     standard_error, p (Wald's, Obuchowski's covariance; DeLong's where each patient has one image),
-                    p_adjusted (Holm's over the target's family), family (its size), reason
+                    p_adjusted (Holm's over the target's family), family (its size), reason. Those on the same images are
+                    one family, those of a stratum and as many images another
     against_guessing    of every reading of the features with recorded labels, among all images and in each stratum: reading (its
                     name), target, class, p (Wald's, that the AUC is .5, on the logit scale), p_adjusted (Holm's over the
-                    target's family), family, reason
+                    target's family), family, reason. Those among as many images as in a stratum are a family of their own
     readings        how each was fitted and chosen, as the probes tell it
     agreement       as the probes tell it, with p_adjusted (Holm's over all); of a label that has a group whose size is
                     withheld there are no numbers, since purity tells it
@@ -169,7 +170,7 @@ class _Tested:
 
 
 def _against_guessing(tested: _Tested, target: str, mine: list[Reading], settings) -> list[dict]:
-    rows = []
+    rows, controls = [], []
     for reading in (r for r in mine if r.input == FEATURES and not r.shuffled):
         for name in tested.classes(reading):
             row = {"reading": reading.name, "target": target, "class": name, "p": np.nan, "reason": ""}
@@ -182,8 +183,8 @@ def _against_guessing(tested: _Tested, target: str, mine: list[Reading], setting
                 auc, influence = tested.influence(reading, name)
                 found = comparisons.against(np.array([auc]), np.sqrt([influence @ influence]), 0.5, settings.level)
                 row |= {"p": float(found.p[0]), "reason": str(found.reason[0])}
-            rows.append(row)
-    return _adjusted(rows)
+            (controls if reading.attribute.startswith(AS_MANY) else rows).append(row)
+    return _adjusted(rows) + _adjusted(controls)
 
 
 def _adjusted(rows: list[dict]) -> list[dict]:
@@ -228,8 +229,12 @@ def _compare(tested: _Tested, target: str, mine: list[Reading], settings) -> lis
     for one in own:
         pairs += [(one, r) for r in mine if r.probe == one.probe and not r.attribute and _is_control(r)]
     controls = {(r.probe, r.attribute, r.group): r for r in mine if r.attribute.startswith(AS_MANY)}
-    pairs += [(r, controls[key]) for r in mine if (key := (r.probe, AS_MANY + r.attribute, r.group)) in controls]
-    return _adjusted([_difference(tested, target, first, second, name, settings) for first, second in pairs for name in tested.classes(first, second)])
+    of_strata = [(r, controls[key]) for r in mine if (key := (r.probe, AS_MANY + r.attribute, r.group)) in controls]
+
+    def family(pairs):
+        return _adjusted([_difference(tested, target, *pair, name, settings) for pair in pairs for name in tested.classes(*pair)])
+
+    return family(pairs) + family(of_strata)
 
 
 def _difference(tested: _Tested, target: str, first: Reading, second: Reading, name: str, settings) -> dict[str, Any]:

@@ -218,7 +218,7 @@ def strata(
     if drawn_at_random:
         handles.append(Line2D([], [], color=GRAY, marker="o", ms=3, lw=0.9, label="as many images, drawn at random"))
     if handles:
-        figure.legend(handles=handles, loc="outside upper left", ncols=2, handlelength=1.8)
+        figure.legend(handles=handles, loc="outside upper left", handlelength=1.8)
     caption = (
         f"What probes find of {called} in the features of all images, and within images that are alike in one thing:"
         f" fitted there, chosen there and judged there. Lines: {audit_rows.percent(level)} intervals over patients."

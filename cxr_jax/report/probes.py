@@ -95,7 +95,7 @@ def context(probed: Probed, name_of: Callable[[str], str], invented: bool) -> li
                 "drawn": [d for d in drawn if d is not None],
                 "table": auc_lines(rows, words, in_words, probed.least),
                 "comparisons": comparison_lines(probed, target, words, in_words),
-                "family": next((c["family"] for c in probed.comparisons if c["target"] == target), 0),
+                "families": list(dict.fromkeys(c["family"] for c in probed.comparisons if c["target"] == target)),
                 "fits": fit_lines(probed, target, words, in_words),
             }
         )
@@ -138,7 +138,7 @@ def _strata_words(probed: Probed, name_of) -> Callable[[str, str], str]:
         if attribute == subgroups.ALL or not attribute:
             return ""
         if attribute.startswith(AS_MANY):
-            return f"as many images as {words(attribute.removeprefix(AS_MANY), group)}, drawn at random"
+            return f"as many images as {words(attribute.removeprefix(AS_MANY), group)}, at random"
         if group == "present":
             return f"{'true' if attribute in probed.by_truth else 'recorded'} {attribute}"
         return f"{name_of(attribute)} {group}"
@@ -325,7 +325,9 @@ def auc_lines(rows: pd.DataFrame, words, in_words, least: int) -> dict:
 
 
 def comparison_lines(probed: Probed, target: str, words, in_words) -> list[dict]:
-    names = {r["name"]: told(r, words, in_words(r["attribute"], r["group"])) for r in probed.readings}
+    # What is compared with a stratum can only be as many images as there.
+    strata = {r["name"]: "as many images at random" if r["attribute"].startswith(AS_MANY) else in_words(r["attribute"], r["group"]) for r in probed.readings}
+    names = {r["name"]: told(r, words, strata[r["name"]]) for r in probed.readings}
     lines = []
     for row in (c for c in probed.comparisons if c["target"] == target):
         number = {k: np.nan if row[k] is None else row[k] for k in ("value", "low", "high", "p", "p_adjusted")}

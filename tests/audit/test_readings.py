@@ -114,9 +114,10 @@ def test_every_reading_of_the_features_is_tested_against_guessing(found):
     auc, covariance = comparisons.auc_covariance(truth, made.scores[linear.name][:, :, None], made.table["patient_id"].to_numpy())
     logit, error = np.log(auc[0] / (1 - auc[0])), np.sqrt(covariance[0, 0]) / (auc[0] * (1 - auc[0]))
     assert tests[linear.name]["p"] == pytest.approx(2 * stats.norm.sf(logit / error), rel=1e-6)
-    p = [row["p"] for row in found["against_guessing"]]
-    np.testing.assert_allclose([row["p_adjusted"] for row in found["against_guessing"]], comparisons.holm(p))
-    assert {row["family"] for row in found["against_guessing"]} == {4}  # of six, two have no AUC
+    *tests, control = found["against_guessing"]
+    np.testing.assert_allclose([row["p_adjusted"] for row in tests], comparisons.holm([row["p"] for row in tests]))
+    assert {row["family"] for row in tests} == {3}  # of five, two have no AUC
+    assert AS_MANY in control["reading"] and control["family"] == 1 and control["p_adjusted"] == control["p"]
 
 
 def test_differences_of_macro_aucs(found):
@@ -136,9 +137,10 @@ def test_differences_of_macro_aucs(found):
     assert 0 < one["low"] < one["value"] < one["high"]
     # The bootstrap, which shares nothing with the formula but the data, has about the same width.
     assert (one["high"] - one["low"]) / (2 * 1.96 * one["standard_error"]) == pytest.approx(1, abs=0.25)
-    p = [c["p"] for c in found["comparisons"]]
-    np.testing.assert_allclose([c["p_adjusted"] for c in found["comparisons"]], comparisons.holm(p))
-    assert {c["family"] for c in found["comparisons"]} == {4}
+    *same_images, of_stratum = found["comparisons"]
+    np.testing.assert_allclose([c["p_adjusted"] for c in same_images], comparisons.holm([c["p"] for c in same_images]))
+    assert {c["family"] for c in same_images} == {3}
+    assert of_stratum["first"] == within and of_stratum["family"] == 1 and of_stratum["p_adjusted"] == of_stratum["p"]
 
 
 def test_a_stratum_beside_as_many_images_by_the_jackknife(found):
