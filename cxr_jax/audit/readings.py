@@ -5,14 +5,12 @@
     rows            AUCs: the keys of `subgroups.KEYS`, and `probe`, `input`, `shuffled`. metric: auc; auc_ceiling where the
                     data's truth is known, with '' for probe and input. attribute, group: the stratum that the reading was
                     fitted and judged in. n and suppression are those of `subgroups`, which does not ask who gave the scores
-    comparisons     differences of AUCs of two readings: on the same images, or in a stratum and among as many images at
-                    random: target, class, first, second (names), value, low, high (paired patient bootstrap),
-                    standard_error, p (Wald's, Obuchowski's covariance; DeLong's where each patient has one image),
-                    p_adjusted (Holm's over the target's family), family (its size), reason. Those on the same images are
-                    one family, those of a stratum and as many images another
+    comparisons     differences of AUCs of two readings on the same images: target, class, first, second (names), value, low,
+                    high (paired patient bootstrap), standard_error, p (Wald's, Obuchowski's covariance; DeLong's where
+                    each patient has one image), p_adjusted (Holm's over the target's family), family (its size), reason
     against_guessing    of every reading of the features with recorded labels, among all images and in each stratum: reading (its
                     name), target, class, p (Wald's, that the AUC is .5, on the logit scale), p_adjusted (Holm's over the
-                    target's family), family, reason. Those among as many images as in a stratum are a family of their own
+                    target's family), family, reason
     readings        how each was fitted and chosen, as the probes tell it
     agreement       as the probes tell it, with p_adjusted (Holm's over all); of a label that has a group whose size is
                     withheld there are no numbers, since purity tells it
@@ -20,7 +18,8 @@
     space           what the features look like, as `feature_space.describe` tells it
 
 Tests are of macro AUCs, class `macro`; where a class is undefined or withheld, so that there is none, of every class that is
-there. A shuffled reading is judged on shuffled labels, so that its AUC is .5 but for chance.
+there, and each of these counts in the family. What is read among as many images as in a stratum is not compared with the stratum:
+other images were fitted, which intervals over test patients know nothing of. A shuffled reading is judged on shuffled labels, so that its AUC is .5 but for chance.
 """
 
 from __future__ import annotations
@@ -170,8 +169,8 @@ class _Tested:
 
 
 def _against_guessing(tested: _Tested, target: str, mine: list[Reading], settings) -> list[dict]:
-    rows, controls = [], []
-    for reading in (r for r in mine if r.input == FEATURES and not r.shuffled):
+    rows = []
+    for reading in (r for r in mine if r.input == FEATURES and not r.shuffled and not r.attribute.startswith(AS_MANY)):
         for name in tested.classes(reading):
             row = {"reading": reading.name, "target": target, "class": name, "p": np.nan, "reason": ""}
             figures = tested.figures[reading.name]
@@ -183,8 +182,8 @@ def _against_guessing(tested: _Tested, target: str, mine: list[Reading], setting
                 auc, influence = tested.influence(reading, name)
                 found = comparisons.against(np.array([auc]), np.sqrt([influence @ influence]), 0.5, settings.level)
                 row |= {"p": float(found.p[0]), "reason": str(found.reason[0])}
-            (controls if reading.attribute.startswith(AS_MANY) else rows).append(row)
-    return _adjusted(rows) + _adjusted(controls)
+            rows.append(row)
+    return _adjusted(rows)
 
 
 def _adjusted(rows: list[dict]) -> list[dict]:
@@ -223,18 +222,12 @@ def _ceilings(readings: Readings, target: str, mine, judge) -> list[dict]:
 
 
 def _compare(tested: _Tested, target: str, mine: list[Reading], settings) -> list[dict]:
-    """Every probe against every other on the features, and against its own controls; each stratum against as many images."""
+    """Every probe against every other on the features, and against its own controls."""
     own = [r for r in mine if r.input == FEATURES and not r.shuffled and not r.attribute]
     pairs = list(itertools.combinations(own, 2))
     for one in own:
         pairs += [(one, r) for r in mine if r.probe == one.probe and not r.attribute and _is_control(r)]
-    controls = {(r.probe, r.attribute, r.group): r for r in mine if r.attribute.startswith(AS_MANY)}
-    of_strata = [(r, controls[key]) for r in mine if (key := (r.probe, AS_MANY + r.attribute, r.group)) in controls]
-
-    def family(pairs):
-        return _adjusted([_difference(tested, target, *pair, name, settings) for pair in pairs for name in tested.classes(*pair)])
-
-    return family(pairs) + family(of_strata)
+    return _adjusted([_difference(tested, target, *pair, name, settings) for pair in pairs for name in tested.classes(*pair)])
 
 
 def _difference(tested: _Tested, target: str, first: Reading, second: Reading, name: str, settings) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def read(path: os.PathLike | str, keys: os.PathLike | str | None, columns: str) 
     source = str(keys or path)
     tables.check_keys(table, source)
     tables.check_findings(table, source)
-    ours = [name for name in table if name.startswith((tables.SCORE, tables.STRATUM, tables.SHUFFLED))]
+    ours = [name for name in table if name.startswith((tables.SCORE, tables.STRATUM, tables.SHUFFLED, tables.TRUE, tables.CEILING))]
     if ours:
         raise UserError(f"{source}: column {ours[0]!r}: a name that begins as our own results do; rename it or leave it out")
     return table, vectors

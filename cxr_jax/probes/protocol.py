@@ -13,8 +13,8 @@ whether a model uses it. What would fool us, and what is done about it:
   histogram of gray levels alone. And on the features again within strata, in which a finding or the view is the same for
   all: fitted there, chosen there, judged there.
 - **Fewer images.** A label is harder to find among the fewer images of a stratum, even if nothing stood in for it. So beside
-  each stratum the same is done among about as many images drawn at random: every patient takes over another one's places in
-  the strata, so that as few patients have as many images there, and what the stratum has to do with anything is gone.
+  each stratum the same is done among as many images of as many patients drawn at random: every patient takes over the places
+  in the strata of one with as many images, so that what the stratum has to do with the pictures is gone.
 
 A reading is one combination of these. What comes out is its scores for the images of the test split; intervals and
 differences are the audit's.
@@ -88,7 +88,7 @@ def run(splits: Mapping[str, Features], settings, mesh: Mesh, say: Callable[[str
         table[STRATUM + name] = pd.array(groups.tolist(), dtype="str")
     done = [dataclasses.replace(reading, about=fitted[reading.name].about) for reading in plan]
     arrays = {reading.name: fitted[reading.name].arrays for reading in plan if fitted[reading.name].arrays}
-    by_truth = [name for name in strata if TRUE + name in train.table]
+    by_truth = [name for name in strata if _truth(train.table, name).startswith(TRUE)]
     found = {"absent": absent, "agreement": [], "strata_by_truth": by_truth}
     if "kmeans" in settings.probes:
         say("clusters beside labels")
@@ -161,7 +161,7 @@ def readings(features: Features, targets: Mapping[str, Sequence[str]], settings)
             absent.append(f"no control of {target} by demographics: neither age nor sex nor view is recorded")
         strata = list(_strata(features.table, target, settings.strata))
         there = {attribute for attribute, _ in strata} | {target}
-        absent += [f"no stratum by {name}: it is not recorded, or a number" for name in settings.strata if name not in there]
+        absent += [f"no stratum by {name}: it is not recorded, or numbers that are not all whole" for name in settings.strata if name not in there]
         for probe in settings.probes:
             plan.append(Reading(target, probe, FEATURES))
             for control in settings.controls:
@@ -195,8 +195,10 @@ def _strata(table: pd.DataFrame, target: str, names: Sequence[str]):
     for name in names:
         if stratum_of(table, name) is None or name == target:
             continue
-        finding = TRUE + name in table or LABEL + name in table
-        groups = [PRESENT] if finding else sorted({group for group in stratum_of(table, name) if group is not None})
+        groups = [PRESENT] if _truth(table, name) else sorted({group for group in stratum_of(table, name) if group is not None})
+        taken = sorted({"all", "macro", "missing"} & set(groups))
+        if taken:
+            raise UserError(f"config.probe.strata: {name} has a group called {taken[0]!r}, a word that the audit has a use for; rename it")
         yield from ((name, group) for group in groups)
 
 
@@ -207,15 +209,21 @@ def stratum_of(table: pd.DataFrame, name: str) -> np.ndarray | None:
     """Each image's group in a stratification, str or None where unknown: object [n]. Of a finding, `present` or `absent`.
 
     A finding's truth is taken where the data have it, else what is recorded. None where `name` is no column that makes
-    groups: not there, empty, or a number that is not whole.
+    groups: not there, empty, or of numbers that are not all whole (an empty cell is none).
     """
-    for column in (TRUE + name, LABEL + name):
-        if column in table and pd.api.types.is_numeric_dtype(table[column]):
-            value = table[column].to_numpy(np.float64, na_value=np.nan)
-            return np.where(np.isnan(value), None, np.where(value == 1, PRESENT, "absent"))
+    column = _truth(table, name)
+    if column:
+        value = table[column].to_numpy(np.float64, na_value=np.nan)
+        return np.where(np.isnan(value), None, np.where(value == 1, PRESENT, "absent"))
     if name not in table or table[name].isna().all() or pd.api.types.is_float_dtype(table[name]):
         return None
     return np.array([None if pd.isna(value) else str(value) for value in table[name]], object)
+
+
+def _truth(table: pd.DataFrame, name: str) -> str:
+    """The column that says whether an image has a finding, the truth where the data have it; '' where `name` is no finding."""
+    columns = (TRUE + name, LABEL + name)
+    return next((c for c in columns if c in table and pd.api.types.is_numeric_dtype(table[c])), "")
 
 
 class _Part:
@@ -243,16 +251,21 @@ class _Part:
             groups = stratum_of(self.table, attribute.removeprefix(AS_MANY))
             if attribute.startswith(AS_MANY) and groups is not None:
                 random = np.random.default_rng(_seed(self._seed, "as many", self._name, attribute))
-                groups = groups[shuffled(np.arange(len(groups)), self.patient, random)[0]]
+                groups = groups[shuffled(np.arange(len(groups)), self.patient, random, alike=True)[0]]
             self._groups[attribute] = groups
         return self._groups[attribute]
 
 
-def shuffled(labels: np.ndarray, patient: np.ndarray, random: np.random.Generator, times: int = 1) -> np.ndarray:
+ENOUGH_ALIKE = 10  # patients among whom labels are dealt, where these are to have as many images
+
+
+def shuffled(labels: np.ndarray, patient: np.ndarray, random: np.random.Generator, times: int = 1, alike: bool = False) -> np.ndarray:
     """Labels dealt anew among patients: int [times, n]. labels: int [n]; patient: int [n], numbered from 0.
 
     Every patient takes over the labels of one other (or the same), nobody's twice: image by image, from the first again
     where the other has fewer. So what a patient's images have in common stays, and what they have to do with the label goes.
+    alike: only among patients with as many images, so that every label stays as frequent among images, even where it goes with
+    how many a patient has. Numbers of images that fewer than 10 patients have are joined with the next.
     """
     order = np.argsort(patient, kind="stable")
     count = np.bincount(patient)
@@ -260,10 +273,26 @@ def shuffled(labels: np.ndarray, patient: np.ndarray, random: np.random.Generato
     place = np.empty(len(patient), np.int64)
     place[order] = np.arange(len(patient)) - np.repeat(first, count)
     dealt = np.empty((times, len(labels)), labels.dtype)
+    by_count = np.argsort(count, kind="stable") if alike else np.arange(len(count))
+    among = _alike(count[by_count]) if alike else [len(count)]
     for row in dealt:
-        other = random.permutation(len(count))[patient]
+        taken = np.empty(len(count), np.int64)
+        for part in np.split(by_count, among[:-1]):
+            taken[part] = random.permutation(part)
+        other = taken[patient]
         row[:] = labels[order[first[other] + place % count[other]]]
     return dealt
+
+
+def _alike(count: np.ndarray) -> list[int]:
+    """Ends of runs of about equal counts, ascending, each of ENOUGH_ALIKE at least where there are as many."""
+    ends = [int(end) for end in np.flatnonzero(np.diff(count)) + 1] + [len(count)]
+    joined: list[int] = []
+    for end in ends:
+        if end - (joined[-1] if joined else 0) >= ENOUGH_ALIKE:
+            joined.append(end)
+    # What is left over at the end joins the last run.
+    return [*joined[:-1], len(count)]
 
 
 def _seed(seed: int, *what: str) -> list[int]:
@@ -399,7 +428,7 @@ class _Fitter:
     def _neighbours(self, reading, x, y, use, x_validation, choose, classes) -> _Fitted:
         ks = [k for k in self.settings.neighbours if k <= use.sum()]
         if not ks:
-            return _Fitted(None, {"reason": f"training has not as many images here as {min(self.settings.neighbours)} neighbours"})
+            return _Fitted(None, {"reason": "training has fewer images here than any number of neighbours asked for"})
         metric = self.settings.metric if reading.input in self.train.features.arrays else "l2"
 
         def votes(vectors, ks, weightings):
@@ -502,7 +531,7 @@ def one_vs_rest_auc(positive: np.ndarray, score: np.ndarray) -> float:
 
 
 def agreement(clusterings, part: _Part, vectors: np.ndarray, labels: Mapping[str, np.ndarray], settings) -> list[dict]:
-    """How far clusters line up with labels among the images of `part`, beside labels that are shuffled among patients.
+    """How far clusters line up with labels among the images of `part`, beside labels shuffled among patients of as many images.
 
     clusterings: by number of clusters, found among training images. labels: by name, int [n], -1 unknown.
     Each row: label, clusters, measure, value, null_mean, null_low, null_high (the middle 95 % of the permutations), p =
@@ -519,7 +548,8 @@ def agreement(clusterings, part: _Part, vectors: np.ndarray, labels: Mapping[str
             # In blocks, since a thousand shufflings of many images are large. All numbers of clusters see the same ones.
             random = np.random.default_rng(_seed(settings.seed, "agreement", name))
             blocks = [min(50, settings.permutations - first) for first in range(0, settings.permutations, 50)]
-            chances = [kmeans.agreement(assigned, shuffled(numbers[known], patient, random, n), k, classes) for n in blocks]
+            # Purity follows how frequent a label is among images, which dealing freely would change.
+            chances = [kmeans.agreement(assigned, shuffled(numbers[known], patient, random, n, alike=True), k, classes) for n in blocks]
             chance = {measure: np.concatenate([np.atleast_1d(one[measure]) for one in chances]) for measure in found}
             for measure, value in found.items():
                 value, by_chance = float(value), np.asarray(chance[measure])

@@ -351,12 +351,14 @@ def _withhold_counts(rows: pd.DataFrame, cohort: pd.DataFrame, least: int) -> tu
     blank, no_positives, of_some, in_several = [], [], [], []
     for row in rows.itertuples():
         split, name = row.split, row[rows.columns.get_loc("class") + 1]
-        group = (row.attribute, row.group, split)
+        # As many images as in a stratum tell how many are in the stratum.
+        attribute = row.attribute.removeprefix(tables.AS_MANY)
+        group = (attribute, row.group, split)
         of_class = hides(row.target, name, split) and name not in (subgroups.MACRO, subgroups.ALL)
         hidden = bool(attributes) and split not in everybody
         hidden = hidden or hides(*group) or (of_class and row.metric == "confusion")
         hidden = hidden or (row.attribute == subgroups.ALL and (row.target, split) in unknown)
-        hidden = hidden or (row.attribute, split) in few_positive  # a stratum of the images that have a finding
+        hidden = hidden or (attribute, split) in few_positive  # a stratum of the images that have a finding
         blank.append(hidden or (bool(attributes) and row.metric == "calibration"))
         no_positives.append(hidden or of_class or (name, split) in few_positive)
         whole = sizes.get(group, np.nan)
@@ -364,7 +366,7 @@ def _withhold_counts(rows: pd.DataFrame, cohort: pd.DataFrame, least: int) -> tu
         elsewhere = row.attribute == subgroups.ALL and row.target in attributes
         some = row.metric in _OF_THE_GROUP and row.attribute != row.target and not elsewhere and row.n_images < whole
         of_some.append(some)
-        in_several.append(row.attribute in overlapping and row.n_patients > 0)
+        in_several.append(attribute in overlapping and row.n_patients > 0)
     rows = rows.copy()
     rows.loc[np.array(blank, bool), ["n_images", "n_patients"]] = np.nan
     rows.loc[np.array(no_positives, bool), "n_positive"] = np.nan

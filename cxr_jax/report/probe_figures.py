@@ -221,7 +221,8 @@ def strata(
         figure.legend(handles=handles, loc="outside upper left", handlelength=1.8)
     caption = (
         f"What probes find of {called} in the features of all images, and within images that are alike in one thing:"
-        f" fitted there, chosen there and judged there. Lines: {audit_rows.percent(level)} intervals over patients."
+        f" fitted there, chosen there and judged there. Lines: {audit_rows.percent(level)} intervals over patients"
+        f"{', of the probes as they were fitted; in gray one random draw' if drawn_at_random else ''}."
     )
     return f"probe_strata_{target}", figure, "Macro AUC within strata. " + "; ".join(said) + ".", caption
 

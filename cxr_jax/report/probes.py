@@ -31,6 +31,7 @@ class Probed:
     rows: pd.DataFrame
     comparisons: list[dict]
     readings: list[dict]
+    fitted: list[float]  # images that each was fitted on, NaN where that must not be told
     agreement: list[dict]
     absent: list[str]
     space: dict
@@ -59,18 +60,33 @@ def read(
     rows = audit_rows.frame(found["rows"], str(path))
     for name in ("probe", "input", "shuffled"):
         rows[name] = [row[name] for row in found["rows"]]
-    rows = withhold(rows)
-    # Of strata and of shuffled labels only how many there are is told, not how many of each class; and of strata, whose groups
-    # share patients and whose rest is in no table, only about how many.
-    apart = (rows["attribute"] != subgroups.ALL).to_numpy()
-    rows.loc[apart | rows["shuffled"].to_numpy(bool), "n_positive"] = np.nan
-    for count in ("n_images", "n_patients"):
-        rows.loc[apart, count] = rows.loc[apart, count] // least * least
+    rows = _roughly(withhold(rows), least)
+    # Of shuffled labels, too, only how many there are is told.
+    rows.loc[(rows["attribute"] != subgroups.ALL).to_numpy() | rows["shuffled"].to_numpy(bool), "n_positive"] = np.nan
+    fitted = [{"split": "train", "class": subgroups.MACRO, "metric": "auc", "n_positive": np.nan, **_place(r), **_fitted(r)} for r in found["readings"]]
+    fitted = _roughly(withhold(pd.DataFrame(fitted)), least)
     agreement = [row for row in found["agreement"] if row["value"] is not None and not unspoken(row["label"])]
     guessing = {(row["reading"], row["class"]): row for row in found["against_guessing"]}
     return Probed(
-        rows, found["comparisons"], found["readings"], agreement, found["absent"], found["space"], guessing, found["strata_by_truth"], least
-    )
+        rows, found["comparisons"], found["readings"], fitted["n_images"].tolist(), agreement, found["absent"], found["space"], guessing,
+        found["strata_by_truth"], least,
+    )  # fmt: skip
+
+
+def _place(reading: Mapping) -> dict:
+    return {"target": reading["target"], "attribute": reading["attribute"] or subgroups.ALL, "group": reading["group"] or subgroups.ALL}
+
+
+def _fitted(reading: Mapping) -> dict:
+    return {"n_images": float(reading["about"]["fit_images"]), "n_patients": float(reading["about"]["fit_patients"])}
+
+
+def _roughly(rows: pd.DataFrame, least: int) -> pd.DataFrame:
+    """Of strata, whose groups share patients and whose rest is in no table, only about how many there are: rounded down."""
+    apart = (rows["attribute"] != subgroups.ALL).to_numpy()
+    for count in ("n_images", "n_patients"):
+        rows.loc[apart, count] = rows.loc[apart, count].where(rows.loc[apart, count].between(1, least, inclusive="left"), rows.loc[apart, count] // least * least)
+    return rows
 
 
 def context(probed: Probed, name_of: Callable[[str], str], invented: bool) -> list[dict]:
@@ -94,8 +110,9 @@ def context(probed: Probed, name_of: Callable[[str], str], invented: bool) -> li
                 "sentences": sentences(probed, rows, target, called, words, in_words),
                 "drawn": [d for d in drawn if d is not None],
                 "table": auc_lines(rows, words, in_words, probed.least),
-                "comparisons": comparison_lines(probed, target, words, in_words),
-                "families": list(dict.fromkeys(c["family"] for c in probed.comparisons if c["target"] == target)),
+                "comparisons": comparison_lines(probed, target, words),
+                "family": next((c["family"] for c in probed.comparisons if c["target"] == target), 0),
+                "by_class": any(c["class"] != subgroups.MACRO for c in probed.comparisons if c["target"] == target),
                 "fits": fit_lines(probed, target, words, in_words),
             }
         )
@@ -148,7 +165,9 @@ def _strata_words(probed: Probed, name_of) -> Callable[[str, str], str]:
 
 def _about(n: float, least: int) -> str:
     """A count of a stratum, which is rounded down where data are not open."""
-    return audit_rows.count(n) if least <= 1 or not np.isfinite(n) or n == 0 else f"{int(n):,} or more"
+    if least <= 1 or not np.isfinite(n) or n == 0:
+        return audit_rows.count(n)
+    return f"fewer than {least}" if n < least else f"{int(n):,} or more"
 
 
 def _own(rows: pd.DataFrame) -> pd.DataFrame:
@@ -186,7 +205,7 @@ def sentences(probed: Probed, rows: pd.DataFrame, target: str, called: str, word
     if not defined:
         why = "; ".join(dict.fromkeys(audit_rows.note(row) for _, row in macros.iterrows())) or "no probe was fitted"
         lead = f"What the features know of {called} cannot be said for all classes together: {why}. The figure and the table have the others."
-        return [lead, *_by_class(probed, own, target)]
+        return [lead, *_by_class(probed, own, target), "Controls and strata, too, are told by class: in the tables below."]
     best = max(defined, key=lambda row: row["value"])
     n = f"{audit_rows.count(best['n_images'])} test images of {audit_rows.count(best['n_patients'])} patients"
     value = "AUC" if _classes(rows) == 2 else "macro AUC"
@@ -230,7 +249,7 @@ def _verdict(row: pd.Series, test: Mapping | None) -> str:
             return "Above 0.5 by its interval, without a test"
         if test["p_adjusted"] < ALPHA:
             return "Above 0.5, what guessing reaches"
-        return f"Above 0.5 by its interval, but not after correction for {test['family']} probes and strata"
+        return f"Above 0.5 by its interval, but not after correction for {test['family']} tests"
     return "Not told from 0.5, what guessing reaches" if row["high"] >= 0.5 else "Below 0.5, by chance or by an error"
 
 
@@ -258,7 +277,7 @@ def _controls(probed: Probed, rows: pd.DataFrame, target: str, best: pd.Series, 
         "more": f"For {probe} that is more than from {{}}.",
         "less": f"For {probe} that is less than from {{}}.",
         "same": f"For {probe} it is not shown to differ from {{}}.",
-        "untested": f"For {probe} there is no test against {{}}.",
+        "untested": f"For {probe} there is no test, of all classes together, against {{}}.",
     }
     return [sentences[which].format(_listed(labels)) for which, labels in said.items() if labels]
 
@@ -268,30 +287,29 @@ def _strata(probed: Probed, rows: pd.DataFrame, target: str, in_words) -> list[s
     own = _own(rows)
     own = own[(own["class"] == subgroups.MACRO) & (own["attribute"] != subgroups.ALL)]
 
-    def found(attribute, group) -> str:
-        """How many probes find it there; '' where there is nobody."""
-        here = [r for _, r in own[(own["attribute"] == attribute) & (own["group"] == group)].iterrows()]
-        if not here:
-            return ""
-        finite = [r for r in here if np.isfinite(r["value"]) and audit_rows.interval(r)]
-        if not finite:
-            return f"nothing can be said: {audit_rows.note(here[0]) or 'no interval'}"
-        above = sum(_verdict(r, _test(probed, target, r)) == "Above 0.5, what guessing reaches" for r in finite)
-        top = max(finite, key=lambda r: r["value"])
-        how_many = f"{above} of {len(finite)} probes find it" if above else "no probe is shown to find it"
-        return f"{how_many}; the highest is {PROBES[top['probe']][0]}, {audit_rows.estimate(top)}"
+    def of(attribute, group) -> list[pd.Series]:
+        return [r for _, r in own[(own["attribute"] == attribute) & (own["group"] == group)].iterrows()]
 
     said = []
     for attribute, group in audit_rows.in_order(zip(own["attribute"], own["group"])):
         if attribute.startswith(AS_MANY):
             continue
-        n = own.loc[(own["attribute"] == attribute) & (own["group"] == group), "n_images"].iloc[0]
-        there = found(attribute, group)
-        said.append(f"Within {in_words(attribute, group)} alone ({_about(n, probed.least)} test images) {there}.")
-        if beside := found(AS_MANY + attribute, group):
-            said[-1] += f" Among as many images drawn at random, {beside}."
-        elif there.startswith("no probe"):
-            said[-1] += " With fewer images, less can be shown."
+        here, beside = of(attribute, group), of(AS_MANY + attribute, group)
+        where = f"Within {in_words(attribute, group)} alone ({_about(here[0]['n_images'], probed.least)} test images)"
+        finite = [r for r in here if np.isfinite(r["value"]) and audit_rows.interval(r)]
+        if not finite:
+            said.append(f"{where} nothing can be said of all classes together: {audit_rows.note(here[0]) or 'no interval'}.")
+            continue
+        above = sum(_verdict(r, _test(probed, target, r)) == "Above 0.5, what guessing reaches" for r in finite)
+        top = max(finite, key=lambda r: r["value"])
+        how_many = f"{above} of {len(finite)} probes find it" if above else "no probe is shown to find it"
+        sentence = f"{where} {how_many}; the highest is {PROBES[top['probe']][0]}, {audit_rows.estimate(top)}."
+        for row in (r for r in beside if r["probe"] == top["probe"]):
+            n = _about(row["n_images"], probed.least)
+            sentence += f" Among as many images drawn at random ({n}) the same probe reaches {audit_rows.estimate(row)}."
+        if not above and not beside:
+            sentence += " With fewer images, less can be shown."
+        said.append(sentence)
     return said
 
 
@@ -324,10 +342,8 @@ def auc_lines(rows: pd.DataFrame, words, in_words, least: int) -> dict:
     return {"classes": classes, "lines": lines, "notes": any(line["note"] for line in lines)}
 
 
-def comparison_lines(probed: Probed, target: str, words, in_words) -> list[dict]:
-    # What is compared with a stratum can only be as many images as there.
-    strata = {r["name"]: "as many images at random" if r["attribute"].startswith(AS_MANY) else in_words(r["attribute"], r["group"]) for r in probed.readings}
-    names = {r["name"]: told(r, words, strata[r["name"]]) for r in probed.readings}
+def comparison_lines(probed: Probed, target: str, words) -> list[dict]:
+    names = {r["name"]: told(r, words) for r in probed.readings}
     lines = []
     for row in (c for c in probed.comparisons if c["target"] == target):
         number = {k: np.nan if row[k] is None else row[k] for k in ("value", "low", "high", "p", "p_adjusted")}
@@ -355,7 +371,9 @@ def _p(p: float) -> str:
 def fit_lines(probed: Probed, target: str, words, in_words) -> list[dict]:
     """How each reading was fitted and chosen."""
     lines = []
-    for reading in (r for r in probed.readings if r["target"] == target):
+    for reading, images in zip(probed.readings, probed.fitted, strict=True):
+        if reading["target"] != target:
+            continue
         about = reading["about"]
         chosen = []
         for key, word in _CHOSEN.items():
@@ -367,7 +385,7 @@ def fit_lines(probed: Probed, target: str, words, in_words) -> list[dict]:
         lines.append(
             {
                 "name": told(reading, words, in_words(reading["attribute"], reading["group"])),
-                "images": _about(about["fit_images"] // probed.least * probed.least, probed.least),
+                "images": _about(images, probed.least if reading["attribute"] else 1),
                 "chosen": ", ".join(chosen),
                 "by": about.get("chosen_by", ""),
                 "note": about.get("reason", ""),

@@ -4,11 +4,12 @@ import dataclasses
 
 import jax
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
 from cxr_jax import mesh
-from cxr_jax.probes import protocol
+from cxr_jax.probes import kmeans, protocol
 from cxr_jax.tables import AS_MANY, FEATURES, Features, Reading, UserError
 from tests.probes.vectors import CLASSES, SIZES, settings, splits
 
@@ -156,6 +157,42 @@ def test_shuffling_keeps_patients_whole_and_deals_every_label_once():
     assert {tuple(row) for row in mixed} == {(1, 2, 3, 4, 5), (3, 4, 1, 2, 1)}
 
 
+def test_as_many_images_are_as_many_even_where_a_stratum_goes_with_how_many_a_patient_has():
+    """700 patients of one image have no finding, 300 of four to ten have some: freely dealt, there would be three times as many."""
+    random = np.random.default_rng(0)
+    count = np.concatenate([np.ones(700, int), random.integers(4, 11, 300)])[random.permutation(1000)]
+    patient = np.repeat(np.arange(1000), count)
+    healthy = (count == 1)[patient]
+    dealt = protocol.shuffled(healthy, patient, random, 5, alike=True)
+    assert (dealt.sum(axis=1) == 700).all()
+    mixed = random.random(len(patient)) < np.where(healthy, 0.8, 0.3)
+    dealt = protocol.shuffled(mixed, patient, random, 20, alike=True)
+    assert (dealt.sum(axis=1) == mixed.sum()).all() and (dealt != mixed).any()
+    patients = [len(np.unique(patient[row])) for row in dealt]
+    assert np.allclose(patients, len(np.unique(patient[mixed])))
+    # Numbers of images that few patients have are joined with the next, and nobody's labels come twice.
+    odd = np.repeat(np.arange(25), [*[1] * 12, *range(2, 15)])
+    ends = protocol._alike(np.sort(np.bincount(odd)))
+    assert ends == [12, 25]
+    (row,) = protocol.shuffled(odd, odd, random, alike=True)
+    assert len({(p, v) for p, v in zip(odd, row)}) == 25 == len(set(row))
+    assert all((a < 12) == (b < 12) for a, b in zip(odd, row))
+
+
+def test_clusters_of_noise_are_not_told_from_chance_where_a_label_goes_with_how_many_images_a_patient_has():
+    """Purity is at least the share of the commonest class among images, which the null must have as well."""
+    random = np.random.default_rng(1)
+    patient = np.repeat(np.arange(200), np.repeat([6, 3], 100))
+    part = protocol._Part(Features(pd.DataFrame({"patient_id": patient.astype(str)}), {}, {}), "test", 0)
+    vectors = random.normal(size=(len(patient), 4)).astype(np.float32)
+    clustering = kmeans.fit(vectors, 4, restarts=1, seed=0, max_iterations=50, tolerance=0)
+    (purity,) = (
+        row for row in protocol.agreement({4: clustering}, part, vectors, {"kind": (part.patient >= 100).astype(int)}, settings(permutations=200))
+        if row["measure"] == "purity"
+    )  # fmt: skip
+    assert purity["null_low"] <= purity["value"] <= purity["null_high"] and purity["p"] > 0.05
+
+
 def test_strata_and_targets_are_as_recorded():
     made = splits()
     plan, absent = protocol.readings(made["train"], {"view": ("AP", "PA")}, settings())
@@ -164,6 +201,9 @@ def test_strata_and_targets_are_as_recorded():
     table = made["test"].table.assign(**{"true_No Finding": 1.0})
     assert set(protocol.stratum_of(table, "No Finding")) == {"present"}  # the truth goes before what is recorded
     assert protocol.stratum_of(table.drop(columns="view"), "view") is None
+    # A label in words is no finding.
+    plan, _ = protocol.readings(changed(made, "train", label_race=made["train"].table["race"])["train"], {"sex": ("F", "M")}, settings(strata=("race",)))
+    assert {r.group for r in plan if r.attribute == "race"} == set(CLASSES)
 
 
 @pytest.mark.parametrize(
@@ -173,6 +213,7 @@ def test_strata_and_targets_are_as_recorded():
         (splits, ("ethnicity",), "ethnicity is not recorded .* there are .*race"),
         (splits, ("patient_id",), "patient_id says which image or patient"),
         (lambda: {s: changed(splits(), s, sex=np.where(np.arange(2 * SIZES[s]) % 2, "macro", "F"))[s] for s in SIZES}, ("sex",), "a class called 'macro'"),
+        (lambda: changed(splits(), "train", view=np.where(np.arange(2 * SIZES["train"]) % 2, "missing", "AP")), ("race",), "view has a group called 'missing'"),
         (lambda: changed(splits(), "test", race=None), ("race",), "race is recorded of no test image"),
         (splits, ("age",), "age is a number, not a class label"),
         (lambda: {s: changed(splits(), s, sex="F")[s] for s in SIZES}, ("sex",), "sex is 'F' in every image; a probe needs two classes"),
@@ -206,7 +247,7 @@ def test_classes_and_rows_that_are_missing_leave_a_reading_with_its_reason():
         if reading.group == "AP":
             assert reading.about["reason"] == "training has images of one class at most here" and np.isnan(scores).all()
         elif reading.group == "PA" and reading.probe == "knn":
-            assert reading.about["reason"] == "training has not as many images here as 5 neighbours" and np.isnan(scores).all()
+            assert reading.about["reason"] == "training has fewer images here than any number of neighbours asked for" and np.isnan(scores).all()
         else:
             assert reading.about["reason"].startswith("no image of C in training here"), reading.name
             assert np.isnan(scores[:, 2]).all() and not np.isnan(scores[:, :2]).any(), reading.name
@@ -230,7 +271,7 @@ def test_a_stratum_that_test_lacks_and_strata_by_whole_numbers():
     readings, _ = run(made, probes=("logistic_regression",), controls=(), strata=("view", "site", "age"), refits=0)
     assert {(r.attribute, r.group) for r in readings.readings if r.attribute} == {("view", "AP"), ("view", "PA"), ("site", "0"), ("site", "1")}
     assert readings.table["stratum_view"].isna().all() and set(readings.table["stratum_site"]) == {"0", "1"}
-    assert "no stratum by age: it is not recorded, or a number" in readings.found["absent"]
+    assert "no stratum by age: it is not recorded, or numbers that are not all whole" in readings.found["absent"]
 
 
 def test_a_target_is_no_finding_of_its_own():

@@ -61,19 +61,21 @@ def test_the_page_answers_first_and_asks_for_nothing_from_elsewhere(page, workdi
 
 
 def test_words_claim_what_the_intervals_allow(page):
+    assert "Macro AUC of the first minus that of the second" in page.text
     assert "Judged on 240 test images of 120 patients. Macro AUC for telling race as recorded from the features" in page.text
     assert "Above 0.5, what guessing reaches: logistic regression" in page.text
     assert "For logistic regression that is more than from an untrained network's features" in page.text
     assert re.search(r"Within view AP alone \(\d+ or more test images\) 1 of 1 probes find it; the highest is logistic regression", page.text)
-    assert re.search(r"Within view PA alone \(\d+ or more test images\) nothing can be said: none fitted", page.text)
-    assert "Within view LL alone (0 test images) nothing can be said: no test image here" in page.text
+    assert re.search(r"Within view PA alone \(\d+ or more test images\) nothing can be said of all classes together: none fitted", page.text)
+    assert re.search(r"Among as many images drawn at random \(\d+ or more\) the same probe reaches 0\.\d{3} \(0\.\d{3} to", page.text)
+    assert "Within view LL alone (0 test images) nothing can be said of all classes together: no test image here" in page.text
 
 
 @pytest.mark.parametrize(
     ("low", "high", "p", "verdict"),
     [
         (0.51, 0.6, 0.01, "Above 0.5, what guessing reaches"),
-        (0.51, 0.6, 0.06, "Above 0.5 by its interval, but not after correction for 16 probes and strata"),
+        (0.51, 0.6, 0.06, "Above 0.5 by its interval, but not after correction for 16 tests"),
         (0.51, 0.6, None, "Above 0.5 by its interval, without a test"),
         (0.49, 0.6, 0.01, "Not told from 0.5, what guessing reaches"),
         (0.5, 0.6, 0.01, "Not told from 0.5, what guessing reaches"),
@@ -143,6 +145,39 @@ def test_no_small_cell_follows_from_the_pages_of_cohort_model_and_probes(tmp_pat
     assert len(probed[0]) > 2
     found, small = attack(people, cohort, shown_in_report(people, read.rows), probed)
     assert found == [] and small > 20
+
+
+def test_as_many_images_are_told_no_better_than_the_stratum():
+    """Where the cohort's table withholds how many have No Finding, or which view: nor do the controls of these strata tell."""
+    cohort = pd.DataFrame(
+        [
+            ("counts", "view", "AP", "test", "images", True), ("counts", "view", "all", "test", "images", False),
+            ("findings", "No Finding", "", "test", "images positive", True),
+        ],
+        columns=["section", "attribute", "group", "split", "what", "suppressed"],
+    ).assign(n_images=300.0)  # fmt: skip
+    strata = [("view", "AP"), (AS_MANY + "view", "AP"), ("No Finding", "present"), (AS_MANY + "No Finding", "present"), ("site", "1")]
+    rows = pd.DataFrame(strata, columns=["attribute", "group"]).assign(
+        split="test", target="race", metric="auc", n_images=292.0, n_patients=280.0, n_positive=np.nan, **{"class": "macro"}
+    )
+    found, _ = report._withhold_counts(rows, cohort, MIN_PATIENTS)
+    assert found["n_images"].isna().tolist() == [True, True, True, True, False]
+
+
+def test_how_many_a_probe_was_fitted_on_is_told_roughly_of_strata(tmp_path):
+    told = audited(False, False)["readings"]
+    few = [r | {"about": r["about"] | {"fit_images": 8 if r["attribute"] else 994, "fit_patients": 8}} for r in told]
+    page = Page(report.write(workdir_of(tmp_path, readings=few)).read_text())
+    lines = page.table("training images")
+    assert {line[1] for line in lines} == {"994", "fewer than 11"}
+
+
+def test_differences_by_class_say_of_which_class_they_are(tmp_path):
+    """Even where there is but one: that of two further ones is withheld."""
+    page = Page(report.write(workdir_of(tmp_path, few=True)).read_text())
+    head = next(t[0] for t in page.tables if t and "difference" in t[0])
+    column = head.index("class")
+    assert {line[column] for line in page.table("difference")} <= {"A", "B"} and "Macro AUC of the first" not in page.text
 
 
 def test_a_small_class_is_withheld_in_words_and_tables(tmp_path):
