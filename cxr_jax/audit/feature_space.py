@@ -324,12 +324,14 @@ def describe(
 
 
 def _carriers(rows: pd.DataFrame) -> dict[str, Any]:
-    """Of one class: how many features carry it, and those that tell it best."""
+    """Of one class: how many features carry it, and those that tell it best; first of those that carry it, so that none is missed."""
     defined = rows[rows["auc"].notna()]
-    best = defined.loc[(defined["auc"] - 0.5).abs().sort_values(ascending=False, kind="stable").index[:TOP]]
+    carries = defined["q"] < SIGNIFICANT
+    order = pd.DataFrame({"carries": carries, "far": (defined["auc"] - 0.5).abs()}).sort_values(["carries", "far"], ascending=False, kind="stable")
+    best = defined.loc[order.index[:TOP]]
     return {
         "features": len(defined),
-        "carry": int((defined["q"] < SIGNIFICANT).sum()),
+        "carry": int(carries.sum()),
         "best": best[["feature", "auc", "low", "high", "q"]].to_dict("records"),
     }
 

@@ -1,6 +1,7 @@
 """Features one by one, components, maps; and what somebody could work out from a map of data that are not open."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.stats
 import sklearn.metrics
@@ -305,3 +306,10 @@ def test_maps_that_cannot_be_drawn():
         feature_space.binned(np.full((3, 2), np.nan), {}, np.arange(3), 3, LEAST, {})
     with pytest.raises(ValueError, match="do not fit"):
         feature_space.binned(np.zeros((3, 2)), {"sex": np.zeros(4, int)}, np.arange(3), 3, LEAST, {})
+
+
+def test_features_that_carry_a_class_are_told_before_those_that_are_farther_by_luck():
+    auc = np.linspace(0.9, 0.6, 13)
+    rows = pd.DataFrame({"feature": np.arange(13), "auc": auc, "low": auc - 0.1, "high": auc + 0.1, "q": np.where(np.arange(13) % 4, 0.01, 0.2)})
+    found = feature_space._carriers(rows)
+    assert found["carry"] == 9 and [one["feature"] for one in found["best"]] == [1, 2, 3, 5, 6, 7, 9, 10, 11, 0]
