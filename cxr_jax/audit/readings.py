@@ -19,7 +19,8 @@
 
 Tests are of macro AUCs, class `macro`; where a class is undefined or withheld, so that there is none, of every class that is
 there, and each of these counts in the family. What is read among as many images as in a stratum is not compared with the stratum:
-other images were fitted, which intervals over test patients know nothing of. A shuffled reading is judged on shuffled labels, so that its AUC is .5 but for chance.
+other images were fitted, which intervals over test patients know nothing of. A shuffled reading is judged on shuffled labels, so
+that its AUC is .5 but for chance.
 """
 
 from __future__ import annotations

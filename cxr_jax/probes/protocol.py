@@ -134,10 +134,15 @@ def classes_of(splits: Mapping[str, Features], target: str) -> tuple[str, ...]:
         raise UserError(f"{where} is {only}; a probe needs two classes to tell apart")
     if splits["test"].table[target].isna().all():
         raise UserError(f"{where} is recorded of no test image, so nothing can be judged")
-    taken = sorted({"all", "macro", "missing"} & set(ordered))
-    if taken:
-        raise UserError(f"{where} has a class called {taken[0]!r}, a word that the audit has a use for; rename it")
+    check_no_word_of_ours(f"{where} has a class", ordered)
     return tuple(ordered)
+
+
+def check_no_word_of_ours(whose: str, names: Sequence[str]) -> None:
+    """Raises UserError for a class or group called as the audit calls something else."""
+    taken = sorted({"all", "macro", "missing"} & set(names))
+    if taken:
+        raise UserError(f"{whose} called {taken[0]!r}, a word that the audit has a use for; rename it")
 
 
 def check_no_identifier(field: str, name: str) -> None:
@@ -193,12 +198,11 @@ def _demographics(table: pd.DataFrame, target: str) -> list[str]:
 def _strata(table: pd.DataFrame, target: str, names: Sequence[str]):
     """(attribute, group) of every stratum: images with a finding, or of one class of a label."""
     for name in names:
-        if stratum_of(table, name) is None or name == target:
+        of_images = stratum_of(table, name)
+        if of_images is None or name == target:
             continue
-        groups = [PRESENT] if _truth(table, name) else sorted({group for group in stratum_of(table, name) if group is not None})
-        taken = sorted({"all", "macro", "missing"} & set(groups))
-        if taken:
-            raise UserError(f"config.probe.strata: {name} has a group called {taken[0]!r}, a word that the audit has a use for; rename it")
+        groups = [PRESENT] if _truth(table, name) else sorted({group for group in of_images if group is not None})
+        check_no_word_of_ours(f"config.probe.strata: {name} has a group", groups)
         yield from ((name, group) for group in groups)
 
 
@@ -273,26 +277,25 @@ def shuffled(labels: np.ndarray, patient: np.ndarray, random: np.random.Generato
     place = np.empty(len(patient), np.int64)
     place[order] = np.arange(len(patient)) - np.repeat(first, count)
     dealt = np.empty((times, len(labels)), labels.dtype)
-    by_count = np.argsort(count, kind="stable") if alike else np.arange(len(count))
-    among = _alike(count[by_count]) if alike else [len(count)]
+    among = _alike(count) if alike else [np.arange(len(count))]
     for row in dealt:
         taken = np.empty(len(count), np.int64)
-        for part in np.split(by_count, among[:-1]):
-            taken[part] = random.permutation(part)
+        for some in among:
+            taken[some] = random.permutation(some)
         other = taken[patient]
         row[:] = labels[order[first[other] + place % count[other]]]
     return dealt
 
 
-def _alike(count: np.ndarray) -> list[int]:
-    """Ends of runs of about equal counts, ascending, each of ENOUGH_ALIKE at least where there are as many."""
-    ends = [int(end) for end in np.flatnonzero(np.diff(count)) + 1] + [len(count)]
-    joined: list[int] = []
-    for end in ends:
-        if end - (joined[-1] if joined else 0) >= ENOUGH_ALIKE:
-            joined.append(end)
-    # What is left over at the end joins the last run.
-    return [*joined[:-1], len(count)]
+def _alike(count: np.ndarray) -> list[np.ndarray]:
+    """Patients of about equal counts, ascending: positions, ENOUGH_ALIKE of them at least where there are as many."""
+    order = np.argsort(count, kind="stable")
+    ends = [0]
+    for end in (*(np.flatnonzero(np.diff(count[order])) + 1), len(count)):
+        if end - ends[-1] >= ENOUGH_ALIKE:
+            ends.append(end)
+    # What is left over at the end joins the last of them.
+    return np.split(order, ends[1:-1])
 
 
 def _seed(seed: int, *what: str) -> list[int]:

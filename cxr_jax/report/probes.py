@@ -82,10 +82,14 @@ def _fitted(reading: Mapping) -> dict:
 
 
 def _roughly(rows: pd.DataFrame, least: int) -> pd.DataFrame:
-    """Of strata, whose groups share patients and whose rest is in no table, only about how many there are: rounded down."""
+    """Of strata, whose groups share patients and whose rest is in no table, only about how many there are: rounded down.
+
+    Fewer than `least` stay as they are; `_about` tells them from none, and tells no more.
+    """
     apart = (rows["attribute"] != subgroups.ALL).to_numpy()
     for count in ("n_images", "n_patients"):
-        rows.loc[apart, count] = rows.loc[apart, count].where(rows.loc[apart, count].between(1, least, inclusive="left"), rows.loc[apart, count] // least * least)
+        n = rows.loc[apart, count]
+        rows.loc[apart, count] = n.where(n.between(1, least, inclusive="left"), n // least * least)
     return rows
 
 
@@ -133,13 +137,14 @@ def control_words(probed: Probed, target: str) -> dict[str, str]:
 
 
 def told(reading: Mapping, words: Mapping[str, str], stratum: str = "") -> str:
-    """A reading in words: `logistic regression on the features`. reading: with probe, input and shuffled."""
+    """A reading in words: `logistic regression on the features`. reading: with probe, input, shuffled and attribute."""
     where = "the features" if reading["input"] == FEATURES and not reading["shuffled"] else reads(reading, words)
-    return f"{PROBES[reading['probe']][0]} on {where}{f', {within(stratum)}' if stratum else ''}"
+    return f"{PROBES[reading['probe']][0]} on {where}{_inside(reading['attribute'], stratum)}"
 
 
-def within(stratum: str) -> str:
-    return f"{'among' if stratum.startswith('as many') else 'within'} {stratum}"
+def _inside(attribute: str, stratum: str) -> str:
+    """The end of a sentence that says where: `, within view AP`; '' for all images. stratum: in words."""
+    return f", {'among' if attribute.startswith(AS_MANY) else 'within'} {stratum}" if stratum else ""
 
 
 def reads(reading: Mapping, words: Mapping[str, str]) -> str:
@@ -175,8 +180,8 @@ def _own(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[(rows["metric"] == "auc") & (rows["input"] == FEATURES) & ~rows["shuffled"].astype(bool)]
 
 
-def _blocks(rows: pd.DataFrame, in_words, least: int):
-    """For `probe_figures.strata`."""
+def _places(rows: pd.DataFrame):
+    """(attribute, group, macro rows of the features there, those among as many images at random), of all images and each stratum."""
     own = _own(rows)
     macros = own[own["class"] == subgroups.MACRO]
 
@@ -184,14 +189,18 @@ def _blocks(rows: pd.DataFrame, in_words, least: int):
         return macros[(macros["attribute"] == attribute) & (macros["group"] == group)]
 
     for attribute, group in audit_rows.in_order(zip(macros["attribute"], macros["group"])):
-        if attribute.startswith(AS_MANY):
-            continue
-        here = of(attribute, group)
+        if not attribute.startswith(AS_MANY):
+            yield attribute, group, of(attribute, group), of(AS_MANY + attribute, group)
+
+
+def _blocks(rows: pd.DataFrame, in_words, least: int):
+    """For `probe_figures.strata`."""
+    for attribute, group, here, beside in _places(rows):
         heading = f"Within {in_words(attribute, group)}" if attribute != subgroups.ALL else "All images"
         n = here.iloc[0]["n_images"]
         counted = f"n = {_about(n, 1 if attribute == subgroups.ALL else least)}" if np.isfinite(n) else ""
         ceiling = audit_rows.first(rows, metric="auc_ceiling", class_=subgroups.MACRO, attribute=attribute, group=group)
-        yield heading, counted, here, of(AS_MANY + attribute, group), ceiling
+        yield heading, counted, here, beside, ceiling
 
 
 # ------------------------------------------------------------------------------------------------- in words
@@ -284,30 +293,23 @@ def _controls(probed: Probed, rows: pd.DataFrame, target: str, best: pd.Series, 
 
 def _strata(probed: Probed, rows: pd.DataFrame, target: str, in_words) -> list[str]:
     """In which strata how many probes still find it."""
-    own = _own(rows)
-    own = own[(own["class"] == subgroups.MACRO) & (own["attribute"] != subgroups.ALL)]
-
-    def of(attribute, group) -> list[pd.Series]:
-        return [r for _, r in own[(own["attribute"] == attribute) & (own["group"] == group)].iterrows()]
-
     said = []
-    for attribute, group in audit_rows.in_order(zip(own["attribute"], own["group"])):
-        if attribute.startswith(AS_MANY):
+    for attribute, group, here, beside in _places(rows):
+        if attribute == subgroups.ALL:
             continue
-        here, beside = of(attribute, group), of(AS_MANY + attribute, group)
-        where = f"Within {in_words(attribute, group)} alone ({_about(here[0]['n_images'], probed.least)} test images)"
-        finite = [r for r in here if np.isfinite(r["value"]) and audit_rows.interval(r)]
+        where = f"Within {in_words(attribute, group)} alone ({_about(here['n_images'].iloc[0], probed.least)} test images)"
+        finite = [r for _, r in here.iterrows() if np.isfinite(r["value"]) and audit_rows.interval(r)]
         if not finite:
-            said.append(f"{where} nothing can be said of all classes together: {audit_rows.note(here[0]) or 'no interval'}.")
+            said.append(f"{where} nothing can be said of all classes together: {audit_rows.note(here.iloc[0]) or 'no interval'}.")
             continue
         above = sum(_verdict(r, _test(probed, target, r)) == "Above 0.5, what guessing reaches" for r in finite)
         top = max(finite, key=lambda r: r["value"])
         how_many = f"{above} of {len(finite)} probes find it" if above else "no probe is shown to find it"
         sentence = f"{where} {how_many}; the highest is {PROBES[top['probe']][0]}, {audit_rows.estimate(top)}."
-        for row in (r for r in beside if r["probe"] == top["probe"]):
+        for _, row in beside[beside["probe"] == top["probe"]].iterrows():
             n = _about(row["n_images"], probed.least)
             sentence += f" Among as many images drawn at random ({n}) the same probe reaches {audit_rows.estimate(row)}."
-        if not above and not beside:
+        if not above and not len(beside):
             sentence += " With fewer images, less can be shown."
         said.append(sentence)
     return said
@@ -510,7 +512,7 @@ def text(probed: Probed, name_of) -> str:
         body = [["", "AUC", "interval", "images", "patients"]]
         for _, row in rows.iterrows():
             stratum = in_words(row["attribute"], row["group"])
-            name = told(row, words, stratum) if row["probe"] else f"ceiling{f', {within(stratum)}' if stratum else ''}"
+            name = told(row, words, stratum) if row["probe"] else f"ceiling{_inside(row['attribute'], stratum)}"
             note = audit_rows.note(row, positives=False)
             if note:
                 notes += [note] if note not in notes else []
