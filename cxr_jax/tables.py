@@ -129,15 +129,15 @@ class Predictions:
             for column in (prefix + c for prefix in prefixes for c in target.classes):
                 wanted = "a score in [0, 1]"
                 values = _numbers(self.table, source, column, wanted)
-                _refuse(~((values >= 0) & (values <= 1)), source, column, self.table, wanted)
+                refuse(~((values >= 0) & (values <= 1)), source, column, self.table, wanted)
             if target.kind == "multiclass":
                 recorded = self.table[labels[0]]
                 unknown = ~(recorded.isna() | recorded.isin(target.classes)).to_numpy()
-                _refuse(unknown, source, labels[0], self.table, f"one of {', '.join(target.classes)}, or empty")
+                refuse(unknown, source, labels[0], self.table, f"one of {', '.join(target.classes)}, or empty")
             else:
                 for column in labels:
                     values = _numbers(self.table, source, column, "1, 0 or empty")
-                    _refuse(~(np.isnan(values) | np.isin(values, (0, 1))), source, column, self.table, "1, 0 or empty")
+                    refuse(~(np.isnan(values) | np.isin(values, (0, 1))), source, column, self.table, "1, 0 or empty")
         return self
 
     def write(self, path: os.PathLike | str) -> None:
@@ -394,12 +394,12 @@ def check_keys(table: pd.DataFrame, source: str) -> None:
     for column in ("image_id", "patient_id"):
         if column not in table:
             raise UserError(f"{source}: no column {column!r}")
-        _refuse(table[column].isna().to_numpy(), source, column, table, "an identifier, not an empty cell")
-    _refuse(table["image_id"].duplicated().to_numpy(), source, "image_id", table, "each image once")
+        refuse(table[column].isna().to_numpy(), source, column, table, "an identifier, not an empty cell")
+    refuse(table["image_id"].duplicated().to_numpy(), source, "image_id", table, "each image once")
     if "age" in table:
         _numbers(table, source, "age", "a number of years, or an empty cell")
     if "split" in table:
-        _refuse(~table["split"].isin(SPLITS).to_numpy(), source, "split", table, f"one of {', '.join(SPLITS)}")
+        refuse(~table["split"].isin(SPLITS).to_numpy(), source, "split", table, f"one of {', '.join(SPLITS)}")
         check_disjoint(table, source)
 
 
@@ -408,9 +408,9 @@ def check_findings(table: pd.DataFrame, source: str) -> None:
     for column in (c for c in table if c.startswith(LABEL)):
         if pd.api.types.is_numeric_dtype(table[column]):
             values = table[column].to_numpy(np.float64, na_value=np.nan)
-            _refuse(~(np.isnan(values) | np.isin(values, (0, 1))), source, column, table, "1, 0 or empty")
+            refuse(~(np.isnan(values) | np.isin(values, (0, 1))), source, column, table, "1, 0 or empty")
         elif set(table[column].dropna().astype(str).str.lower()) <= {"yes", "no", "true", "false", "y", "n", "t", "f"}:
-            _refuse(table[column].notna().to_numpy(), source, column, table, "1, 0 or empty")
+            refuse(table[column].notna().to_numpy(), source, column, table, "1, 0 or empty")
 
 
 def check_disjoint(table: pd.DataFrame, source: str) -> None:
@@ -430,11 +430,12 @@ def _numbers(table: pd.DataFrame, source: str, column: str, wanted: str) -> np.n
     cells = table[column]
     if not pd.api.types.is_numeric_dtype(cells):
         other = [not pd.isna(cell) and not isinstance(cell, numbers.Real) for cell in cells]
-        _refuse(np.array(other, bool), source, column, table, wanted)
+        refuse(np.array(other, bool), source, column, table, wanted)
     return cells.to_numpy(np.float64, na_value=np.nan)
 
 
-def _refuse(bad: np.ndarray, source: str, column: str, table: pd.DataFrame, wanted: str) -> None:
+def refuse(bad: np.ndarray, source: str, column: str, table: pd.DataFrame, wanted: str) -> None:
+    """Raises UserError for the first row of `table` where `bad`, bool [n], is true, counted from 1; nothing where none is."""
     if bad.any():
         row = int(np.flatnonzero(bad)[0])
         cell = table[column].iloc[row]
