@@ -118,6 +118,13 @@ def get_config() -> ml_collections.ConfigDict:
     u.level = 0.95  # of every interval
     u.replicates = 2000  # of the patient bootstrap
     u.seed = 0
+    # Predictions of your own, from any model, in the place of ours; see configs/audit.py. The other fields are for names that it does
+    # not find by itself, or of which two would do.
+    u.predictions = ""  # a .csv, .csv.gz, .tsv or .parquet file; empty: what the workdir has
+    u.columns = ()  # "image_id=COLUMN", patient_id, study_id, split, race, sex, age, view, or any of attributes; "split=": there is none
+    u.label = ""  # the column of a text label, whose classes exclude one another
+    u.labels = ()  # "FINDING=COLUMN", of 1, 0 or empty
+    u.scores = ()  # "CLASS=COLUMN", also of a finding
     u.min_patients = 11  # cells with fewer are suppressed in what is written for sharing
 
     return c
