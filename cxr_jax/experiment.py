@@ -212,6 +212,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
         require(f"probe.{name}", p[name] >= lowest, f"{lowest} or more")
     ours = [stage for stage in config.stages if stage in ("prepare", "train", "predict", "extract")]
     require("probe.embeddings", not (p.embeddings and ours), "vectors of your own need no stage but --config.stages=\"('probe','audit','report')\"")
+    require("audit.predictions", a.predictions is not None, "name the file of your predictions with --config.audit.predictions=FILE")
+    require("audit.predictions", not (a.predictions and ours), "predictions of your own need no stage but --config.stages=\"('audit','report')\"")
+    _check_mappings(a, require)
     elsewhere = config.predict.dataset and "probe" in config.stages
     require("predict.dataset", not elsewhere, "probes read the data set trained on; on another one run them by themselves, with --config.extract.weights=RUN")
     require("probe.table", bool(p.embeddings or not p.table), "a table of the images of what probe.embeddings names")
@@ -219,12 +222,31 @@ def validate(config: ml_collections.ConfigDict) -> None:
         require(f"probe.network.{name}", p.network[name] > 0, "more than 0")
     require("probe.network.weight_decay", p.network.weight_decay >= 0, "0 or more")
     require("predict.splits", len(config.predict.splits) > 0 and set(config.predict.splits) <= set(tables.SPLITS), f"some of {', '.join(tables.SPLITS)}")
-    require("audit.splits", len(a.splits) > 0 and set(a.splits) <= set(config.predict.splits), "some of predict.splits")
+    judged, which = (tables.SPLITS, ", ".join(tables.SPLITS)) if a.predictions else (config.predict.splits, "predict.splits")
+    require("audit.splits", len(a.splits) > 0 and set(a.splits) <= set(judged), f"some of {which}")
     require("audit.seed", a.seed >= 0, "0 or more")
     require("audit.level", 0 < a.level < 1, "between 0 and 1")
     require("audit.replicates", a.replicates >= 100, "at least 100")
     require("audit.min_patients", a.min_patients >= 1, "at least 1")
     require("audit.age_bands", len(a.age_bands) > 0 and list(a.age_bands) == sorted(set(a.age_bands)), "at least one age, rising, years")
+
+
+def _check_mappings(audit: ml_collections.ConfigDict, require) -> None:
+    """That `audit.columns`, `labels` and `scores` are of NAME=COLUMN, each name once. require: of `validate`."""
+    require("audit.label", bool(audit.predictions or not audit.label), "a column of the file that audit.predictions names")
+    known = (*tables.KEY_COLUMNS, *audit.attributes)
+    for field, left in (("columns", "NAME"), ("labels", "FINDING"), ("scores", "CLASS")):
+        entries = audit[field]
+        require(f"audit.{field}", bool(audit.predictions or not entries), "columns of the file that audit.predictions names")
+        for entry in entries:
+            whole = isinstance(entry, str) and "=" in entry
+            name, _, column = entry.partition("=") if whole else ("", "", "")
+            require(f"audit.{field}", whole and name.strip() and (column.strip() or field == "columns"), f"{entry!r} is not of the form {left}=COLUMN")
+            if field == "columns":
+                further = "; further attributes are to be in audit.attributes"
+                require("audit.columns", name.strip() in known, f"no {name.strip()!r}{nearest(name.strip(), known)}{further}")
+        names = [entry.partition("=")[0].strip() for entry in entries]
+        require(f"audit.{field}", len(set(names)) == len(names), "each name once")
 
 
 def _number(value) -> bool:
@@ -253,7 +275,7 @@ def fingerprint(config: ml_collections.ConfigDict | Mapping, stages: Iterable[st
 
 
 # Fields that name a file whose content results depend on.
-FILES = ("dataset.race_table", "probe.embeddings", "probe.table")
+FILES = ("dataset.race_table", "probe.embeddings", "probe.table", "audit.predictions")
 
 
 def file_digests(config: ml_collections.ConfigDict | Mapping) -> dict[str, str]:
@@ -330,12 +352,22 @@ class Run:
                 record["stages"].pop(stage, None)
             if changed and list(self.config.stages) == ["prepare"]:
                 record["stages"].clear()  # it draws the cohort by audit.*, which otherwise the report does again
+        self._keep_predictions(record)
         record["files"] = files
         # The record goes first: were we stopped between the two, stages would run again, never pass for up to date.
         tables.write_json(record_path, record)
         tables.write_json(config_path, self.config.to_dict())
         tables.write_json(self.path("config_diff.json"), diff(self.config, base))
         return record
+
+    def _keep_predictions(self, record: Mapping) -> None:
+        """Raises UserError where predictions from outside would take the place of others."""
+        others = self.path("predictions.parquet").exists() and "outside" not in record
+        if self.config.audit.predictions and (others or "dataset" in record or self.path("checkpoints").exists()):
+            raise UserError(
+                f"{self.workdir}: holds a run, or predictions, of its own, which config.audit.predictions would overwrite;"
+                " give this one a folder of its own with --workdir"
+            )
 
     def done(self, stage: str) -> bool:
         return self.record["stages"].get(stage, {}).get("status") == "done"

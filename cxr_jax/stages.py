@@ -8,7 +8,7 @@ stage, or a user, left there.
     predict   checkpoint, TFRecords     predictions.parquet; for predict.dataset, judged_cohort.parquet
     extract   checkpoint, TFRecords     features/
     probe     features/                 probes/
-    audit     predictions.parquet       audit.json
+    audit     predictions.parquet       audit.json; predictions.parquet itself of audit.predictions, a user's own
               probes/, features/        probe_audit.json
     report    all of these              report.html, figures/, and the cohorts' pages anew
 """
@@ -169,6 +169,7 @@ def predict(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
 
     judged = judged_dataset(config)
     run.record.pop("judged", None)
+    run.record.pop("outside", None)
     if config.predict.dataset:
         dataset = datasets.prepare(judged)
         cohort = cohorts.select(dataset.keys, dataset.findings, dataset.races, judged)
@@ -406,6 +407,8 @@ def audit(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     """Every figure with its interval: of predictions overall and by group, of probes by reading; whichever there are."""
     from cxr_jax.audit import readings, subgroups
 
+    if config.audit.predictions:
+        take_in(config, run)
     probed = run.done("probe")
     if run.path(PREDICTIONS).exists() or not probed:
         predictions = Predictions.read(run.path(PREDICTIONS))
@@ -419,6 +422,20 @@ def audit(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
         tables.write_json(run.path(PROBE_AUDIT), found)
     else:
         run.path(PROBE_AUDIT).unlink(missing_ok=True)  # of an earlier run of probes, with which it has nothing to do
+
+
+def take_in(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
+    """Puts a user's own predictions where `predict` would put ours, and says what was taken for what."""
+    from cxr_jax.audit import intake
+
+    predictions, outside = intake.read(config.audit.predictions, config.audit)
+    print(f"{outside['images']:,} images of {config.audit.predictions}; what was taken for what:")
+    width = max(map(len, outside["columns"]))
+    print(*(f"  {ours.ljust(width)} <- {theirs}" for ours, theirs in outside["columns"].items()), sep="\n")
+    print(*(f"  {sentence}" for sentence in outside["said"]), sep="\n", end="\n" * bool(outside["said"]))
+    # The record first: stopped between the two, the file that is missing would pass for nobody's.
+    run.write(outside=outside)
+    predictions.write(run.path(PREDICTIONS))
 
 
 def report(config: ml_collections.ConfigDict, run: experiment.Run) -> None:

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from configs import base, disease, race, sex
+from configs import audit, base, disease, race, sex
 from cxr_jax import experiment, tables
 from cxr_jax.tables import UserError
 
@@ -60,6 +60,36 @@ def test_a_bad_value_is_named(field, value):
     config = experiment.apply_diff(race.get_config(), {field: value})
     with pytest.raises(UserError, match=field.replace(".", r"\.")):
         experiment.validate(config)
+
+
+@pytest.mark.parametrize(
+    ("diff", "told"),
+    [
+        ({}, "name the file of your predictions with --config.audit.predictions=FILE"),
+        ({"predictions": "f", "columns": ("race",)}, "'race' is not of the form NAME=COLUMN"),
+        ({"predictions": "f", "columns": ("=race",)}, "'=race' is not of the form NAME=COLUMN"),
+        ({"predictions": "f", "scores": ("White=",)}, "'White=' is not of the form CLASS=COLUMN"),
+        ({"predictions": "f", "labels": ("Edema", "a=b")}, "'Edema' is not of the form FINDING=COLUMN"),
+        ({"predictions": "f", "columns": ("patient=who",)}, "no 'patient'; did you mean 'patient_id'.*audit.attributes"),
+        ({"predictions": "f", "columns": ("sex=a", "sex=b")}, "each name once"),
+        ({"predictions": "", "columns": ("sex=a",)}, "columns of the file that audit.predictions names"),
+        ({"predictions": "", "label": "race"}, "a column of the file that audit.predictions names"),
+        ({"predictions": "f", "splits": ("training",)}, "splits=.*some of train, validation, test"),
+    ],
+)
+def test_predictions_of_one_s_own_are_named_with_their_columns(diff, told):
+    config = experiment.apply_diff(audit.get_config(), {f"audit.{name}": value for name, value in diff.items()})
+    with pytest.raises(UserError, match=f"config.audit.*{told}"):
+        experiment.validate(config)
+
+
+def test_predictions_of_one_s_own_may_be_of_any_split_and_need_no_stage_of_ours():
+    fine = {"audit.predictions": "f", "audit.splits": ("train",), "audit.columns": ("split=", "insurance=a"), "audit.attributes": ("insurance",)}
+    experiment.validate(experiment.apply_diff(audit.get_config(), fine))
+    with pytest.raises(UserError, match="need no stage but --config.stages"):
+        experiment.validate(experiment.apply_diff(race.get_config(), {"audit.predictions": "f"}))
+    with pytest.raises(UserError, match="takes no argument, not 'mimic'"):
+        audit.get_config("mimic")
 
 
 def test_an_unknown_field_names_the_nearest():
