@@ -87,6 +87,7 @@ def write(
         judged_on=page.called(read.judged) if read.elsewhere else "",
         trained_on=page.called(run["dataset"]) if "dataset" in run else "",
         invented=read.invented,
+        outside=run["outside"] if "outside" in run else None,
         probes=found,
         space=space,
         excited=[(title, _examples(images)) for title, images in excited] if read.judged["open_data"] else [],
