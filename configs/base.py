@@ -113,7 +113,15 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.audit = u = ml_collections.ConfigDict()
     u.attributes = ("race", "sex", "age_band", "view")
+    u.intersections = ("race*sex", "race*sex*age_band")  # of attributes above, as far as they are recorded
+    u.reference = ()  # groups that others are compared with, such as ("race=White",); of other attributes the largest
     u.splits = ("test",)
+    u.truth = "recorded"  # recorded | true: what predictions are judged by; true: of findings whose truth is known
+    # youden | f1 | sensitivity:0.9 | specificity:0.9 | fixed:0.5: the score from which an image is called, for each class;
+    # chosen on the validation split, or by cross-fitting over patients where there is none (cxr_jax/audit/thresholds.py)
+    u.threshold = "youden"
+    u.threshold_by = ""  # view, or another attribute: each of its groups has thresholds of its own
+    u.interval = "bca"  # bca | percentile | analytic (cxr_jax/audit/estimates.py)
     u.age_bands = (0, 20, 40, 60, 80)  # lower edges, years: 20 to below 40 is the band 20-39
     u.level = 0.95  # of every interval
     u.replicates = 2000  # of the patient bootstrap

@@ -15,6 +15,7 @@ import json
 import math
 import pathlib
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Iterable, Mapping
@@ -45,6 +46,7 @@ HOSPITAL_WORDS = ("mimic", "chexpert")  # record race as hospitals do, in dozens
 PHANTOM_VARIANTS = ("planted", "null", "confounded", "acquisition", "underdiagnosed", "shortcut")
 SIZES = ("tiny", "paper")
 PROBES = ("logistic_regression", "knn", "kmeans", "network")
+THRESHOLD = re.compile(r"youden|f1|(sensitivity|specificity|fixed):(0|0?\.\d+|1|[01]\.0*)")
 CONTROLS = ("shuffled", "untrained", "findings", "demographics", "histogram", "as_many")
 
 
@@ -225,6 +227,20 @@ def validate(config: ml_collections.ConfigDict) -> None:
     judged, which = (tables.SPLITS, ", ".join(tables.SPLITS)) if a.predictions else (config.predict.splits, "predict.splits")
     require("audit.splits", len(a.splits) > 0 and set(a.splits) <= set(judged), f"some of {which}")
     require("audit.seed", a.seed >= 0, "0 or more")
+    for name in ("attributes", "intersections"):
+        require(f"audit.{name}", len(set(a[name])) == len(a[name]), "each once")
+    for name in a.attributes:
+        require("audit.attributes", "*" not in name and "=" not in name, f"{name!r}: no * or = in a name; intersections are audit.intersections")
+    for entry in a.intersections:
+        parts = entry.split("*")
+        require("audit.intersections", 1 < len(parts) == len(set(parts)), f"{entry!r}: two or more attributes, joined by *")
+    for entry in a.reference:
+        attribute, equals, group = entry.partition("=")
+        require("audit.reference", attribute in a.attributes and equals and group, f"{entry!r}: ATTRIBUTE=GROUP, the attribute of audit.attributes")
+    require("audit.reference", len({entry.partition("=")[0] for entry in a.reference}) == len(a.reference), "one group an attribute")
+    require("audit.truth", a.truth in ("recorded", "true"), "recorded or true")
+    require("audit.threshold", bool(THRESHOLD.fullmatch(a.threshold)), "youden, f1, sensitivity:0.9, specificity:0.9 or fixed:0.5, the number from 0 to 1")
+    require("audit.interval", a.interval in ("bca", "percentile", "analytic"), "bca, percentile or analytic")
     require("audit.level", 0 < a.level < 1, "between 0 and 1")
     require("audit.replicates", a.replicates >= 100, "at least 100")
     require("audit.min_patients", a.min_patients >= 1, "at least 1")

@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 
 from cxr_jax import experiment, mesh, tables
-from cxr_jax.tables import CEILING, FEATURES, KEY_COLUMNS, LABEL, SCORE, SPLITS, Features, Predictions, Target, UserError
+from cxr_jax.tables import CEILING, FEATURES, KEY_COLUMNS, LABEL, SCORE, SPLITS, TRUE, Features, Predictions, Target, UserError
 
 COHORT, JUDGED_COHORT, PREDICTIONS, AUDIT = "cohort.parquet", "judged_cohort.parquet", "predictions.parquet", "audit.json"
 READINGS, PROBE_AUDIT = "probes/readings.parquet", "probe_audit.json"
@@ -221,7 +221,7 @@ def check_judged(config: ml_collections.ConfigDict, run: experiment.Run) -> None
 def prediction_table(
     rows: pd.DataFrame, targets: dict[str, Target], labels: dict, scores: dict, attributes: Sequence[str] = ()
 ) -> pd.DataFrame:
-    """Key columns and attributes, labels, scores, and ceilings where the data's truth is known, of some rows of a cohort.
+    """Key columns and attributes, labels, scores, and truth and ceilings where they are known, of some rows of a cohort.
 
     labels: by target, int32 [n] or float32 [n, findings], as `cohorts.labels` gives them. scores: float32 [n, classes].
     """
@@ -231,6 +231,7 @@ def prediction_table(
             columns[LABEL + name] = pd.array([target.classes[k] if k >= 0 else None for k in labels[name]], dtype="str")
         else:
             columns.update({LABEL + c: labels[name][:, k].astype(np.float64) for k, c in enumerate(target.classes)})
+            columns.update({TRUE + c: rows[TRUE + c].to_numpy(np.float64) for c in target.classes if TRUE + c in rows})
         columns.update({SCORE + c: scores[name][:, k].astype(np.float64) for k, c in enumerate(target.classes)})
         if name == "race" and all(CEILING + c in rows for c in target.classes):
             columns.update({CEILING + c: rows[CEILING + c].to_numpy() for c in target.classes})

@@ -89,7 +89,8 @@ class Predictions:
 
     table: one row an image. For a multiclass target T: `label_T` (str, null where unknown) and `score_CLASS` for each
         class. For a multilabel target: `label_CLASS` (1, 0, NaN where unknown) and `score_CLASS` for each class. Where
-        the data's generative model is known, `ceiling_CLASS` holds the exact posterior.
+        the data's generative model is known, `ceiling_CLASS` holds the exact posterior; and `true_FINDING`, 1 or 0, what is
+        so, whatever the label says.
     targets: by name. Class names are distinct over all targets, so that a score column has one owner.
     open_data: whether single images may be shown outside a workdir.
     """
@@ -135,7 +136,7 @@ class Predictions:
                 unknown = ~(recorded.isna() | recorded.isin(target.classes)).to_numpy()
                 refuse(unknown, source, labels[0], self.table, f"one of {', '.join(target.classes)}, or empty")
             else:
-                for column in labels:
+                for column in [*labels, *(TRUE + c for c in target.classes if TRUE + c in self.table)]:
                     values = _numbers(self.table, source, column, "1, 0 or empty")
                     refuse(~(np.isnan(values) | np.isin(values, (0, 1))), source, column, self.table, "1, 0 or empty")
         return self

@@ -194,8 +194,12 @@ class Against(NamedTuple):
     reason: np.ndarray
 
 
-def against(auc: np.ndarray, standard_error: np.ndarray, fixed: float, level: float) -> Against:
+def against(
+    auc: np.ndarray, standard_error: np.ndarray, fixed: float, level: float, quantile: float | None = None
+) -> Against:
     """Wald's test of each AUC against a fixed one, say .5, and its interval at `level`, on the logit scale.
+
+    quantile: of the interval, the normal's unless another is given.
 
     auc, standard_error: float64, any shape. The standard error of logit A is that of A over A (1 - A), to first order.
     Where A is 0 or 1 the classes are apart, its variance is estimated as 0 and its logit is infinite: all is NaN then.
@@ -212,7 +216,7 @@ def against(auc: np.ndarray, standard_error: np.ndarray, fixed: float, level: fl
     defined = reason == ""
     a, e = np.where(defined, auc, 0.5), np.where(defined, error, 1.0)
     centre, spread = special.logit(a), e / (a * (1 - a))
-    half = statistics.NormalDist().inv_cdf(0.5 + level / 2) * spread
+    half = (statistics.NormalDist().inv_cdf(0.5 + level / 2) if quantile is None else quantile) * spread
     p = 2 * stats.norm.sf(np.abs(centre - special.logit(fixed)) / spread)
     ends = (special.expit(centre - half), special.expit(centre + half))
     return Against(*(np.where(defined, x, np.nan) for x in (*ends, p)), reason)

@@ -11,9 +11,9 @@ sorted images. `Bootstrap.ranking` walks that pass for hundreds of replicates at
 
 The numbers drawn depend on the seed and the set of patients alone. One `Bootstrap` serves every metric, class, group
 and model, so that replicate b is the same imagined test set for all of them, and the difference of two metrics has an
-interval from the differences within replicates. Patients are drawn from the whole split: a group's replicate is that
-group's part of it, and the group's size varies from one to the next, as it would in another sample. A replicate in
-which a metric is undefined (a small class not drawn at all) is counted, and where more than 5 % are, the interval is
+interval from the differences within replicates. A group's replicate is its part of the split's. Patients are drawn from
+the whole split or, so that no group vanishes from a replicate, from each of several strata as many as it has. A replicate
+in which a metric is undefined (a small class not drawn at all) is counted, and where more than 5 % are, the interval is
 withheld: what is left would be the lucky draws.
 """
 
@@ -36,6 +36,7 @@ LANES = 500
 MEAN_CELLS = 128  # weighted means computed in one matrix product
 ROC_LANES = 100  # replicates whose whole curves are held at once
 MAX_UNDEFINED = 0.05
+SMALLEST_STRATUM = 20  # patients
 
 
 class RankedCell(NamedTuple):
@@ -47,10 +48,12 @@ class RankedCell(NamedTuple):
 
 
 class MeanCell(NamedTuple):
-    """Some images with one value each. rows: int [m], positions in the split; value: float [m]."""
+    """Some images with one value each. rows: int [m], positions in the split; value: float [m]; weight: float [m], how
+    often each counts, once where it is None."""
 
     rows: np.ndarray
     value: np.ndarray
+    weight: np.ndarray | None = None
 
 
 class Bootstrap:
@@ -59,21 +62,38 @@ class Bootstrap:
     patient_ids: [n], whose image each row is.
     replicates: how many.
     seed: the same seed and the same set of patients give the same draws, in whatever order the rows come.
+    groups: bool [n] each, groups of images, overlapping as they may. A patient's stratum is then the smallest of them that
+        she has an image in, by patients; those in none make one, and so do strata of fewer than `SMALLEST_STRATUM` together,
+        since of m patients drawn from as many the variance is (m-1)/m of what it should be.
 
     Raises ValueError for fewer than one replicate.
 
     Attributes:
         patient: int32 [n], position of each image's patient among the sorted distinct ids.
+        patients: how many.
         counts: uint8 [patients, replicates], how often each patient was drawn.
     """
 
-    def __init__(self, patient_ids: np.ndarray, replicates: int, seed: int):
+    def __init__(self, patient_ids: np.ndarray, replicates: int, seed: int, groups: Sequence[np.ndarray] = ()):
         if replicates < 1:
             raise ValueError(f"{replicates} replicates")
         _, patient = np.unique(np.asarray(patient_ids, str), return_inverse=True)
         self.patient = patient.astype(np.int32)
         self.replicates = replicates
-        self.counts = draw(int(self.patient.max()) + 1 if len(self.patient) else 0, replicates, seed)
+        self.patients = int(self.patient.max()) + 1 if len(self.patient) else 0
+        self.counts = draw(self.patients, replicates, seed, self._strata(groups))
+
+    def _strata(self, groups: Sequence[np.ndarray]) -> np.ndarray | None:
+        """The stratum of each patient, int [patients]; None for a single one."""
+        members = sorted((np.unique(self.patient[mask]) for mask in groups), key=len, reverse=True)
+        stratum = np.zeros(self.patients, np.int64)
+        for k, who in enumerate(members, 1):  # the smallest comes last, and stays
+            stratum[who] = k
+        sizes = np.bincount(stratum, minlength=1)
+        stratum[sizes[stratum] < SMALLEST_STRATUM] = 0
+        if (stratum == 0).sum() < SMALLEST_STRATUM:
+            stratum[stratum == 0] = np.argmax(np.bincount(stratum))
+        return stratum if len(np.unique(stratum)) > 1 else None
 
     def ranking(self, cells: Sequence[RankedCell]) -> tuple[np.ndarray, np.ndarray]:
         """AUC and average precision of every cell in every replicate: two float64 [cells, replicates], NaN undefined.
@@ -112,9 +132,10 @@ class Bootstrap:
             # filled up with empty cells, so that one compiled product serves them all.
             total, images = np.zeros((2, MEAN_CELLS, patients))
             for k, cell in enumerate(block):
-                whose = self.patient[cell.rows]
-                total[k] = np.bincount(whose, weights=np.asarray(cell.value, np.float64), minlength=patients)
-                images[k] = np.bincount(whose, minlength=patients)
+                whose, value = self.patient[cell.rows], np.asarray(cell.value, np.float64)
+                weight = np.ones(len(value)) if cell.weight is None else np.asarray(cell.weight, np.float64)
+                total[k] = np.bincount(whose, weights=weight * value, minlength=patients)
+                images[k] = np.bincount(whose, weights=weight, minlength=patients)
             with mesh.float64_on_host():
                 products = [_means(c, jnp.asarray(total), jnp.asarray(images)) for c in self._chunks(LANES)]
                 means[first : first + len(block)] = self._join(products)[: len(block)]
@@ -156,16 +177,23 @@ def _filled(x: np.ndarray, halvings: int = 3) -> np.ndarray:
     return np.pad(x, [(0, -len(x) % step)] + [(0, 0)] * (x.ndim - 1))
 
 
-def draw(patients: int, replicates: int, seed: int) -> np.ndarray:
+def draw(patients: int, replicates: int, seed: int, stratum: np.ndarray | None = None) -> np.ndarray:
     """How often each patient is drawn: uint8 [patients, replicates]; each column adds up to `patients`.
 
-    A column is multinomial, `patients` draws of equal chance. (A patient drawn 256 times would overflow; with fewer
-    patients than that it cannot happen, and with more its chance is below 1 in 10**500.)
+    A column is multinomial, `patients` draws of equal chance; with stratum, int [patients], it is so in each of them. (A
+    patient drawn 256 times would overflow; with fewer patients than that it cannot happen, and with more its chance is
+    below 1 in 10**500.)
     """
     rng = np.random.default_rng(seed)
     counts = np.empty((replicates, patients), np.uint8)
+    # Patients of a stratum side by side: the draws of each are then those of a range.
+    order = np.arange(patients) if stratum is None else np.argsort(stratum, kind="stable")
+    sizes = np.array([patients]) if stratum is None else np.unique(stratum, return_counts=True)[1]
+    low = np.repeat(np.cumsum(sizes) - sizes, sizes)
+    high = low + np.repeat(sizes, sizes)
     for replicate in counts:
-        replicate[:] = np.bincount(rng.integers(0, patients, patients), minlength=patients) if patients else 0
+        drawn = rng.integers(low, high) if stratum is not None else rng.integers(0, patients, patients) if patients else []
+        replicate[order] = np.bincount(np.asarray(drawn, np.int64), minlength=patients)
     # Patients first: the walk reads one patient's counts in many replicates, and these then lie side by side.
     return np.ascontiguousarray(counts.T)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from scipy import special
 
 
 class Ranking(NamedTuple):
@@ -130,16 +131,18 @@ def tpr_at_fpr(
     return (true[at] + rise * share) / true[-1]
 
 
-def calibration_bins(score: np.ndarray, bins: int) -> np.ndarray:
+def calibration_bins(score: np.ndarray, bins: int, of: np.ndarray | None = None) -> np.ndarray:
     """Bin of each image, int64 [n], numbered from the lowest scores: edges are quantiles, so counts are nearly equal.
 
-    Images of one score share a bin; ties can therefore leave a number between 0 and `bins` - 1 unused.
+    of: float [n], the scores whose bins are wanted, `score` itself where None. Images of one score share a bin; ties can
+    therefore leave a number between 0 and `bins` - 1 unused.
     """
     score = np.asarray(score, np.float64)
+    of = score if of is None else np.asarray(of, np.float64)
     if not len(score):
-        return np.zeros(0, np.int64)
+        return np.zeros(len(of), np.int64)
     edges = np.quantile(score, np.linspace(0, 1, bins + 1))
-    return np.searchsorted(edges[1:-1], score, side="left")
+    return np.searchsorted(edges[1:-1], of, side="left")
 
 
 def calibration(
@@ -167,3 +170,68 @@ def confusion(true: np.ndarray, called: np.ndarray, classes: int, weight: np.nda
     weight = _weights(weight, len(true))
     cell = np.asarray(true, np.int64) * classes + np.asarray(called, np.int64)
     return np.bincount(cell, weights=weight, minlength=classes * classes).reshape(classes, classes)
+
+
+class Recalibration(NamedTuple):
+    """Logistic regression of the truth on the logit of the score.
+
+    intercept, slope: 0 and 1 where scores are calibrated. moves: float64 [n], how far the slope moves, to first order, for
+    one more image like each; its sum over all is 0.
+    """
+
+    intercept: float
+    slope: float
+    moves: np.ndarray
+
+
+CLIPPED = 1e-6  # scores are taken no nearer to 0 and 1, where the logit ends
+
+
+def recalibration(positive: np.ndarray, score: np.ndarray) -> Recalibration:
+    """The slope of calibration (Cox, Biometrika 45:562-565, 1958), by Newton's method; all NaN where there is none.
+
+    positive: bool [n]; score: float [n], probabilities. Scores given too boldly, too far from the prevalence, have a slope
+    below 1. There is none with one class, with one score, or where scores tell the classes apart without error.
+    """
+    y, score = np.asarray(positive, np.float64), np.asarray(score, np.float64)
+    none = Recalibration(np.nan, np.nan, np.full(len(y), np.nan))
+    if not len(y) or y.min() == y.max() or score.min() == score.max():
+        return none
+    x = np.clip(score, CLIPPED, 1 - CLIPPED)
+    x = np.log(x / (1 - x))
+    centre, spread = x.mean(), x.std()
+    if spread == 0 or x[y == 1].min() >= x[y == 0].max() or x[y == 1].max() <= x[y == 0].min():
+        return none
+    design = np.stack([np.ones_like(x), (x - centre) / spread], axis=1)
+    weights = np.array([np.log(y.mean() / (1 - y.mean())), 0.0])
+    for _ in range(100):
+        p = 1 / (1 + np.exp(-design @ weights))
+        information = (design * (p * (1 - p))[:, None]).T @ design
+        step = np.linalg.solve(information, design.T @ (y - p))
+        # Of a concave likelihood a step that is cut short still climbs.
+        weights = weights + step * min(1.0, 4.0 / max(np.abs(step).max(), 1e-300))
+        if np.abs(step).max() < 1e-10:
+            break
+    else:
+        return none
+    moves = (design * (y - p)[:, None]) @ np.linalg.inv(information)[:, 1] / spread
+    slope = weights[1] / spread
+    return Recalibration(float(weights[0] - slope * centre), float(slope), moves)
+
+
+def calibration_error(apart: np.ndarray, error: np.ndarray | None = None) -> np.ndarray:
+    """Expected calibration error: the distance of mean score and share of positives in each bin, weighted by its images.
+
+    apart: float64 [bins, …], the mean over all images of (score - truth), counted as 0 outside the bin; so the sizes of
+    its entries add up to the error. error: float64 [bins], standard errors of `apart`; then the bias that these give is
+    taken off: a distance d that is measured with error s is expected as E|N(d, s)|, so 2|d| - E|N(|d|, s)| stands in the
+    place of |d| (the correction that Kumar, Liang and Ma, NeurIPS 2019, make by simulation, in closed form). It may come
+    out below 0, as what is right on average must where there is no miscalibration.
+    """
+    far = np.abs(apart)
+    if error is not None:
+        s = np.asarray(error, np.float64).reshape((-1,) + (1,) * (far.ndim - 1))
+        z = np.divide(far, s, out=np.full(far.shape, np.inf), where=s > 0)
+        expected = s * np.sqrt(2 / np.pi) * np.exp(-(z**2) / 2) + far * (1 - 2 * special.ndtr(-z))
+        far = 2 * far - expected
+    return far.sum(axis=0)

@@ -34,8 +34,9 @@ import ml_collections
 import numpy as np
 import pandas as pd
 
-from cxr_jax.audit import comparisons, feature_space, subgroups
-from cxr_jax.audit.intervals import Bootstrap, percentile_interval
+from cxr_jax.audit import comparisons, estimates, feature_space, subgroups
+from cxr_jax.audit.estimates import Estimate
+from cxr_jax.audit.intervals import Bootstrap
 from cxr_jax.tables import AS_MANY, CEILING, FEATURES, LABEL, SCORE, SHUFFLED, STRATUM, Predictions, Reading, Readings, Target
 
 KEYS = (*subgroups.KEYS, "probe", "input", "shuffled")
@@ -68,7 +69,7 @@ def audit(readings: Readings, features: np.ndarray, settings, open_data: bool) -
                 if figure is not None:
                     figures[reading.name][row["class"]] = figure
         rows += _ceilings(readings, target, mine, judges[False])
-        tested = _Tested(readings, judges, figures)
+        tested = _Tested(readings, figures)
         compared += _compare(tested, target, mine, settings)
         guessing += _against_guessing(tested, target, mine, settings)
     labels = _labels(readings)
@@ -122,14 +123,10 @@ def _agreement(readings: Readings, hidden) -> list[dict]:
 
 
 class _Tested:
-    """What tests are made of: each reading's figures by class, and what each patient does to its AUCs.
+    """What tests are made of: each reading's figures by class. figures: by a reading's name and the class."""
 
-    judges: by whether labels are shuffled. figures: by a reading's name and the class.
-    """
-
-    def __init__(self, readings: Readings, judges, figures: Mapping[str, Mapping[str, Any]]):
-        self.figures, self._readings, self._judges = figures, readings, judges
-        self._influences: dict[str, Any] = {}
+    def __init__(self, readings: Readings, figures: Mapping[str, Mapping[str, Estimate]]):
+        self.figures, self._readings = figures, readings
 
     def classes(self, *several: Reading) -> list[str]:
         """What readings are tested by: macro, or where one has no macro AUC, each class of which all have one."""
@@ -139,34 +136,8 @@ class _Tested:
         return [subgroups.MACRO] if whole or not defined else defined
 
     @staticmethod
-    def has(figures: Mapping, name: str) -> bool:
-        return name in figures and figures[name].replicates is not None and not np.isnan(figures[name].value)
-
-    def influence(self, reading: Reading, name: str) -> tuple[float, np.ndarray]:
-        """(AUC of a class or macro, what each patient of the split does to it: float64 [patients])."""
-        if reading.name not in self._influences:
-            self._influences[reading.name] = self._influence(reading)
-        auc, influences = self._influences[reading.name]
-        if name == subgroups.MACRO:
-            return float(auc.mean()), influences.mean(axis=1)
-        c = self._readings.targets[reading.target].index(name)
-        return float(auc[c]), influences[:, c]
-
-    def _influence(self, reading: Reading) -> tuple[np.ndarray, np.ndarray]:
-        table, judge = self._readings.table, self._judges[reading.shuffled]
-        known = judge.known.any(axis=1)
-        if reading.attribute:
-            known &= (table[STRATUM + reading.attribute] == reading.group).fillna(False).to_numpy(bool)
-        scores = self._readings.scores[reading.name][known].astype(np.float64)
-        # All patients of the split, in one order, those whose label is unknown without influence.
-        ids, whose = np.unique(table["patient_id"].to_numpy(str), return_inverse=True)
-        present = np.unique(whose[known])
-        auc, influences = np.full(scores.shape[1], np.nan), np.zeros((len(ids), scores.shape[1]))
-        for c, score in enumerate(scores.T):
-            if len(score) and not np.isnan(score).any():
-                value, influence = comparisons.influence(judge.positive[known, c], score[:, None], whose[known])
-                auc[c], influences[present, c] = value[0], influence[:, 0]
-        return auc, influences
+    def has(figures: Mapping[str, Estimate], name: str) -> bool:
+        return name in figures and figures[name].replicates is not None and figures[name].defined
 
 
 def _against_guessing(tested: _Tested, target: str, mine: list[Reading], settings) -> list[dict]:
@@ -180,8 +151,8 @@ def _against_guessing(tested: _Tested, target: str, mine: list[Reading], setting
             elif figures[name].decimals is not None:
                 row["reason"] = "without p, lest a count of few patients show"
             else:
-                auc, influence = tested.influence(reading, name)
-                found = comparisons.against(np.array([auc]), np.sqrt([influence @ influence]), 0.5, settings.level)
+                one = figures[name]
+                found = comparisons.against(np.array([one.value]), np.array([one.standard_error]), 0.5, settings.level)
                 row |= {"p": float(found.p[0]), "reason": str(found.reason[0])}
             rows.append(row)
     return _adjusted(rows)
@@ -241,15 +212,16 @@ def _difference(tested: _Tested, target: str, first: Reading, second: Reading, n
         return row | {"reason": "no test image here"}
     if a.replicates is None or b.replicates is None:
         return row | {"reason": "; ".join(dict.fromkeys(f.reason for f in (a, b) if f.replicates is None))}
-    interval = percentile_interval(a.replicates - b.replicates, settings.level)
-    row |= {"value": a.value - b.value, "low": interval.low, "high": interval.high, "reason": interval.reason}
-    rounded = [x for x in (a.decimals, b.decimals) if x is not None]
-    if rounded:
-        row |= {k: round(row[k], min(rounded)) for k in ("value", "low", "high")}
+    apart = estimates.difference(a, b)
+    if not apart.defined:
+        return row | {"reason": apart.reason}
+    limits = estimates.interval(apart, settings.level, settings.interval)
+    row |= {"value": apart.value, "low": limits.low, "high": limits.high, "reason": limits.reason}
+    if apart.decimals is not None:
+        row["value"] = round(apart.value, apart.decimals)
         return row | {"reason": "rounded, and without p, lest a count of few patients show"}
-    (one, its), (other, others) = (tested.influence(reading, name) for reading in (first, second))
-    both = np.stack([its, others], axis=1)
-    found = comparisons.difference(np.array([one, other]), both.T @ both, 0, 1)
+    both = np.stack([a.influence(), b.influence()], axis=1)
+    found = comparisons.difference(np.array([a.value, b.value]), both.T @ both, 0, 1)
     return row | {"standard_error": found.standard_error, "p": found.p} | ({"reason": found.reason} if found.reason else {})
 
 

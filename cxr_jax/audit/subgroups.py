@@ -2,66 +2,98 @@
 
 `audit` takes the predictions and the config's `audit` section and gives tidy rows, each with the keys of `KEYS`:
 
-    metric      auc, average_precision, accuracy, brier; auc_ceiling and auc_difference (model - ceiling) where the
-                data's truth is known; and as curves, overall only: roc_tpr, calibration, confusion
+    metric      see below
     target      name of the target
     class       the class or finding; 'macro': mean over classes; 'all': all classes at once (accuracy of a multiclass
                 target). confusion: the true class
-    attribute, group    'all', 'all' is everyone; 'missing' is the group of those whose attribute is not recorded
+    attribute, group    'all', 'all' is everyone; 'missing' is the group of those whose attribute is not recorded. Of an
+                intersection both are joined by '*': 'race*sex', 'White * F'
     split
-    threshold   roc_tpr: the false-positive rate; calibration: mean score of the bin; accuracy of a finding: 0.5
-    reference   auc_difference: 'ceiling'; confusion: the class called
+    threshold   of metrics of called images: the score from which an image is called, null where there are several (method
+                says how they were chosen). roc_tpr: the false-positive rate; calibration: mean score of the bin; accuracy of
+                a finding: 0.5
+    effect      null: the figure itself. 'difference', 'ratio': of the group's to that of `reference`. 'range': greatest
+                less least over the groups of an attribute, `group` has the greatest, `reference` the least; as the greatest of
+                several differences it is above 0, and so is its interval, where there is none. 'shrunk': of an
+                intersection, moved towards what its groups alone would have (see `pooling`)
+    reference   'rest', all others of the split, or the name of a group; auc_difference: 'ceiling'; confusion: the class called
     value, low, high    null where undefined, withheld or suppressed
     level, method       of the interval
-    n_images, n_patients, n_positive    whose label is known. n_positive is null for 'macro' and 'all', in calibration
-                and confusion (whose n is of the bin, or of the true class), and where it is hidden
+    n_images, n_patients, n_positive    of the group, whose label is known. n_positive is null for 'macro' and 'all', in
+                calibration and confusion (whose n is of the bin, or of the true class), and where it is hidden
+    p, p_bootstrap, p_holm, p_by, family    of differences to the rest in METRICS_TESTED: Wald's, the bootstrap's own (see
+                `estimates`), Holm's and Benjamini and Yekutieli's over all that have a p on this split, and how many those
+                are. Of two groups that are each other's rest the test is one, and counted once
     suppressed  true: value and all counts of the row are null, lest they tell of too few patients. Where n_images is
                 shown it is false, though value or n_positive may be null for that same cause, which `reason` gives
     reason      why something is null, or what else must be known; null where there is nothing to say
 
-Accuracy of a class is the share called rightly; the Brier score (1950) is the mean squared distance of its score from
-the truth, one class against the rest, and its macro for exclusive classes is Brier's own sum by their number.
+Metrics of ranks: auc, average_precision; auc_ceiling and auc_difference (model - ceiling) where the data's truth is known.
+Of called images (`thresholds` says which those are): sensitivity, specificity, false_negative_rate, false_positive_rate,
+ppv, npv, f1, and `called`, the share that is. A finding is underdiagnosed where its false-negative rate, or that of No
+Finding's positives, is high. equalised_odds: the greater of the ranges of sensitivity and of false-positive rate (Hardt,
+Price and Srebro 2016, as a difference); the range of `called` is that of demographic parity. Of scores as probabilities: brier,
+the mean squared distance from the truth (1950), its macro for exclusive classes being Brier's own sum by their number;
+calibration_in_the_large, mean score less share of positives; calibration_slope; ece, over at most 10 bins of everyone's
+scores, and ece_debiased (`metrics.calibration_error`). accuracy: the share called rightly, at .5 or by the highest score.
+recorded_if_present, recorded_if_absent: of findings whose truth is known, the share of images that have it, or have it not,
+in which it is recorded. Curves: roc_tpr and confusion, overall only; calibration, by group as well.
 
-**Suppression.** A group of fewer than `min_patients` patients is suppressed, and with it as many others of its
-attribute as it takes for it not to follow by subtraction (see `suppression`). That is decided on all rows of a split
-first and holds for every target, since what one target shows another would hide in vain; a target hides more where
-labels are unknown. Numbers of positive images are held to the same rule, in the table of groups by classes with its
-totals. Metrics of ranks tell them too: AUC x positives x negatives counts the pairs won, in halves, and one positive's
-AUC is its rank. So AUC, average precision, of model and ceiling, and Brier score are withheld where fewer than
-`min_patients` patients are positive, or negative; and where n_positive is hidden for another's sake they are rounded,
-the AUC until every number of positives would do (see `_decimals`), the others alike. Curves, whose every step is a
-patient, go wherever n_positive does, and so does the accuracy of a finding: where it is never called, errors are its
-positives.
-What a model says of people is not a recorded attribute, so cells of scores and of called classes are not cells in this
-sense; bins of scores are nevertheless made so wide that each has `min_patients` patients. Nothing here guards against
-subtracting two audits of almost the same people.
+**Suppression** of groups is that of `disclosure`. Metrics of ranks tell numbers of positives too: AUC x positives x
+negatives counts the pairs won, in halves, and one positive's AUC is its rank. So AUC, average precision, of model and
+ceiling, and Brier score are withheld where fewer than `min_patients` patients are positive, or negative; and where
+n_positive is hidden for another's sake they are rounded, the AUC until every number of positives would do (see
+`_decimals`), the others alike. Whatever else is made of labels goes wherever n_positive does; and rates go where they are of
+fewer than `min_patients` patients. Bins of scores are made so wide that each has `min_patients` patients.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from cxr_jax.audit import metrics
-from cxr_jax.audit.intervals import Bootstrap, MeanCell, RankedCell, percentile_interval, wilson
-from cxr_jax.audit.suppression import withhold
-from cxr_jax.tables import CEILING, IDENTIFIERS, Predictions, Target, UserError
+from cxr_jax.audit import comparisons, estimates, metrics, pooling, thresholds
+from cxr_jax.audit.disclosure import (
+    ALL, MISSING, TIMES, Group, Labels, age_band, check_attributes, groups, hidden_groups, intersections, masks_of, protected,
+)  # fmt: skip
+from cxr_jax.audit.estimates import Estimate
+from cxr_jax.audit.intervals import Bootstrap, MeanCell, RankedCell
+from cxr_jax.tables import CEILING, LABEL, TRUE, Predictions, UserError
+
+__all__ = ["ALL", "MACRO", "MISSING", "TIMES", "KEYS", "age_band", "audit", "check_attributes", "groups", "hidden_groups", "select"]
 
 KEYS = (
-    "metric", "target", "class", "attribute", "group", "split", "threshold", "reference", "value", "low", "high",
-    "level", "method", "n_images", "n_patients", "n_positive", "suppressed", "reason",
+    "metric", "target", "class", "attribute", "group", "split", "threshold", "effect", "reference", "value", "low", "high",
+    "level", "method", "n_images", "n_patients", "n_positive", "p", "p_bootstrap", "p_holm", "p_by", "family", "suppressed", "reason",
 )  # fmt: skip
-ALL, MACRO, MISSING = "all", "macro", "missing"
+MACRO = "macro"
 FALSE_POSITIVE_RATES = np.arange(51) / 50
-CALIBRATION_BINS = 10  # at most
-SHARES = ("accuracy", "calibration", "confusion")  # means of values that are 0 or 1
+CALIBRATION_BINS, CALIBRATION_BINS_OF_A_GROUP = 10, 5  # at most
+# Of called images: (which images, what of them), by truth and call.
+RATES = {
+    "sensitivity": ("positive", "called"),
+    "specificity": ("negative", "not called"),
+    "false_negative_rate": ("positive", "not called"),
+    "false_positive_rate": ("negative", "called"),
+    "ppv": ("called", "positive"),
+    "npv": ("not called", "negative"),
+    "called": ("all", "called"),
+    "f1": ("called or positive", "called and positive"),
+}
+CALIBRATION = ("calibration_in_the_large", "calibration_slope", "ece", "ece_debiased")
+RECORDED = ("recorded_if_present", "recorded_if_absent")
+COMPARED = ("auc", "false_positive_rate", "false_negative_rate", "ppv", "called", "calibration_in_the_large")
+METRICS_TESTED = ("auc", "false_positive_rate", "false_negative_rate")
+RATIOS = ("false_positive_rate", "false_negative_rate", "ppv", "called")
+RANGES = ("auc", "false_positive_rate", "false_negative_rate", "called")
+OF_INTERSECTIONS = ("auc", "false_positive_rate", "false_negative_rate")
 _NO_COUNTS = {"n_images": None, "n_patients": None, "n_positive": None}
-CALLED = 0.5  # a finding scored at least this is called present; no choice of threshold, and the row says so
+CALLED = 0.5  # accuracy of a finding: one scored at least this is called present; no choice of threshold, and the row says so
 
 Row = dict[str, Any]
 
@@ -70,130 +102,93 @@ def audit(predictions: Predictions, settings) -> list[Row]:
     """Rows for every split of `settings.splits`, target, metric, class and group; see above.
 
     predictions: such as pass `Predictions.check`.
-    settings: the config's `audit` section: attributes, splits, age_bands (lower edges, years), level, replicates, seed,
-        min_patients.
+    settings: the config's `audit` section.
     A table without a column `split` is judged as one split, called 'all'.
-    Raises UserError for a split without images, and for an attribute that says which image or patient.
+    Raises UserError for a split without images, for an attribute that says which image or patient, and for
+    settings.truth 'true' where the truth is not known.
     """
     check_attributes(settings.attributes)
-    rows = []
+    recorded, rows = predictions, []
+    if settings.truth == "true":
+        predictions = with_truth(predictions)
     for split in settings.splits if "split" in predictions.table else (ALL,):
-        table = predictions.table
-        if "split" in table:
-            table = table[table["split"] == split]
-        if not len(table):
+        part, chosen_on = _split(predictions, split), None
+        if not len(part.table):
             raise UserError(f"audit.splits: no image of split {split!r} in the predictions")
-        part = dataclasses.replace(predictions, table=table.reset_index(drop=True))
-        bootstrap = Bootstrap(part.table["patient_id"].to_numpy(), settings.replicates, settings.seed)
-        for judgement in judgements(part, split, settings, bootstrap):
-            rows += judgement.rows()
+        if split != VALIDATION and "split" in predictions.table and (recorded.table["split"] == VALIDATION).any():
+            # Whoever chooses a threshold has what is recorded.
+            chosen_on = _split(recorded, VALIDATION)
+        masks = [mask for a in settings.attributes for mask in masks_of(part, a, settings).values()]
+        bootstrap = Bootstrap(part.table["patient_id"].to_numpy(), settings.replicates, settings.seed, masks)
+        found = judgements(part, split, settings, bootstrap, chosen_on)
+        crossed = {(a, g, one.name, c) for one in found for a, g, c in one.hidden_cells()}
+        rows += _with_family([row for one in found for row in (*one.rows(), *one.of_intersections(crossed))])
     return rows
 
 
-def check_attributes(attributes: Sequence[str]) -> None:
-    """Raises UserError for one that says which image or which patient, and so makes no groups."""
-    for attribute in attributes:
-        if attribute in IDENTIFIERS:
-            raise UserError(f"config.audit.attributes: {attribute} says which image or patient, and makes no groups")
+VALIDATION = "validation"
+
+
+def _split(predictions: Predictions, split: str) -> Predictions:
+    table = predictions.table
+    table = table[table["split"] == split] if "split" in table else table
+    return dataclasses.replace(predictions, table=table.reset_index(drop=True))
+
+
+def with_truth(predictions: Predictions) -> Predictions:
+    """The same with what is true in the place of what is recorded, for findings whose truth is known.
+
+    Raises UserError where it is known of none.
+    """
+    known = [c for t in predictions.targets.values() if t.kind == "multilabel" for c in t.classes if TRUE + c in predictions.table]
+    if not known:
+        raise UserError("config.audit.truth='true': the predictions have no column 'true_FINDING'; only data whose truth is known do")
+    return dataclasses.replace(predictions, table=predictions.table.assign(**{LABEL + c: predictions.table[TRUE + c] for c in known}))
+
+
+def _with_family(rows: list[Row]) -> list[Row]:
+    """With p adjusted over all tests of these rows; mirrored ones, which come after their own, are no further tests."""
+    own = [row for row in rows if row["p"] is not None and not row["mirrored"]]
+    p = np.array([row["p"] for row in own], np.float64)
+    adjusted = {id(row): pair for row, *pair in zip(own, comparisons.holm(p), comparisons.benjamini_yekutieli(p), strict=True)}
+    for row in rows:
+        mirrored = row.pop("mirrored")
+        if row["p"] is not None:
+            holm, by = adjusted[id(mirrored or row)]
+            row |= {"p_holm": float(holm), "p_by": float(by), "family": len(own)}
+    return rows
 
 
 def select(rows: Sequence[Mapping[str, Any]], **fields) -> list[Row]:
     """The rows in which every named field has the given value; `class_` stands for `class`.
 
+    Figures themselves, unless `effect` is named.
+
     select(rows, metric="auc", class_="macro", attribute="all")
     """
-    fields = {name.removesuffix("_"): value for name, value in fields.items()}
+    fields = {"effect": None} | {name.removesuffix("_"): value for name, value in fields.items()}
     unknown = sorted(set(fields) - set(KEYS))
     if unknown:
         raise KeyError(f"no field {unknown[0]!r} in an audit row; there are {', '.join(KEYS)}")
     return [dict(row) for row in rows if all(row[name] == value for name, value in fields.items())]
 
 
-# --- groups ----------------------------------------------------------------------------------------------------------
+# --- one target on one split -----------------------------------------------------------------------------------------
 
 
-def age_band(age: np.ndarray, edges: Sequence[float]) -> np.ndarray:
-    """Name of each age's band, object [n]: '20-39' is 20 and more and below 40, '80+' the last; None where unknown."""
-    edges = list(edges)
-    upper = [f"{high - 1:g}" if float(high).is_integer() else f"<{high:g}" for high in edges[1:]]
-    names = [f"{low:g}-{high}" for low, high in zip(edges, upper)] + [f"{edges[-1]:g}+"]
-    names = [f"below {edges[0]:g}", *names]
-    age = np.asarray(age, np.float64)
-    band = np.array(names, object)[np.searchsorted(edges, age, side="right")]
-    band[np.isnan(age)] = None
-    return band
-
-
-def groups(
-    table: pd.DataFrame, attribute: str, age_bands: Sequence[float], first: Sequence[str] = ()
-) -> dict[str, np.ndarray]:
-    """The groups of an attribute and who is in them, bool [n] each; {} where nothing at all is recorded.
-
-    `age_band` is made from `age` where the table has no such column. A group is a value as recorded; an empty cell
-    belongs to 'missing', which comes last. Those in `first` come first, in that order, then the others by name;
-    bands by age.
-    """
-    if attribute in table:
-        recorded = table[attribute].to_numpy(object)
-    elif attribute == "age_band" and "age" in table:
-        recorded = age_band(table["age"].to_numpy(np.float64, na_value=np.nan), age_bands)
-        first = list(dict.fromkeys(age_band(np.array([-np.inf, *age_bands]), age_bands)))
-    else:
-        return {}
-    names = np.where(pd.isna(recorded), "", recorded).astype(str)
-    empty = names == ""
-    found = sorted(set(names[~empty].tolist()))
-    if not found:
-        return {}
-    order = [name for name in first if name in found] + [name for name in found if name not in first]
-    masks = {name: ~empty & (names == name) for name in order}
-    if empty.any():
-        masks[MISSING] = empty | masks.get(MISSING, False)
-    return masks
-
-
-def _masks(predictions: Predictions, attribute: str, settings) -> dict[str, np.ndarray]:
-    """`groups` of an attribute; where it is itself a target, in the order of its classes."""
-    first = predictions.targets[attribute].classes if attribute in predictions.targets else ()
-    return groups(predictions.table, attribute, tuple(settings.age_bands), first)
-
-
-def hidden_groups(predictions: Predictions, settings, patient: np.ndarray) -> dict[str, set[str]]:
-    """By attribute of `settings`, the groups that every target must hide, whatever labels it knows. patient: int [n]."""
-    masks = {attribute: _masks(predictions, attribute, settings) for attribute in settings.attributes}
-    return {a: _too_few(masks[a], patient, settings, a in predictions.targets) for a in settings.attributes}
-
-
-def _too_few(
-    masks: Mapping[str, np.ndarray], patient: np.ndarray, settings, target: bool, hidden: Collection[str] = ()
-) -> set[str]:
-    """The groups to hide, of `masks` that share out some images, bool [n] each; `hidden` are, unless they are empty.
-
-    target: the attribute is itself a target, and how many are 'missing' therefore known (all less the labelled):
-        hiding them would protect nobody.
-    """
-    patients = {name: np.unique(patient[mask]) for name, mask in masks.items()}
-    gone = {name for name, who in patients.items() if len(who) and (name in hidden or len(who) < settings.min_patients)}
-    secret = [name for name in masks if not (target and name == MISSING)]
-    if secret:
-        everyone = np.unique(np.concatenate([patients[name] for name in secret]))
-        cells = [[patients[name]] for name in secret] + [[everyone]]
-        already = np.array([[name in gone] for name in secret] + [[False]])
-        total_is_known = np.append(np.zeros(len(secret), int), -1)[:, None]
-        found = withhold(cells, settings.min_patients, already, total_is_known, rows_add_up=False)
-        gone |= {name for name, is_hidden in zip(secret, found[:-1, 0]) if is_hidden}
-    return gone
-
-
-def judgements(predictions: Predictions, split: str, settings, bootstrap: Bootstrap) -> list[_Judgement]:
+def judgements(
+    predictions: Predictions, split: str, settings, bootstrap: Bootstrap, chosen_on: Predictions | None = None
+) -> list[_Judgement]:
     """One a target. Where two targets are attributes as well, say race and sex, the numbers of F by race are those of
     the races by sex: what either hides the other has to, and with it perhaps more, until both agree.
+
+    chosen_on: images on which thresholds are chosen, other patients'; None for cross-fitting.
     """
     hidden = hidden_groups(predictions, settings, bootstrap.patient)
     crossed: dict[str, set[tuple[str, str, str]]] = {name: set() for name in predictions.targets}
     while True:
         found = [
-            _Judgement(predictions, name, split, settings, bootstrap, hidden, crossed[name])
+            _Judgement(predictions, name, split, settings, bootstrap, hidden, crossed[name], chosen_on)
             for name in predictions.targets
         ]
         cells = [(one.name, cell) for one in found for cell in one.hidden_cells()]
@@ -203,143 +198,47 @@ def judgements(predictions: Predictions, split: str, settings, bootstrap: Bootst
         crossed = {name: crossed[name] | more[name] for name in crossed}
 
 
-# --- one target on one split -----------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class _Group:
-    """A group and, for each class, whose label is known [n], and what may be shown of them."""
-
-    attribute: str
-    name: str
-    known: np.ndarray  # bool [classes, n]
-    suppressed: tuple[str, ...]  # by class: why, or ''
-    any_suppressed: str  # the same for all images with any label
-    hidden_positives: np.ndarray  # bool [classes]
-    few: tuple[str, ...]  # by class: which side, of hidden ones, has too few patients to rank, or ''
-
-
-@dataclasses.dataclass(frozen=True)
-class _Figure:
-    value: float
-    replicates: np.ndarray | None
-    reason: str = ""
-    decimals: int | None = None  # of value, already, and of the interval; None: unrounded
+ByClass = dict[str, Estimate]
 
 
 class _Judgement:
     """One target on one split.
 
     predictions: that split's images alone. hidden: as `hidden_groups` has it. crossed: (attribute, group, class) whose
-        number of positive images is to be hidden.
+        number of positive images is to be hidden. chosen_on: as `judgements` has it.
     """
 
     def __init__(
         self, predictions: Predictions, name: str, split: str, settings, bootstrap: Bootstrap,
-        hidden: Mapping[str, set[str]], crossed: Collection[tuple[str, str, str]],
+        hidden: Mapping[str, set[str]], crossed: Collection[tuple[str, str, str]], chosen_on: Predictions | None,
     ):  # fmt: skip
-        self.targets, self.hidden, self.crossed = predictions.targets, hidden, crossed
+        self.targets, self.predictions, self.chosen_on = predictions.targets, predictions, chosen_on
         self.name, self.split, self.settings, self.bootstrap = name, split, settings, bootstrap
-        self.target: Target = predictions.targets[name]
+        self.target = predictions.targets[name]
         self.patient = bootstrap.patient
         self.classes = self.target.classes
-        self.labels = np.stack([predictions.label(name, c) for c in self.classes], axis=1)  # [n, classes]
-        self.known = ~np.isnan(self.labels)
-        self.positive = self.labels == 1
+        labels = _labels(predictions, name)
+        self.known, self.positive = ~np.isnan(labels), labels == 1
+        self.labels = Labels(name, self.target, self.known, self.positive, self.patient, settings.min_patients)
         self.scores = predictions.scores(name)
         self.ceiling = predictions.scores(name, CEILING) if predictions.has_ceiling(name) else None
-        self._few = f"fewer than {settings.min_patients} patients"
+        self._few = self.labels.few
         self._unscored = "a score is missing"
         self._lest_few_show = f"lest a count of {self._few} show"
-        self.method = f"patient bootstrap, percentile, {settings.replicates} replicates"
-        self.groups, self.absent = self._groups(predictions)
+        self.groups, self.absent = self._groups(predictions, hidden, crossed)
+        self.everyone = self.groups[0]
 
-    # -- who
-
-    def _patients(self, mask: np.ndarray) -> np.ndarray:
-        return np.unique(self.patient[mask])
-
-    def _groups(self, predictions: Predictions) -> tuple[list[_Group], list[str]]:
-        (everyone,) = self._protected(ALL, {ALL: np.ones(len(self.known), bool)}, None)
+    def _groups(self, predictions: Predictions, hidden, crossed) -> tuple[list[Group], list[str]]:
+        rest = {"settings": self.settings, "targets": self.targets, "hidden": hidden, "crossed": crossed}
+        (everyone,) = protected(self.labels, ALL, {ALL: np.ones(len(self.known), bool)}, None, **rest)
         found, absent = [everyone], []
         for attribute in self.settings.attributes:
-            masks = _masks(predictions, attribute, self.settings)
+            masks = masks_of(predictions, attribute, self.settings)
             if masks:
-                found += self._protected(attribute, masks, everyone)
+                found += protected(self.labels, attribute, masks, everyone, **rest)
             else:
                 absent.append(attribute)
         return found, absent
-
-    def _protected(self, attribute: str, masks: dict[str, np.ndarray], everyone: _Group | None) -> list[_Group]:
-        """The groups of one attribute with what must be hidden of them; `everyone` is their sum, or None for itself."""
-        minimum, known, few = self.settings.min_patients, self.known, self._few
-        members = list(masks.values())
-
-        def reasons(labelled: np.ndarray) -> list[str]:
-            parts = {name: mask & labelled for name, mask in masks.items()}
-            is_target, hidden = attribute in self.targets, self.hidden.get(attribute, ())
-            gone = _too_few(parts, self.patient, self.settings, is_target, hidden)
-            small = {name for name in gone if len(self._patients(parts[name])) < minimum}
-            subtraction = f"hidden lest a group of {few} be found by subtraction"
-            return ["" if name not in gone else few if name in small else subtraction for name in masks]
-
-        any_label = reasons(known.any(axis=1))
-        by_class = [reasons(known[:, c]) for c in range(len(self.classes))]
-        # A group that is hidden is hidden for every class: figures by class would otherwise add up to it.
-        by_class = [[one or whole for one, whole in zip(column, any_label)] for column in by_class]
-        gone = np.array([[bool(reason) for reason in column] for column in by_class]).T  # [groups, classes]
-
-        def hidden_parts(
-            parts: list[np.ndarray], gone: np.ndarray, of_everyone, crossed=False, empty_may_go=False
-        ) -> np.ndarray:
-            """bool [groups, parts]: which numbers of images to hide, where a group's parts add up to its n."""
-            columns = [*parts, np.any(parts, axis=0)]
-            rows = members if everyone is None else [*members, np.ones_like(columns[0])]
-            hidden = np.zeros((len(rows), len(columns)), bool)
-            hidden[: len(members)] = gone[:, None]
-            hidden[: len(members), :-1] |= crossed
-            hidden[-1, :-1] |= of_everyone
-            reluctance = np.zeros(hidden.shape, int)
-            reluctance[:, -1] = -1
-            if everyone is not None:
-                reluctance[-1] = -1
-            cells = [[self._patients(row & column) for column in columns] for row in rows]
-            add_up = everyone is not None
-            hidden = withhold(cells, minimum, hidden, reluctance, columns_add_up=add_up, empty_may_go=empty_may_go)
-            return hidden[: len(members), :-1]
-
-        if everyone is None:
-            # The classes of an attribute that is the target are its groups, and hidden where these are.
-            as_groups = [name in self.hidden.get(self.name, ()) for name in self.classes]
-            of_everyone = np.array(as_groups) & self.positive.any(axis=0)
-        else:
-            of_everyone = everyone.hidden_positives
-        if self.target.kind == "multiclass":
-            # Classes exclude one another: the positives of all classes add up to the group.
-            positives = [known[:, c] & self.positive[:, c] for c in range(len(self.classes))]
-            crossed = np.array([[(attribute, name, c) in self.crossed for c in self.classes] for name in masks])
-            hidden = hidden_parts(positives, gone.all(axis=1), of_everyone, crossed)
-        else:
-            hidden = np.zeros_like(gone)
-            for c in range(len(self.classes)):
-                both = [known[:, c] & self.positive[:, c], known[:, c] & ~self.positive[:, c]]
-                # That none lacks it would tell how many have it.
-                hidden[:, c] = hidden_parts(both, gone[:, c], of_everyone[c], empty_may_go=True).any(axis=1)
-
-        def too_few_to_rank(mask: np.ndarray, c: int) -> str:
-            if len(self._patients(mask & known[:, c] & self.positive[:, c])) < minimum:
-                return f"{few} have it"
-            without = self._patients(mask & known[:, c] & ~self.positive[:, c])
-            return f"{few} are without it" if len(without) < minimum else ""
-
-        found = []
-        for g, (name, mask) in enumerate(masks.items()):
-            # A small side is hidden in any case, an empty one where saying so would give another group's away.
-            sides = tuple(too_few_to_rank(mask, c) if hidden[g, c] else "" for c in range(len(self.classes)))
-            suppressed = tuple(column[g] for column in by_class)
-            known_here = (known & mask[:, None]).T
-            found.append(_Group(attribute, name, known_here, suppressed, any_label[g], hidden[g], sides))
-        return found
 
     def hidden_cells(self) -> set[tuple[str, str, str]]:
         """(attribute, group, class) whose number of positive images is hidden, and is not 0."""
@@ -350,9 +249,17 @@ class _Judgement:
             if group.hidden_positives[c] and (group.known[c] & self.positive[:, c]).any()
         }
 
+    @functools.cached_property
+    def calls(self) -> thresholds.Calls:
+        """Which images are called. Chosen where there is a validation split on its images, else by cross-fitting."""
+        judged, other = _scored(self.predictions, self.name, self.settings), None
+        if self.chosen_on is not None:
+            other = _scored(self.chosen_on, self.name, self.settings)
+        return thresholds.call(judged, other, self.settings.threshold, bool(self.settings.threshold_by), self.settings.min_patients)
+
     # -- rows
 
-    def aucs(self, scores: np.ndarray, attribute: str = ALL, name: str = ALL, unscored: str = "") -> list[tuple[Row, _Figure]]:
+    def aucs(self, scores: np.ndarray, attribute: str = ALL, name: str = ALL, unscored: str = "") -> list[tuple[Row, Estimate]]:
         """Rows of metric auc, and the figures behind them, of other scores of the same images, in one group.
 
         scores: float [n, classes]; a class whose column holds a NaN has no AUC, for the reason `unscored`. What is withheld
@@ -361,121 +268,270 @@ class _Judgement:
         """
         other = copy.copy(self)
         other.scores, other.ceiling, other._unscored = scores, None, unscored or self._unscored
-        other.groups = [group for group in self.groups if (group.attribute, group.name) == (attribute, name)]
         found = []
-        for group in other.groups:
-            for of, figure in other._figures(("auc",))["auc", attribute, name].items():
+        for group in (group for group in self.groups if (group.attribute, group.name) == (attribute, name)):
+            for of, figure in other._figures([group], lambda _: ("auc",))[0]["auc"].items():
                 c = self.classes.index(of) if of in self.classes else None
                 found.append((other._row("auc", of, group, c, figure), figure))
-        return found
+        return [({key: row[key] for key in KEYS}, figure) for row, figure in found]
 
     def empty(self, metric: str, reason: str) -> list[Row]:
         """Rows of a metric, one a class and one for the macro, of a group in which there is nobody."""
-        nobody = _Group("", "", np.zeros_like(self.known.T), ("",) * len(self.classes), "", np.zeros(len(self.classes), bool), ("",) * len(self.classes))
-        figure = _Figure(np.nan, None, reason)
-        return [self._row(metric, name, nobody, c, figure) for c, name in [*enumerate(self.classes), (None, MACRO)]]
+        none, nothing = np.zeros_like(self.known.T), np.zeros(len(self.classes), bool)
+        nobody = Group("", "", none[0], none, ("",) * len(self.classes), "", nothing, ("",) * len(self.classes))
+        rows = [self._row(metric, name, nobody, c, estimates.undefined(reason)) for c, name in [*enumerate(self.classes), (None, MACRO)]]
+        return [{key: row[key] for key in KEYS} for row in rows]
 
     def rows(self) -> list[Row]:
+        """Every row of the target, intersections apart."""
+        figures = self._figures(self.groups, self._metrics)
         rows = []
-        figures = self._figures()
-        for group in self.groups:
-            for metric in self._metrics(group):
-                of_class = figures[metric, group.attribute, group.name]
-                threshold = CALLED if metric == "accuracy" and self.target.kind == "multilabel" else None
+        for group, of in zip(self.groups, figures, strict=True):
+            for metric, by_class in of.items():
                 reference = "ceiling" if metric == "auc_difference" else None
-                for name, figure in of_class.items():
-                    c = self.classes.index(name) if name in self.classes else None
-                    rows.append(self._row(metric, name, group, c, figure, threshold, reference))
+                rows += self._rows_of(metric, group, by_class, reference=reference)
         for attribute in self.absent:
-            figure = _Figure(np.nan, None, f"no {attribute} is recorded")
-            row = self._row("auc", MACRO, self.groups[0], None, figure)
+            row = self._row("auc", MACRO, self.everyone, None, estimates.undefined(f"no {attribute} is recorded"))
             rows.append(row | {"attribute": attribute, "n_images": 0, "n_patients": 0})
+        rows += self._gaps(figures)
         rows += self._roc() + self._calibration()
         return rows + (self._confusion() if self.target.kind == "multiclass" else [])
 
-    def _metrics(self, group: _Group) -> list[str]:
+    def of_intersections(self, crossed: Collection[tuple[str, str, str, str]] = ()) -> list[Row]:
+        """Rows of the intersections that settings.intersections names, as they are and shrunk.
+
+        crossed: (attribute, group, target, class) of all numbers of positive images that any target hides.
+        """
+        singles: dict[str, list[Group]] = {}
+        for group in self.groups[1:]:
+            singles.setdefault(group.attribute, []).append(group)
+        names = [n for n in self.settings.intersections if all(a in singles and a != self.name for a in n.split(TIMES))]
+        cells = intersections(self.labels, self.everyone, singles, names, crossed)
+        rows, found = [], self._figures(cells, lambda _: OF_INTERSECTIONS)
+        for name in names:
+            here = [(cell, of) for cell, of in zip(cells, found, strict=True) if cell.attribute == name]
+            for metric in OF_INTERSECTIONS:
+                for cell, of in here:
+                    rows += self._rows_of(metric, cell, of[metric])
+                for c, class_name in enumerate(self.classes):
+                    shown = [(cell, of[metric][class_name]) for cell, of in here if not cell.suppressed[c]]
+                    parts = [cell.name.split(f" {TIMES} ") for cell, _ in shown]
+                    pooled = pooling.shrink([one for _, one in shown], parts, self.settings.level)
+                    for (cell, one), moved in zip(shown, pooled, strict=True):
+                        if one.defined:
+                            rows.append(self._pooled_row(metric, class_name, cell, c, moved))
+        return rows
+
+    def _pooled_row(self, metric: str, name: str, cell: Group, c: int, moved: pooling.Shrunk) -> Row:
+        row = self._row(metric, name, cell, c, Estimate(moved.value, reason=moved.reason), effect="shrunk")
+        return row | {"low": _or_null(moved.low), "high": _or_null(moved.high), "method": pooling.METHOD}
+
+    def _rows_of(self, metric: str, group: Group, by_class: ByClass, **keys) -> list[Row]:
+        rows = []
+        for name, figure in by_class.items():
+            c = self.classes.index(name) if name in self.classes else None
+            rows.append(self._row(metric, name, group, c, figure, threshold=self._threshold(metric, group, c), **keys))
+        return rows
+
+    def _threshold(self, metric: str, group: Group, c: int | None) -> float | None:
+        if metric == "accuracy":
+            return CALLED if self.target.kind == "multilabel" else None
+        if metric not in RATES or c is None:
+            return None
+        used = np.unique(self.calls.threshold[group.known[c], c])
+        return _or_null(used[0]) if len(used) == 1 else None
+
+    def _metrics(self, group: Group) -> tuple[str, ...]:
         if group.attribute == self.name:
             # A group of one true class has no other class to be told from; how often it is called right remains.
-            return ["accuracy", "brier"]
-        ceiling = ["auc_ceiling", "auc_difference"] if self.ceiling is not None else []
-        return ["auc", "average_precision", "accuracy", "brier", *ceiling]
+            return ("accuracy", "brier")
+        ceiling = ("auc_ceiling", "auc_difference") if self.ceiling is not None else ()
+        truth = RECORDED if any(TRUE + c in self.predictions.table for c in self.classes) else ()
+        return ("auc", "average_precision", "accuracy", "brier", *ceiling, *RATES, *CALIBRATION, *truth)
 
-    def _figures(self, only: Collection[str] | None = None) -> dict[tuple[str, str, str], dict[str, _Figure]]:
-        """By metric, attribute and group: the figure of each class, of 'macro' or of 'all'. only: metrics; None for all."""
-        figures: dict[tuple[str, str, str], dict[str, _Figure]] = {}
-        ranked, averaged = [], []  # (metric, group, class, cell)
-        unscored = []
-        for group in self.groups:
-            wanted = self._metrics(group) if only is None else only
+    # -- figures
+
+    def _figures(self, groups: Sequence[Group], wanted) -> list[dict[str, ByClass]]:
+        """For each group, by metric, the figure of each class, of 'macro' or of 'all'. wanted: group -> its metrics."""
+        groups, everyones = list(groups), [g for g in groups if g.attribute == ALL]
+        figures: list[dict[str, ByClass]] = [{metric: {} for metric in wanted(group)} for group in groups]
+        ranked, averaged = [], []  # (group's number, metric, class, cell, keywords of the Estimate)
+        for g, group in enumerate(groups):
             for c, name in enumerate(self.classes):
+                for metric in figures[g]:
+                    if metric == "accuracy" and self.target.kind == "multiclass":
+                        continue
+                    figures[g][metric][name] = estimates.undefined(self._withheld_here(metric, group, c))
                 if group.suppressed[c]:
                     continue
                 rows = np.flatnonzero(group.known[c])
-                positive, score = self.positive[rows, c], self.scores[rows, c]
-                if np.isnan(score).any():
-                    unscored.append((group, name))
+                if np.isnan(self.scores[rows, c]).any():
+                    for metric in figures[g]:
+                        figures[g][metric][name] = estimates.undefined(self._unscored)
                     continue
-                if "auc" in wanted and not group.few[c]:
-                    ranked.append(("auc", group, name, RankedCell(rows, positive, score)))
-                    if self.ceiling is not None:
-                        ranked.append(("auc_ceiling", group, name, RankedCell(rows, positive, self.ceiling[rows, c])))
-                if "brier" in wanted and not group.few[c]:
-                    averaged.append(("brier", group, name, MeanCell(rows, (score - positive) ** 2)))
-                if "accuracy" in wanted and self.target.kind == "multilabel" and not group.hidden_positives[c]:
-                    averaged.append(("accuracy", group, name, MeanCell(rows, (score >= CALLED) == positive)))
-            if "accuracy" in wanted and self.target.kind == "multiclass" and not group.any_suppressed:
-                rows = np.flatnonzero(group.known[0])
-                right = self._called()[rows] == self.positive[rows].argmax(axis=1)
-                averaged.append(("accuracy", group, ALL, MeanCell(rows, right)))
+                self._cells(g, group, c, rows, figures[g], ranked, averaged)
+            if "accuracy" in figures[g] and self.target.kind == "multiclass":
+                figures[g]["accuracy"][ALL] = estimates.undefined(group.any_suppressed)
+                if not group.any_suppressed:
+                    rows = np.flatnonzero(group.known[0])
+                    right = self._called()[rows] == self.positive[rows].argmax(axis=1)
+                    averaged.append((g, "accuracy", ALL, MeanCell(rows, right), {"scale": "share"}))
 
-        def put(metric, group, name, value, replicates, reason="", decimals=None):
-            # Rounded here and not when written: macros and differences, made of these, then tell no more than they do.
-            value = value if decimals is None else round(value, decimals)
-            of_class = figures.setdefault((metric, group.attribute, group.name), {})
-            of_class[name] = _Figure(value, replicates, reason, decimals)
-            return of_class[name]
-
-        for group, name in unscored:
-            for metric in only or ():
-                put(metric, group, name, np.nan, None, self._unscored)
         auc, precision = self.bootstrap.ranking([cell for *_, cell in ranked])
-        for k, (metric, group, name, cell) in enumerate(ranked):
-            reason, decimals = _one_class(cell.positive), self._decimals(group, self.classes.index(name))
-            found = put(metric, group, name, metrics.auc(cell.positive, cell.score), auc[k], reason, decimals)
-            if metric == "auc_ceiling":
-                own = figures["auc", group.attribute, group.name][name]
-                difference, replicates = own.value - found.value, own.replicates - found.replicates
-                put("auc_difference", group, name, difference, replicates, reason, decimals)
+        for k, (g, metric, name, cell) in enumerate(ranked):
+            self._rank(figures[g], metric, name, cell, auc[k], precision[k], self._decimals(groups[g], self.classes.index(name)))
+        means = self.bootstrap.means([cell for *_, cell, _ in averaged])
+        for k, (g, metric, name, cell, keywords) in enumerate(averaged):
+            decimals = self._decimals(groups[g], self.classes.index(name)) if metric == "brier" else None
+            figures[g][metric][name] = self._mean(cell, means[k], decimals, **keywords)
+        for g, group in enumerate(groups):
+            if "ece" in figures[g]:
+                self._calibration_errors(group, figures[g])
+        # A group's macro is over the classes that everyone's is over.
+        whole = self._everyones(figures[groups.index(everyones[0])]) if everyones else self._whole
+        self._whole = whole
+        for g, group in enumerate(groups):
+            for metric in ("auc", "average_precision", "brier", "auc_ceiling", "auc_difference"):
+                if metric in figures[g]:
+                    figures[g][metric][MACRO] = self._macro(figures[g][metric], whole.get(metric, figures[g][metric]), group)
+        return figures
+
+    _whole: Mapping[str, ByClass] = {}
+
+    @staticmethod
+    def _everyones(figures: Mapping[str, ByClass]) -> dict[str, ByClass]:
+        """Whether each class has a figure, without what it takes much memory to keep."""
+        return {
+            metric: {name: dataclasses.replace(one, replicates=None, influence=None) for name, one in of.items()}
+            for metric, of in figures.items()
+        }
+
+    def _withheld_here(self, metric: str, group: Group, c: int) -> str:
+        """Why a metric of a class is not there, unless it is put there later."""
+        if metric == "called":
+            return group.suppressed[c]
+        return group.suppressed[c] or group.few[c] or f"hidden {self._lest_few_show}"
+
+    def _cells(self, g: int, group: Group, c: int, rows: np.ndarray, wanted, ranked: list, averaged: list) -> None:
+        """Appends what is to be ranked and averaged of a class in a group that is not suppressed."""
+        name, positive, score = self.classes[c], self.positive[rows, c], self.scores[rows, c]
+        shows_positives = not group.hidden_positives[c]
+        if not group.few[c]:
+            if "auc" in wanted:
+                ranked.append((g, "auc", name, RankedCell(rows, positive, score)))
+            if "auc_ceiling" in wanted:
+                ranked.append((g, "auc_ceiling", name, RankedCell(rows, positive, self.ceiling[rows, c])))
+            if "brier" in wanted:
+                averaged.append((g, "brier", name, MeanCell(rows, (score - positive) ** 2), {}))
+        if "accuracy" in wanted and self.target.kind == "multilabel" and shows_positives:
+            averaged.append((g, "accuracy", name, MeanCell(rows, (score >= CALLED) == positive), {"scale": "share"}))
+        if "calibration_in_the_large" in wanted and shows_positives:
+            averaged.append((g, "calibration_in_the_large", name, MeanCell(rows, score - positive), {}))
+        for metric in (metric for metric in RATES if metric in wanted and (shows_positives or metric == "called")):
+            self._rate(g, metric, group, c, rows, averaged)
+        for metric in (metric for metric in RECORDED if metric in wanted and shows_positives):
+            if TRUE + name not in self.predictions.table:
+                averaged.append((g, metric, name, MeanCell(rows[:0], positive[:0]), {"reason": "its truth is not known"}))
                 continue
-            if only is not None and "average_precision" not in only:
-                continue
+            present = self.predictions.table[TRUE + name].to_numpy(np.float64)[rows] == 1
+            recorded = self.predictions.label(self.name, name)[rows] == 1
+            self._share(g, metric, name, rows, present if metric == RECORDED[0] else ~present, recorded, averaged, "are so")
+
+    def _rate(self, g: int, metric: str, group: Group, c: int, rows: np.ndarray, averaged: list) -> None:
+        positive, called = self.positive[rows, c], self.calls.called[rows, c]
+        if self.calls.reasons[c] and np.isnan(self.calls.threshold[rows, c]).any():
+            averaged.append((g, metric, self.classes[c], MeanCell(rows[:0], positive[:0]), {"reason": self.calls.reasons[c]}))
+            return
+        sets = {
+            "positive": positive, "negative": ~positive, "called": called, "not called": ~called, "all": np.ones(len(rows), bool),
+            "called or positive": called | positive, "called and positive": called & positive,
+        }  # fmt: skip
+        of, what = RATES[metric]
+        self._share(g, metric, self.classes[c], rows, sets[of], sets[what], averaged, f"are {of}", self.calls.how)
+
+    def _share(
+        self, g: int, metric: str, name: str, rows: np.ndarray, among: np.ndarray, so: np.ndarray, averaged: list, told: str, how: str = ""
+    ) -> None:
+        """Appends the share that is `so` of the images in `among`; withheld where these are of too few patients."""
+        keywords = {"scale": "" if metric == "f1" else "share", "how": how}
+        few = len(self.labels.patients(rows[among]))
+        if few < self.settings.min_patients:
+            keywords["reason"] = f"no image: none {told}" if not few else f"withheld: {self._few} {told}"
+            among = np.zeros_like(among)
+        # F1 = 2 TP / (2 TP + FP + FN): a mean over what is called or positive, in which true positives count twice.
+        weight = 1.0 + so[among] if metric == "f1" else None
+        averaged.append((g, metric, name, MeanCell(rows[among], so[among], weight), keywords))
+
+    def _rank(self, figures, metric: str, name: str, cell: RankedCell, auc, precision, decimals: int | None) -> None:
+        patient = self.patient[cell.rows]
+        sides = [len(np.unique(patient[cell.positive == side])) for side in (True, False)]
+        common = {"patients": min(sides), "images": len(cell.rows), "decimals": decimals}
+        influence = functools.partial(self._auc_influence, cell)
+        reason = _one_class(cell.positive)
+        value = metrics.auc(cell.positive, cell.score)
+        found = Estimate(value, auc, influence, scale="auc", reason=reason, **common).rounded()
+        figures[metric][name] = found
+        if metric == "auc_ceiling":
+            apart = estimates.difference(figures["auc"][name], found)
+            figures["auc_difference"][name] = dataclasses.replace(apart, reason=reason)
+        elif "average_precision" in figures:
             if cell.positive.all() and len(cell.rows):
                 reason = "every image is positive: 1 whatever the scores"
             value = metrics.average_precision(cell.positive, cell.score)
-            put("average_precision", group, name, value, precision[k], reason, decimals)
-        means = self.bootstrap.means([cell for *_, cell in averaged])
-        for k, (metric, group, name, cell) in enumerate(averaged):
-            reason = "" if len(cell.rows) else "no image with a known label"
-            decimals = self._decimals(group, self.classes.index(name)) if metric == "brier" else None
-            put(metric, group, name, metrics.mean(cell.value), means[k], reason, decimals)
+            common["patients"] = sides[0]
+            figures["average_precision"][name] = Estimate(value, precision, None, scale="precision", reason=reason, **common).rounded()
 
-        for group in self.groups:
-            for metric in self._metrics(group) if only is None else only:
-                of_class = figures.setdefault((metric, group.attribute, group.name), {})
-                whole = metric == "accuracy" and self.target.kind == "multiclass"
-                for c, name in enumerate(() if whole else self.classes):
-                    why = group.suppressed[c] or group.few[c] or f"hidden {self._lest_few_show}"
-                    of_class.setdefault(name, _Figure(np.nan, None, why))
-                if whole:
-                    of_class.setdefault(ALL, _Figure(np.nan, None, group.any_suppressed))
-                else:
-                    in_order = {name: of_class[name] for name in self.classes}
-                    everyone = figures.get((metric, ALL, ALL), in_order)  # where that is not asked for, it is not needed
-                    in_order[MACRO] = self._macro(in_order, everyone, group)
-                    figures[metric, group.attribute, group.name] = in_order
-        return figures
+    def _auc_influence(self, cell: RankedCell) -> np.ndarray:
+        found = np.zeros(self.bootstrap.patients)
+        who = self.patient[cell.rows]
+        found[np.unique(who)] = comparisons.influence(cell.positive, cell.score[:, None], who)[1][:, 0]
+        return found
 
-    def _decimals(self, group: _Group, c: int) -> int | None:
+    def _mean(self, cell: MeanCell, replicates: np.ndarray, decimals: int | None, scale: str = "", reason: str = "", how: str = "") -> Estimate:
+        patients = len(np.unique(self.patient[cell.rows]))
+        if not reason and not patients:
+            reason = "no image with a known label"
+        made = Estimate(
+            metrics.mean(cell.value, cell.weight), replicates, functools.partial(self._mean_influence, cell), patients,
+            len(cell.rows), scale, reason, decimals, how,
+        )  # fmt: skip
+        return made.rounded()
+
+    def _mean_influence(self, cell: MeanCell) -> np.ndarray:
+        weight = np.ones(len(cell.rows)) if cell.weight is None else cell.weight
+        moves = weight * (np.asarray(cell.value, np.float64) - metrics.mean(cell.value, cell.weight)) / weight.sum()
+        return self._by_patient(cell.rows, moves)
+
+    def _by_patient(self, rows: np.ndarray, moves: np.ndarray) -> np.ndarray:
+        """Influence of each patient of the split, of what each of some images does: summed, with k / (k - 1) in its square."""
+        who = self.patient[rows]
+        k = len(np.unique(who))
+        factor = np.sqrt(k / (k - 1)) if k > 1 else np.nan
+        return np.bincount(who, moves, minlength=self.bootstrap.patients) * factor
+
+    def _calibration_errors(self, group: Group, figures: Mapping[str, ByClass]) -> None:
+        for c, name in enumerate(self.classes):
+            if group.suppressed[c] or group.hidden_positives[c] or not figures["calibration_in_the_large"][name].defined:
+                for metric in ("ece", "ece_debiased", "calibration_slope"):
+                    figures[metric].setdefault(name, figures["calibration_in_the_large"][name])
+                continue
+            rows = np.flatnonzero(group.known[c])
+            positive, score = self.positive[rows, c], self.scores[rows, c]
+            bins = metrics.calibration_bins(self.scores[self.everyone.known[c], c], CALIBRATION_BINS, score)
+            cells = [MeanCell(rows, (score - positive) * (bins == b)) for b in np.unique(bins)]
+            apart = np.array([metrics.mean(cell.value) for cell in cells])
+            error = np.array([np.sqrt(i @ i) for i in map(self._mean_influence, cells)])
+            drawn = self.bootstrap.means(cells)
+            common = {"patients": len(self.labels.patients(rows)), "images": len(rows)}
+            figures["ece"][name] = Estimate(float(metrics.calibration_error(apart)), metrics.calibration_error(drawn), None, **common)
+            value, replicates = (metrics.calibration_error(x, error) for x in (apart, drawn))
+            figures["ece_debiased"][name] = Estimate(float(value), replicates, None, **common)
+            fit = metrics.recalibration(positive, score)
+            reason = "" if np.isfinite(fit.slope) else "no slope: one class, one score, or classes told apart without error"
+            influence = functools.partial(self._by_patient, rows, fit.moves)
+            figures["calibration_slope"][name] = Estimate(fit.slope, None, influence, reason=reason, **common)
+
+    def _decimals(self, group: Group, c: int) -> int | None:
         """To how many decimals, 3 at most, a metric of ranks is rounded for a hidden number of positives; None: not.
 
         Where it is shown, m patients or more of n images are positive, and as many negative. Rounding leaves the pairs
@@ -487,18 +543,18 @@ class _Judgement:
         least, images = self.settings.min_patients, int(group.known[c].sum())
         return min(3, len(str(2 * least * (images - least))) - 1)
 
-    def _macro(self, of_class: Mapping[str, _Figure], of_everyone: Mapping[str, _Figure], group: _Group) -> _Figure:
+    def _macro(self, of_class: ByClass, of_everyone: ByClass, group: Group) -> Estimate:
         """The plain mean over classes, replicate by replicate.
 
         Classes that exclude one another belong together: one undefined, and the mean is. Findings do not: everyone's
         mean is over those that are defined, and says which. A group's is over the same, or it could not be compared.
         """
         if group.any_suppressed:
-            return _Figure(np.nan, None, group.any_suppressed)
-        used = [name for name in self.classes if not np.isnan(of_everyone[name].value)]
+            return estimates.undefined(group.any_suppressed)
+        used = [name for name in self.classes if of_everyone[name].defined]
         if self.target.kind == "multiclass" or not used:
             used = list(self.classes)
-        lacking = [name for name in used if np.isnan(of_class[name].value)]
+        lacking = [name for name in used if not of_class[name].defined]
         if lacking:
             hidden = {n for c, n in enumerate(self.classes) if group.suppressed[c] or group.hidden_positives[c]}
             why = {"undefined": [], "withheld": []}
@@ -507,29 +563,115 @@ class _Judgement:
             reason = "; ".join(f"{word} for {', '.join(names)}" for word, names in why.items() if names)
             if all(of_class[name].reason == self._unscored for name in lacking):
                 reason = self._unscored
-            return _Figure(np.nan, None, reason)
+            return estimates.undefined(reason)
         reason = ""
         if len(used) < len(self.classes):
             left_out = [name for name in self.classes if name not in used]
             reason = f"mean over {len(used)} of {len(self.classes)} classes; left out: {', '.join(left_out)}"
-        figures = [of_class[name] for name in used]
-        value = float(np.mean([figure.value for figure in figures]))
-        replicates = np.mean([figure.replicates for figure in figures], axis=0)
-        # The interval of a mean over one class is that class's.
-        decimals = min((figure.decimals for figure in figures if figure.decimals is not None), default=None)
-        return _Figure(value, replicates, reason, decimals)
+        return estimates.mean([of_class[name] for name in used], reason)
 
     def _called(self) -> np.ndarray:
         """The class with the highest score, int [n]; of equal ones the first in the target's order."""
         return self.scores.argmax(axis=1)
 
+    # -- gaps
+
+    def _gaps(self, figures: Sequence[Mapping[str, ByClass]]) -> list[Row]:
+        """Differences and ratios of groups to the rest and to a reference group, and ranges over groups."""
+        rows: list[Row] = []
+        for attribute in dict.fromkeys(group.attribute for group in self.groups[1:] if group.attribute != self.name):
+            here = [(g, of) for g, of in zip(self.groups, figures, strict=True) if g.attribute == attribute]
+            shown = [(group, of) for group, of in here if not group.any_suppressed]
+            rests = [group.rest(self.everyone, self.labels) for group, _ in shown]
+            of_rests = self._figures(rests, lambda _: COMPARED)
+            mirrored: dict[tuple[str, str], Row] = {}
+            for (group, of), of_rest in zip(shown, of_rests, strict=True):
+                for metric in COMPARED:
+                    tests = {row["class"]: row for row in self._against(metric, group, of, of_rest, "rest", rows)}
+                    if metric in METRICS_TESTED and len(here) == 2:
+                        for name, row in tests.items():
+                            row["mirrored"] = mirrored.setdefault((metric, name), row)
+                            row["mirrored"] = None if row["mirrored"] is row else row["mirrored"]
+            reference = self._reference(attribute, shown)
+            for group, of in shown:
+                if reference is not None and group is not reference[0]:
+                    for metric in METRICS_TESTED:
+                        self._against(metric, group, of, reference[1], reference[0].name, rows)
+            rows += self._ranges(attribute, [(g, of) for g, of in shown if g.name != MISSING], len(here))
+        return rows
+
+    def _reference(self, attribute: str, shown):
+        """(group, its figures) that settings.reference names for an attribute, 'race=White', or else the largest."""
+        named = dict(entry.split("=", 1) for entry in self.settings.reference)
+        recorded = [(group, of) for group, of in shown if group.name != MISSING]
+        if attribute in named:
+            return next(((group, of) for group, of in recorded if group.name == named[attribute]), None)
+        return max(recorded, key=lambda pair: len(self.labels.patients(pair[0].mask)), default=None)
+
+    def _against(self, metric: str, group: Group, of, others, reference: str, rows: list[Row]) -> list[Row]:
+        """Appends rows of a group's difference, and ratio, to others; returns those of the differences."""
+        added = []
+        for name, a in of[metric].items():
+            b = others[metric][name]
+            c = self.classes.index(name) if name in self.classes else None
+            if c is not None and group.suppressed[c]:
+                continue
+            keys = {"threshold": self._threshold(metric, group, c), "reference": reference}
+            apart = estimates.difference(a, b)
+            row = self._row(metric, name, group, c, apart, effect="difference", **keys)
+            if metric in METRICS_TESTED and reference == "rest" and apart.defined:
+                if apart.decimals is not None:
+                    row["reason"] = "; ".join(filter(None, [row["reason"], f"without p {self._lest_few_show}"]))
+                else:
+                    found = estimates.tested(a, b)
+                    reason = f"no p: {found.reason}" if found.reason else None
+                    row |= {"p": _or_null(found.p), "p_bootstrap": _or_null(found.p_bootstrap)}
+                    row["reason"] = "; ".join(filter(None, [row["reason"], reason])) or None
+            added.append(row)
+            rows.append(row)
+            if metric in RATIOS:
+                rows.append(self._row(metric, name, group, c, estimates.ratio(a, b), effect="ratio", **keys))
+        return added
+
+    def _ranges(self, attribute: str, shown, number: int) -> list[Row]:
+        rows = []
+        for name in (*self.classes, MACRO):
+            c = self.classes.index(name) if name in self.classes else None
+            made: dict[str, Estimate] = {}
+            for metric in (*RANGES, "sensitivity"):
+                named = {g.name: of[metric][name] for g, of in shown if name in of.get(metric, {}) and of[metric][name].defined}
+                if len(named) < 2:
+                    continue
+                apart, high, low = estimates.spread(named)
+                told = "above 0 by chance alone" + ("" if len(named) == number else f"; over {len(named)} of {number} groups")
+                made[metric] = apart
+                if metric != "sensitivity":
+                    rows.append(self._range_row(metric, name, c, attribute, [g for g, _ in shown if g.name in named], apart, high, low, told))
+            if "sensitivity" in made and "false_positive_rate" in made:
+                both = made["sensitivity"], made["false_positive_rate"]
+                worst = max(both, key=lambda one: one.value)
+                worst = dataclasses.replace(worst, replicates=np.maximum(*(one.replicates for one in both)))
+                named = [g for g, of in shown if of["sensitivity"][name].defined and of["false_positive_rate"][name].defined]
+                if len(named) > 1:
+                    rows.append(self._range_row("equalised_odds", name, c, attribute, named, worst, ALL, None, "above 0 by chance alone"))
+        return rows
+
+    def _range_row(self, metric, name, c, attribute, used: Sequence[Group], apart: Estimate, high: str, low: str | None, told: str) -> Row:
+        known = np.logical_or.reduce([g.known for g in used])
+        together = dataclasses.replace(self.everyone, attribute=attribute, name=high, known=known)
+        together = dataclasses.replace(together, hidden_positives=np.logical_or.reduce([g.hidden_positives for g in used]))
+        apart = dataclasses.replace(apart, reason=told)
+        return self._row(metric, name, together, c, apart, effect="range", reference=low)
+
+    # -- one row
+
     def _row(
-        self, metric: str, name: str, group: _Group, c: int | None, figure: _Figure,
-        threshold: float | None = None, reference: str | None = None, rows: np.ndarray | None = None,
+        self, metric: str, name: str, group: Group, c: int | None, figure: Estimate,
+        threshold: float | None = None, effect: str | None = None, reference: str | None = None, rows: np.ndarray | None = None,
     ) -> Row:  # fmt: skip
         """One row. c: position of the class, None for 'macro' and 'all'. rows: the images, if not all the group's."""
         why = group.any_suppressed if c is None else group.suppressed[c]
-        reasons, method = [figure.reason], self.method
+        reasons, method = [figure.reason], self._default_method
         counts = dict(_NO_COUNTS)
         low = high = None
         if not why:
@@ -539,41 +681,41 @@ class _Judgement:
             if c is not None and metric not in ("calibration", "confusion"):
                 if not group.hidden_positives[c]:
                     counts["n_positive"] = int(self.positive[rows, c].sum())
-                elif not np.isnan(figure.value):
+                elif figure.defined:
                     rounded = "" if figure.decimals is None else f" and the rest rounded to {figure.decimals} decimals"
                     reasons.append(f"n_positive hidden{rounded} {self._lest_few_show}")
-            if figure.replicates is not None and not np.isnan(figure.value):
-                low, high, reason = percentile_interval(figure.replicates, self.settings.level)
-                if low == high and metric in SHARES and figure.value in (0, 1):
-                    low, high = wilson(figure.value, counts["n_patients"], self.settings.level)
-                    method = "Wilson, at the number of patients, as every replicate gives the same value"
-                elif low == high and metric in ("auc", "average_precision"):
-                    low, high, reason = np.nan, np.nan, "interval withheld: every replicate gives the same value"
-                elif figure.decimals is not None:
-                    low, high = round(low, figure.decimals), round(high, figure.decimals)
+            if figure.defined and (figure.replicates is not None or figure.influence is not None):
+                low, high, method, reason = estimates.interval(figure, self.settings.level, self.settings.interval)
                 low, high = _or_null(low), _or_null(high)
                 reasons.append(reason)
+        if figure.how:
+            method = f"{method}; threshold {figure.how}, held fixed"
         values = {
             "metric": metric, "target": self.name, "class": name, "attribute": group.attribute, "group": group.name,
-            "split": self.split, "threshold": threshold, "reference": reference,
+            "split": self.split, "threshold": threshold, "effect": effect, "reference": reference,
             "value": None if why else _or_null(figure.value), "low": low, "high": high,
             "level": float(self.settings.level), "method": method, **counts,
+            "p": None, "p_bootstrap": None, "p_holm": None, "p_by": None, "family": None,
             "suppressed": bool(why), "reason": "; ".join(r for r in reasons if r) or None,
         }  # fmt: skip
-        return {key: values[key] for key in KEYS}
+        return {key: values[key] for key in KEYS} | {"mirrored": None}
 
-    # -- curves, overall
+    @property
+    def _default_method(self) -> str:
+        return f"patient bootstrap, {self.settings.interval}, {self.settings.replicates} replicates"
+
+    # -- curves
 
     def _withheld(self, metric: str, c: int, both_sides: bool) -> Row | None:
         """The one row that stands for a curve that cannot be shown or does not exist."""
-        everyone = self.groups[0]
+        everyone = self.everyone
         positive = self.positive[everyone.known[c], c]
         if not everyone.suppressed[c] and everyone.hidden_positives[c]:
             reason = f"the curve would show {self._few}"
-            row = self._row(metric, self.classes[c], everyone, c, _Figure(np.nan, None, reason))
+            row = self._row(metric, self.classes[c], everyone, c, estimates.undefined(reason))
             return row | _NO_COUNTS | {"suppressed": True}
         reason = everyone.suppressed[c] or (_one_class(positive) if both_sides or not len(positive) else "")
-        return self._row(metric, self.classes[c], everyone, c, _Figure(np.nan, None, reason)) if reason else None
+        return self._row(metric, self.classes[c], everyone, c, estimates.undefined(reason)) if reason else None
 
     def _roc(self) -> list[Row]:
         rows = []
@@ -582,61 +724,82 @@ class _Judgement:
             if withheld:
                 rows.append(withheld)
                 continue
-            at = np.flatnonzero(self.groups[0].known[c])
+            at = np.flatnonzero(self.everyone.known[c])
             cell = RankedCell(at, self.positive[at, c], self.scores[at, c])
             values = metrics.tpr_at_fpr(cell.positive, cell.score, FALSE_POSITIVE_RATES)
             replicates = self.bootstrap.roc(cell, FALSE_POSITIVE_RATES)
+            sides = min(len(np.unique(self.patient[at[cell.positive == side]])) for side in (True, False))
             for fpr, value, band in zip(FALSE_POSITIVE_RATES, values, replicates):
-                rows.append(self._row("roc_tpr", name, self.groups[0], c, _Figure(value, band), float(fpr), None))
+                figure = Estimate(float(value), band, patients=sides, images=len(at))
+                rows.append(self._row("roc_tpr", name, self.everyone, c, figure, float(fpr)))
         return rows
 
     def _calibration(self) -> list[Row]:
-        """A row a bin: at most 10 bins of nearly equal counts, fewer where one would have too few patients to show.
+        """A row a bin: at most 10 bins of nearly equal counts, 5 of a group, fewer where one would have too few patients.
 
         Bins are cut on the images themselves and then held fixed: a replicate reweights the images of a bin.
         """
         rows, cells, pending = [], [], []
-        for c, name in enumerate(self.classes):
-            withheld = self._withheld("calibration", c, both_sides=False)
-            if withheld:
-                rows.append(withheld)
-                continue
-            at = np.flatnonzero(self.groups[0].known[c])
-            score, positive = self.scores[at, c], self.positive[at, c]
-            for bins in range(CALIBRATION_BINS, 0, -1):
-                bin_of = metrics.calibration_bins(score, bins)
-                inside = [at[bin_of == b] for b in np.unique(bin_of)]
-                if all(len(self._patients(i)) >= self.settings.min_patients for i in inside):
-                    break
-            for images, x, y in zip(inside, *metrics.calibration(positive, score, bin_of)):
-                cells.append(MeanCell(images, self.positive[images, c]))
-                pending.append((name, c, images, float(x), float(y)))
-        for (name, c, images, x, y), replicates in zip(pending, self.bootstrap.means(cells)):
-            rows.append(self._row("calibration", name, self.groups[0], c, _Figure(y, replicates), x, None, images))
+        for group in self.groups:
+            for c, name in enumerate(self.classes):
+                if group is self.everyone:
+                    withheld = self._withheld("calibration", c, both_sides=False)
+                    if withheld:
+                        rows.append(withheld)
+                        continue
+                elif group.attribute == self.name or group.suppressed[c] or group.hidden_positives[c]:
+                    continue  # the table of its figures says why
+                at = np.flatnonzero(group.known[c])
+                score, positive = self.scores[at, c], self.positive[at, c]
+                if not len(at):
+                    continue
+                for bins in range(CALIBRATION_BINS if group is self.everyone else CALIBRATION_BINS_OF_A_GROUP, 0, -1):
+                    bin_of = metrics.calibration_bins(score, bins)
+                    inside = [at[bin_of == b] for b in np.unique(bin_of)]
+                    if all(len(np.unique(self.patient[i])) >= self.settings.min_patients for i in inside):
+                        break
+                for images, x, _ in zip(inside, *metrics.calibration(positive, score, bin_of)):
+                    cells.append(MeanCell(images, self.positive[images, c]))
+                    pending.append((name, group, c, images, float(x)))
+        for (name, group, c, images, x), cell, replicates in zip(pending, cells, self.bootstrap.means(cells), strict=True):
+            figure = self._mean(cell, replicates, None, "share")
+            rows.append(self._row("calibration", name, group, c, figure, x, rows=images))
         return rows
 
     def _confusion(self) -> list[Row]:
-        everyone, called = self.groups[0], self._called()
+        everyone, called = self.everyone, self._called()
         rows, cells, pending = [], [], []
         at = np.flatnonzero(everyone.known[0])
         true = self.positive[at].argmax(axis=1)
-        counts = metrics.confusion(true, called[at], len(self.classes))
         for c, name in enumerate(self.classes):
             images = at[true == c]
             for p, predicted in enumerate(self.classes):
                 if everyone.suppressed[c] or everyone.hidden_positives[c]:
                     reason = everyone.suppressed[c] or f"hidden lest a class of {self._few} show"
-                    row = self._row("confusion", name, everyone, c, _Figure(np.nan, None, reason), None, predicted)
+                    row = self._row("confusion", name, everyone, c, estimates.undefined(reason), reference=predicted)
                     rows.append(row | _NO_COUNTS | {"suppressed": True})
                 elif not len(images):
-                    figure = _Figure(np.nan, None, "no image of this class")
-                    rows.append(self._row("confusion", name, everyone, c, figure, None, predicted, images))
+                    figure = estimates.undefined("no image of this class")
+                    rows.append(self._row("confusion", name, everyone, c, figure, reference=predicted, rows=images))
                 else:
                     cells.append(MeanCell(images, called[images] == p))
-                    pending.append((name, c, predicted, images, counts[c, p] / counts[c].sum()))
-        for (name, c, predicted, images, value), replicates in zip(pending, self.bootstrap.means(cells)):
-            rows.append(self._row("confusion", name, everyone, c, _Figure(value, replicates), None, predicted, images))
+                    pending.append((name, c, predicted))
+        for (name, c, predicted), cell, replicates in zip(pending, cells, self.bootstrap.means(cells), strict=True):
+            figure = self._mean(cell, replicates, None, "share")
+            rows.append(self._row("confusion", name, everyone, c, figure, reference=predicted, rows=cell.rows))
         return rows
+
+
+def _labels(predictions: Predictions, target: str) -> np.ndarray:
+    """One-vs-rest truth: float64 [n, classes], NaN where unknown."""
+    return np.stack([predictions.label(target, name) for name in predictions.targets[target].classes], axis=1)
+
+
+def _scored(predictions: Predictions, target: str, settings) -> thresholds.Scored:
+    labels, table = _labels(predictions, target), predictions.table
+    by = settings.threshold_by
+    strata = table[by].fillna("").astype(str).to_numpy(str) if by in table else np.zeros(len(table), str)
+    return thresholds.Scored(labels == 1, ~np.isnan(labels), predictions.scores(target), table["patient_id"].to_numpy(str), strata)
 
 
 def _one_class(positive: np.ndarray) -> str:

@@ -242,6 +242,7 @@ def _read(workdir: pathlib.Path) -> _Read:
         of_finding = (here["section"] == "findings") & (here["attribute"] == label)
         return bool((of_groups | of_finding).any())
 
+    rows = audit_rows.of_groups(rows)
     rows = withhold(_with_reasons(rows) if len(rows) else rows)
     is_open = bool(about[which]["open_data"])
     probed = probes.read(workdir, withhold, unspoken, 1 if is_open else config["audit"]["min_patients"])
@@ -319,8 +320,8 @@ def _validation_is_hidden(workdir: pathlib.Path) -> bool:
     return bool(rows["suppressed"].any())
 
 
-# Whose n are those of the group; of others they are of a bin of scores, or of a true class.
-_OF_THE_GROUP = ("auc", "average_precision", "accuracy", "brier", "auc_ceiling", "auc_difference", "roc_tpr")
+# Whose n are those of a bin of scores, or of a true class; of all others they are of the group.
+_OF_A_PART = ("calibration", "confusion")
 
 
 def _withhold_counts(rows: pd.DataFrame, cohort: pd.DataFrame, least: int) -> tuple[pd.DataFrame, bool]:
@@ -365,7 +366,7 @@ def _withhold_counts(rows: pd.DataFrame, cohort: pd.DataFrame, least: int) -> tu
         whole = sizes.get(group, np.nan)
         # Of everybody the table of the target's own groups tells it.
         elsewhere = row.attribute == subgroups.ALL and row.target in attributes
-        some = row.metric in _OF_THE_GROUP and row.attribute != row.target and not elsewhere and row.n_images < whole
+        some = row.metric not in _OF_A_PART and row.attribute != row.target and not elsewhere and row.n_images < whole
         of_some.append(some)
         in_several.append(attribute in overlapping and row.n_patients > 0)
     rows = rows.copy()

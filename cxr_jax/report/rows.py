@@ -9,9 +9,12 @@ import numpy as np
 import pandas as pd
 
 from cxr_jax import tables
-from cxr_jax.audit.subgroups import KEYS, MACRO, MISSING
+from cxr_jax.audit.subgroups import KEYS, MACRO, MISSING, TIMES
 
-NUMBERS = ("threshold", "value", "low", "high", "level", "n_images", "n_patients", "n_positive")
+NUMBERS = (
+    "threshold", "value", "low", "high", "level", "n_images", "n_patients", "n_positive",
+    "p", "p_bootstrap", "p_holm", "p_by", "family",
+)  # fmt: skip
 
 
 def read(path: os.PathLike | str) -> pd.DataFrame:
@@ -48,6 +51,11 @@ def select(rows: pd.DataFrame, **wanted) -> pd.DataFrame:
     for column, value in wanted.items():
         keep &= (rows[column.removesuffix("_")] == value).to_numpy(bool)
     return rows[keep]
+
+
+def of_groups(rows: pd.DataFrame) -> pd.DataFrame:
+    """Figures of everyone and of the groups of one attribute, without what is made of several groups."""
+    return rows[rows["effect"].isna() & ~rows["attribute"].str.contains(TIMES, regex=False)]
 
 
 def first(rows: pd.DataFrame, **wanted) -> pd.Series | None:

@@ -199,6 +199,12 @@ def make_workdir(
             "splits": ["test"],
             "replicates": replicates,
             "seed": 0,
+            "intersections": ["race*sex"],
+            "reference": [],
+            "truth": "recorded",
+            "threshold": "youden",
+            "threshold_by": "",
+            "interval": "percentile",
         },
     }
     diff = {
