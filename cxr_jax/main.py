@@ -1,6 +1,7 @@
 """`python -m cxr_jax.main --config=configs/NAME.py[:ARGUMENT] [--workdir=DIR] [--config.field=value …] [--distributed]`
 
 Reads the config, opens the workdir, runs the stages in order. A user's mistake ends in one line and exit status 1.
+`--config=configs/sweeps/NAME.py[:RUN]` does so for every run of a sweep, one after another, or for one of them.
 """
 
 from __future__ import annotations
@@ -10,29 +11,37 @@ import os
 import pathlib
 import shlex
 import sys
+from collections.abc import Mapping
 
 from absl import flags, logging
 from ml_collections import config_flags
 
-from cxr_jax import experiment, tables
+from cxr_jax import experiment, sweeps, tables
 from cxr_jax.tables import UserError, causes
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="The experiment: a file of configs/, with an argument after a colon.")
-WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run. Default: runs/NAME[-ARGUMENT].")
+flags.FLAGS["config"].parser = sweeps.Parser(flags.FLAGS["config"].parser)
+WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run. Default: runs/NAME[-ARGUMENT]. Of a sweep: of all its runs' folders.")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes of this launch (jax.distributed).")
 
 
 def main(argv: list[str]) -> int:
     """Returns the exit status: 0, 1 for a user's mistake or a failed run, 130 where it was interrupted."""
-    config, workdir = None, None
+    config, workdir, which = None, None, ""
     try:
-        config, workdir = parse(argv)
-        run(config, workdir, command=shlex.join(["python", "-m", "cxr_jax.main", *argv[1:]]), distributed=DISTRIBUTED.value)
+        runs = parse(argv)
+        for number, (config, workdir, sweep) in enumerate(runs, 1):
+            if sweep:
+                print(f"{'' if number == 1 else chr(10)}{sweep['name']}: {sweep['run']}, {number} of {len(runs)}, in {workdir}")
+                which = f"{workdir}: "
+            run(config, workdir, shlex.join(["python", "-m", "cxr_jax.main", *argv[1:]]), DISTRIBUTED.value, sweep)
+        if len(runs) > 1:
+            print(f"\nto compare them: {shlex.join(['python', '-m', 'cxr_jax.compare', str(workdir.parent)])}")
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {which}{error}", file=sys.stderr)
         return 1
     except FloatingPointError as error:
-        print(f"error: training diverged: {error}", file=sys.stderr)
+        print(f"error: {which}training diverged: {error}", file=sys.stderr)
         return 1
     except OSError as error:
         told = _of_the_disk(error, config, workdir)
@@ -47,8 +56,11 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def parse(argv: list[str]):
-    """The validated config and the workdir that the command line asks for. Raises UserError."""
+def parse(argv: list[str]) -> list[tuple]:
+    """(validated config, workdir, what run.json says of its sweep) of every run that the command line asks for, in order.
+
+    One run without a sweep, None, unless `--config` names a sweep. Raises UserError.
+    """
     from configs import base
 
     experiment.check_overrides(argv[1:], base.get_config())
@@ -64,17 +76,25 @@ def parse(argv: list[str]):
     path, _, argument = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
     if not pathlib.Path(path).is_file():
         raise UserError(f"{path}: no such config")
-    experiment.validate(config)
     stem = pathlib.Path(path).stem
+    if sweeps.is_sweep(path):
+        sweep, folder = sweeps.read(path), pathlib.Path(WORKDIR.value or pathlib.Path("runs") / stem)
+        if (folder / "run.json").exists():
+            raise UserError(f"{folder}: holds a run; name another folder for those of the sweep with --workdir")
+        configs = sweep.configs(config_flags.get_override_values(flags.FLAGS["config"]), only=argument)
+        return [(config, folder / name, sweep.record(name)) for name, config in configs.items()]
+    experiment.validate(config)
     workdir = WORKDIR.value or str(pathlib.Path("runs") / "-".join(filter(None, [stem, argument.replace(",", "-")])))
-    return config, pathlib.Path(workdir)
+    return [(config, pathlib.Path(workdir), None)]
 
 
-def run(config, workdir: pathlib.Path, command: str, distributed: bool = False) -> None:
-    """Runs what is not done yet of config.stages, in order; `command` is for the record."""
+def run(config, workdir: pathlib.Path, command: str, distributed: bool = False, sweep: Mapping | None = None) -> None:
+    """Runs what is not done yet of config.stages, in order; `command` and `sweep` are for the record."""
     from configs import base
 
     record = experiment.Run(workdir, config, base.get_config(), command)
+    if sweep:
+        record.record["sweep"] = dict(sweep)
     if record.complete:
         left = {"report": ("its report", "report.html"), "prepare": ("its cohort", "cohort.html")}
         what, name = next((left[stage] for stage in left if stage in config.stages), ("its files", ""))

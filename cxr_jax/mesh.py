@@ -82,8 +82,12 @@ def float64_on_host() -> Iterator[None]:
 
 
 def start_distributed() -> None:
-    """Joins the processes of one launch; must come before any other JAX call. Addresses come from the scheduler."""
-    jax.distributed.initialize()
+    """Joins the processes of one launch; must come before any other JAX call. Addresses come from the scheduler.
+
+    Once a process, of which the runs of a sweep have one.
+    """
+    if not jax.distributed.is_initialized():
+        jax.distributed.initialize()
 
 
 def describe_devices() -> dict:

@@ -83,7 +83,7 @@ def test_a_prepared_run_names_the_page_that_it_has(phantom_dir, tmp_path, capsys
 
 def status_of(monkeypatch, config, workdir) -> int:
     """Of the program, within this process, as if the command line had asked for `config` and `workdir`."""
-    monkeypatch.setattr(main, "parse", lambda argv: (config, workdir))
+    monkeypatch.setattr(main, "parse", lambda argv: [(config, workdir, None)])
     monkeypatch.setattr(main, "DISTRIBUTED", types.SimpleNamespace(value=False))  # absl gives it only after parsing
     return main.main(["main"])
 

@@ -1,0 +1,176 @@
+"""A sweep's file, what is made of it, and the command line that runs it."""
+
+import json
+import subprocess
+import sys
+import types
+
+import pytest
+
+from configs import base
+from configs.sweeps import signal
+from cxr_jax import experiment, main, sweeps, tables
+from cxr_jax.tables import UserError
+from tests.phantoms import ROOT, SMALL, as_user, command, small_config
+
+FILE = """
+from configs import base, race
+from cxr_jax import experiment
+
+def get_base():
+    return experiment.apply_diff(race.get_config(), {small!r} | {{"stages": {stages!r}}})
+
+def get_diffs():
+    return {diffs!r}
+"""
+DIFFS = {"wide": {"model.growth": 8}, "plain": {}, "short": {"train.epochs": 1}}
+
+
+def write(tmp_path, diffs=DIFFS, stages=("prepare",), name="widths"):
+    """A sweep's file with two functions and no more."""
+    path = tmp_path / "sweeps" / f"{name}.py"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(FILE.format(small=SMALL, stages=stages, diffs=diffs))
+    return path
+
+
+def test_each_run_is_the_base_its_diff_and_the_overrides(tmp_path):
+    sweep = sweeps.read(str(write(tmp_path)))
+    configs = sweep.configs({"seed": 7})
+    assert list(configs) == ["wide", "plain", "short"]
+    plain = experiment.apply_diff(race_small(), {"seed": 7, "stages": ("prepare",)})
+    assert experiment.fields(configs["plain"]) == experiment.fields(plain)
+    changed = {name: {field: v["run"] for field, v in experiment.diff(config, plain).items()} for name, config in configs.items()}
+    assert changed == {"wide": {"model.growth": 8}, "plain": {}, "short": {"train.epochs": 1}}  # and none has another's
+    assert list(sweep.configs({}, only="short")) == ["short"]
+    assert sweep.record("short") == {"name": "widths", "run": "short", "runs": ["plain", "wide", "short"]}
+
+
+def race_small():
+    config = small_config("")
+    return experiment.apply_diff(config, {"dataset.data_dir": ""})
+
+
+def test_the_shipped_sweep_changes_the_signal_alone():
+    sweep = sweeps.read(str(ROOT / "configs" / "sweeps" / "signal.py"))
+    configs = sweep.configs({})
+    assert [config.dataset.phantom.signal for config in configs.values()] == [1.0, 0.5, 0.0]
+    assert all(set(experiment.diff(config, signal.get_base())) <= {"dataset.phantom.signal"} for config in configs.values())
+    assert experiment.fields(signal.get_base()).keys() == experiment.fields(base.get_config()).keys()
+
+
+@pytest.mark.parametrize(
+    ("diffs", "overrides", "only", "told"),
+    [
+        (DIFFS, {}, "widest", "no run 'widest'; known: wide, plain, short"),
+        ({"a": {}, "b": {"train.epoch": 1}}, {}, "a", "in 'b': no config field 'train.epoch'; did you mean 'train.epochs'"),
+        ({"a": {}, "b": {"train.schedule": "linear"}}, {}, "", "in 'b': config.train.schedule='linear'"),
+        ({"a": {}, "b": {"train.epochs": "many"}}, {}, "", "in 'b': Could not override field 'epochs'"),
+        (DIFFS, {"model.growth": 16}, "", "--config.model.growth: the sweep itself sets it, in 'wide'"),
+        ({}, {}, "", "get_diffs.. must give"),
+        ({"a": 3}, {}, "", "get_diffs.. must give"),
+        ({"a/b": {}}, {}, "", "'a/b' is to name a run and its folder"),
+        ({".hidden": {}}, {}, "", "'.hidden' is to name a run"),
+    ],
+)
+def test_a_mistake_in_a_sweep_is_told(tmp_path, diffs, overrides, only, told):
+    with pytest.raises(UserError, match=told) as caught:
+        sweeps.read(str(write(tmp_path, diffs))).configs(overrides, only)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_sweep_needs_both_functions(tmp_path):
+    path = write(tmp_path)
+    path.write_text("def get_base():\n    pass\n")
+    with pytest.raises(UserError, match=r"no get_diffs\(\)"):
+        sweeps.read(str(path))
+    with pytest.raises(UserError, match="no such sweep"):
+        sweeps.read(str(tmp_path / "sweeps" / "other.py"))
+
+
+def test_which_configs_are_sweeps():
+    assert sweeps.is_sweep("configs/sweeps/signal.py") and sweeps.is_sweep("configs/sweeps/signal.py:half")
+    assert not sweeps.is_sweep("configs/race.py:tiny") and not sweeps.is_sweep("configs/sweeps.py")
+
+
+def run(path, workdir, *more, **environment):
+    """Of the program in a process of its own: (status, lines of stdout, lines of stderr)."""
+    done = command(f"--config={path}", *more, workdir=workdir, **environment)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, done.stdout.splitlines(), done.stderr.strip().splitlines()
+
+
+@pytest.mark.parametrize(("end", "names"), [("", ["wide", "plain", "short"]), (":plain", ["plain"])])
+def test_the_command_line_asks_for_all_runs_or_for_one_in_the_same_folder(tmp_path, end, names):
+    program = (
+        "import json, sys; from cxr_jax import main\n"
+        "print(json.dumps([(str(w), s['run'], c.model.growth, c.train.epochs, c.train.learning_rate) for c, w, s in main.parse(sys.argv)]))"
+    )
+    asked = [f"--config={write(tmp_path)}{end}", "--config.train.learning_rate=0.25", f"--workdir={tmp_path / 'runs'}"]
+    for arguments, folder in ((asked, tmp_path / "runs"), (asked[:-1], "runs/widths")):
+        done = subprocess.run([sys.executable, "-c", program, *arguments], cwd=ROOT, env=as_user(), capture_output=True, text=True)
+        values = {"wide": (8, 2), "plain": (4, 2), "short": (4, 1)}
+        assert json.loads(done.stdout) == [[f"{folder}/{name}", name, *values[name], 0.25] for name in names], done.stderr
+
+
+def sweep_of(tmp_path, phantom_dir, monkeypatch, diffs) -> int:
+    """The status of the program, within this process, for a sweep of which all runs are asked for."""
+    sweep = sweeps.read(str(write(tmp_path, diffs)))
+    configs = sweep.configs({"dataset.data_dir": str(phantom_dir)})
+    monkeypatch.setattr(main, "parse", lambda argv: [(config, tmp_path / "runs" / name, sweep.record(name)) for name, config in configs.items()])
+    monkeypatch.setattr(main, "DISTRIBUTED", types.SimpleNamespace(value=False))  # absl gives it only after parsing
+    return main.main(["main"])
+
+
+def test_a_sweep_stops_at_a_mistake_and_goes_on_where_it_was(tmp_path, phantom_dir, monkeypatch, capsys):
+    # That there is no such target only the data can tell, when the second run has begun.
+    assert sweep_of(tmp_path, phantom_dir, monkeypatch, {"first": {}, "second": {"train.targets": ("rcae",)}, "third": {"seed": 1}}) == 1
+    said, told = capsys.readouterr()
+    assert told.startswith(f"error: {tmp_path / 'runs' / 'second'}: config.train.targets: no target 'rcae'") and told.count("\n") == 1
+    record = tables.read_json(tmp_path / "runs" / "first" / "run.json")
+    assert record["status"] == "done" and record["sweep"] == {"name": "widths", "run": "first", "runs": ["first", "second", "third"]}
+    assert not (tmp_path / "runs" / "third").exists() and "compare" not in said
+
+    assert sweep_of(tmp_path, phantom_dir, monkeypatch, {"first": {}, "second": {"seed": 2}, "third": {"seed": 1}}) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == f"to compare them: python -m cxr_jax.compare {tmp_path / 'runs'}"
+    assert [line for line in lines if line.startswith("widths: ")] == [
+        f"widths: {name}, {i} of 3, in {tmp_path / 'runs' / name}" for i, name in enumerate(("first", "second", "third"), 1)
+    ]
+    assert len([line for line in lines if line.startswith("this run is done")]) == 1
+    assert tables.read_json(tmp_path / "runs" / "first" / "run.json") == record
+    assert [tables.read_json(tmp_path / "runs" / name / "config.json")["seed"] for name in ("first", "second", "third")] == [0, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("end", "more", "told"),
+    [
+        (":widest", [], "no run 'widest'; known: wide, plain, short"),
+        ("", ["--config.train.epoch=3"], "no config field 'train.epoch'"),
+        ("", ["--config.train.epochs=many"], "invalid literal"),
+        ("", ["--config.train.warmup_epochs=1.5"], "in 'short': config.train.warmup_epochs=1.5"),
+    ],
+)
+def test_a_mistake_is_one_line_before_anything_runs(tmp_path, end, more, told):
+    status, _, lines = run(f"{write(tmp_path)}{end}", tmp_path / "runs", *more)
+    assert status == 1 and len(lines) == 1 and lines[0].startswith("error: ") and told in lines[0]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_sweep_is_not_run_in_the_folder_of_a_run(tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "run.json").write_text("{}")
+    status, _, lines = run(write(tmp_path), tmp_path / "runs")
+    assert status == 1 and "holds a run; name another folder" in lines[-1]
+
+
+# Slow: three whole runs. That a sweep's runs are those of main is held above, and what such a run does by tests/test_main.py.
+@pytest.mark.slow
+def test_a_whole_sweep_can_be_compared(tmp_path, phantom_dir):
+    from cxr_jax.report import compare
+
+    path = write(tmp_path, stages=("prepare", "train", "predict", "audit", "report"))
+    status, said, _ = run(path, tmp_path / "runs", TFDS_DATA_DIR=str(phantom_dir))
+    assert status == 0
+    told = compare.text(compare.read([tmp_path / "runs"]))
+    assert "3 runs; differences are from the first, plain" in told and "model.growth" in told and "train.epochs" in told
