@@ -306,15 +306,18 @@ def file_digests(config: ml_collections.ConfigDict | Mapping) -> dict[str, str]:
     return digests
 
 
+def is_free(field: str) -> bool:
+    """Whether no result depends on a field, by its dotted name."""
+    return _under(field, FREE_FIELDS)
+
+
 def _stage_of(field: str) -> str | None:
     """The first stage whose result depends on the field; None where none does."""
+    return None if is_free(field) else next(stage for stage, prefixes in STAGE_FIELDS.items() if _under(field, prefixes))
 
-    def under(prefixes):
-        return any(field == prefix or field.startswith(prefix + ".") for prefix in prefixes)
 
-    if under(FREE_FIELDS):
-        return None
-    return next(stage for stage, prefixes in STAGE_FIELDS.items() if under(prefixes))
+def _under(field: str, prefixes: Iterable[str]) -> bool:
+    return any(field == prefix or field.startswith(prefix + ".") for prefix in prefixes)
 
 
 # ------------------------------------------------------------------------------------------------------------ run record

@@ -53,7 +53,7 @@ def write(
     UserError for a file that is missing or is not what its stage writes.
     """
     workdir = pathlib.Path(workdir)
-    read = _read(workdir)
+    read = read_workdir(workdir)
     config, run, rows, name_of = read.config, read.run, read.rows, read.name_of
     least, level = (config["audit"][name] for name in ("min_patients", "level"))
     checkpoint = pathlib.Path(_field(config, "predict.checkpoint", workdir / "config.json")).name
@@ -121,7 +121,7 @@ def auc_table(workdir: os.PathLike | str) -> str:
     Reads what `write` reads and withholds the same counts. Footnotes say why an AUC is undefined or withheld. About 100
     columns wide.
     """
-    read = _read(pathlib.Path(workdir))
+    read = read_workdir(pathlib.Path(workdir))
     table = read.rows
     lines = [] if read.probed is None else [probes.text(read.probed, read.name_of), ""]
     split = audit_rows.main_split(table) if len(table) else "test"
@@ -198,7 +198,8 @@ class _Read:
         return audit_rows.attribute_name(attribute, self.invented)
 
 
-def _read(workdir: pathlib.Path) -> _Read:
+def read_workdir(workdir: pathlib.Path) -> _Read:
+    """What the page and the table of a workdir are made of. Raises UserError for a file that is missing or is not what its stage writes."""
     config, run = tables.read_json(workdir / "config.json"), tables.read_json(workdir / "run.json")
     own = "probe" in config and bool(config["probe"]["embeddings"])
     if own:  # a user's own vectors have nothing to do with data that this workdir may have held before

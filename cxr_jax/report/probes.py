@@ -356,18 +356,12 @@ def comparison_lines(probed: Probed, target: str, words) -> list[dict]:
                 "second": names[row["second"]],
                 "value": audit_rows.number(number["value"]),
                 "interval": audit_rows.interval(pd.Series(number)),
-                "p": _p(number["p"]),
-                "p_adjusted": _p(number["p_adjusted"]),
+                "p": audit_rows.p_value(number["p"]),
+                "p_adjusted": audit_rows.p_value(number["p_adjusted"]),
                 "note": row["reason"] or "",
             }
         )
     return lines
-
-
-def _p(p: float) -> str:
-    if not np.isfinite(p):
-        return ""
-    return "< .0001" if p < 1e-4 else f"{p:.4f}".lstrip("0") if p < 1 else "1"
 
 
 def fit_lines(probed: Probed, target: str, words, in_words) -> list[dict]:
@@ -423,7 +417,7 @@ def agreement_table(probed: Probed, name_of) -> list[dict]:
         )
         value, low, high, p = (np.nan if row[k] is None else row[k] for k in ("value", "null_low", "null_high", "p_adjusted"))
         null = f"{audit_rows.number(low)} to {audit_rows.number(high)}" if np.isfinite(low) else ""
-        line["measures"][row["measure"]] = (audit_rows.number(value), null, _p(p))
+        line["measures"][row["measure"]] = (audit_rows.number(value), null, audit_rows.p_value(p))
     return list(lines.values())
 
 
@@ -462,7 +456,7 @@ def space(probed: Probed, name_of) -> dict:
                     "target": name_of(target),
                     "class": name,
                     "carry": f"{of['carry']:,} of {of['features']:,}",
-                    "best": ", ".join(f"{b['feature']} ({audit_rows.number(b['auc'], 2)}, q {_p(b['q'])})" for b in best) or "none",
+                    "best": ", ".join(f"{b['feature']} ({audit_rows.number(b['auc'], 2)}, q {audit_rows.p_value(b['q'])})" for b in best) or "none",
                 }
             )
     unread = [name_of(target) for target in audit_rows.in_order(probed.rows["target"]) if target not in found["each"]]
@@ -503,22 +497,28 @@ def space(probed: Probed, name_of) -> dict:
 # ------------------------------------------------------------------------------------------------- for the terminal
 
 
+def macros(probed: Probed, target: str, name_of) -> list[tuple[str, pd.Series, tuple[str, str]]]:
+    """The rows of macro AUCs, of ceilings too: (reading in words, row, its n of images and of patients in words)."""
+    words, in_words, found = control_words(probed, target), _strata_words(probed, name_of), []
+    for _, row in probed.rows[(probed.rows["target"] == target) & (probed.rows["class"] == subgroups.MACRO)].iterrows():
+        stratum = in_words(row["attribute"], row["group"])
+        name = told(row, words, stratum) if row["probe"] else f"ceiling{_inside(row['attribute'], stratum)}"
+        least = 1 if row["attribute"] == subgroups.ALL else probed.least
+        found.append((name, row, (_about(row["n_images"], least), _about(row["n_patients"], least))))
+    return found
+
+
 def text(probed: Probed, name_of) -> str:
     """The macro AUCs as plain text, a line a reading; footnotes say why one is missing."""
-    lines, in_words = [], _strata_words(probed, name_of)
+    lines = []
     for target in audit_rows.in_order(probed.rows["target"]):
-        rows = probed.rows[(probed.rows["target"] == target) & (probed.rows["class"] == subgroups.MACRO)]
-        words, notes = control_words(probed, target), []
-        body = [["", "AUC", "interval", "images", "patients"]]
-        for _, row in rows.iterrows():
-            stratum = in_words(row["attribute"], row["group"])
-            name = told(row, words, stratum) if row["probe"] else f"ceiling{_inside(row['attribute'], stratum)}"
+        notes, body = [], [["", "AUC", "interval", "images", "patients"]]
+        for name, row, counts in macros(probed, target, name_of):
             note = audit_rows.note(row, positives=False)
             if note:
                 notes += [note] if note not in notes else []
                 name += f" [{notes.index(note) + 1}]"
-            least = 1 if row["attribute"] == subgroups.ALL else probed.least
-            body.append([name, audit_rows.value(row), audit_rows.interval(row), *(_about(row[k], least) for k in ("n_images", "n_patients"))])
+            body.append([name, audit_rows.value(row), audit_rows.interval(row), *counts])
         widths = [max(len(cells[i]) for cells in body) for i in range(5)]
         lines.append(f"AUC of probes for {target}, test images, macro over classes")
         lines += ["  ".join([c[0].ljust(widths[0]), *(x.rjust(w) for x, w in zip(c[1:], widths[1:]))]) for c in body]

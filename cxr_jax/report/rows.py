@@ -145,6 +145,13 @@ def percent(level: float) -> str:
     return f"{level * 100:g}\N{NO-BREAK SPACE}%"
 
 
+def p_value(p: float) -> str:
+    """`.0123`, `< .0001`, or nothing where there is none."""
+    if not np.isfinite(p):
+        return ""
+    return "< .0001" if p < 1e-4 else f"{p:.4f}".lstrip("0") if p < 1 else "1"
+
+
 def interval(row: pd.Series | None, digits: int = 3) -> str:
     """`0.815 to 0.868`, or nothing where there is no interval."""
     if row is None or not (np.isfinite(row["low"]) and np.isfinite(row["high"])):

@@ -170,7 +170,7 @@ def test_no_small_cell_follows_from_both_pages(tmp_path, undrawn, target, seed):
     everything = np.ones(len(whole), bool)
     people = People(table, whole, [("every image of the data set", everything), ("view is AP", left)], MIN_PATIENTS)
     cohort = demographics.read(path / "cohort.csv")
-    read = report._read(path)
+    read = report.read_workdir(path)
     found, small = attack(people, shown_in_table(people, cohort), shown_in_report(people, read.rows))
     assert found == [] and small > 20
     before = audit_rows.of_groups(audit_rows.read(path / "audit.json"))
@@ -187,7 +187,7 @@ def test_counts_that_the_cohort_withholds_are_in_no_table(workdir):
     run, config = tables.read_json(path / "run.json"), tables.read_json(path / "config.json")
     settings = types.SimpleNamespace(**config["audit"])
     demographics.write(path, table, narrowed(table)[1], run["dataset"], settings, meta["races"])
-    read = report._read(path)
+    read = report.read_workdir(path)
     by_sex = read.rows[read.rows["attribute"] == "sex"]
     assert by_sex["value"].notna().any() and by_sex[["n_images", "n_patients"]].isna().all(axis=None)
     of_view = read.rows[(read.rows["attribute"] == "view") & (read.rows["metric"] != "calibration")]

@@ -140,7 +140,7 @@ def test_no_small_cell_follows_from_the_pages_of_cohort_model_and_probes(tmp_pat
     tables.write_json(path / "probe_audit.json", readings.audit(made, vectors, settings(replicates=50), open_data=False))
     steps = [("every image of the data set", np.ones(len(whole), bool)), ("view is AP", (whole["view"] == "AP").to_numpy())]
     people = People(table, whole, steps, MIN_PATIENTS)
-    read = report._read(path)
+    read = report.read_workdir(path)
     cohort, probed = shown_in_table(people, demographics.read(path / "cohort.csv")), shown_in_probes(people, read.probed.rows)
     assert len(probed[0]) > 2
     found, small = attack(people, cohort, shown_in_report(people, read.rows), probed)
