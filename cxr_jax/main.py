@@ -32,11 +32,11 @@ def main(argv: list[str]) -> int:
         runs = parse(argv)
         for number, (config, workdir, sweep) in enumerate(runs, 1):
             if sweep:
-                print(f"{'' if number == 1 else chr(10)}{sweep['name']}: {sweep['run']}, {number} of {len(runs)}, in {workdir}")
-                which = f"{workdir}: "
+                print(f"{sweep['name']}: {sweep['run']}{f', {number} of {len(runs)}' if len(runs) > 1 else ''}, in {workdir}")
+                which = f"in {sweep['run']!r}: "
             run(config, workdir, shlex.join(["python", "-m", "cxr_jax.main", *argv[1:]]), DISTRIBUTED.value, sweep)
         if len(runs) > 1:
-            print(f"\nto compare them: {shlex.join(['python', '-m', 'cxr_jax.compare', str(workdir.parent)])}")
+            print(f"to compare them: {shlex.join(['python', '-m', 'cxr_jax.compare', str(workdir.parent)])}")
     except UserError as error:
         print(f"error: {which}{error}", file=sys.stderr)
         return 1

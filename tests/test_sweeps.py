@@ -138,7 +138,7 @@ def test_a_sweep_stops_at_a_mistake_and_goes_on_where_it_was(tmp_path, monkeypat
         predict(runs / name)
     assert sweep_of(tmp_path, monkeypatch, diffs) == 1
     said, told = capsys.readouterr()
-    assert told.startswith(f"error: {runs / 'second'}: ") and "predictions.parquet" in told and told.count("\n") == 1
+    assert told.startswith(f"error: in 'second': {runs / 'second' / 'predictions.parquet'}: ") and told.count("\n") == 1
     record = tables.read_json(runs / "first" / "run.json")
     assert record["status"] == "done" and record["sweep"] == {"name": "widths", "run": "first", "runs": ["first", "second", "third"]}
     assert tables.read_json(runs / "second" / "run.json")["status"] == "failed"
