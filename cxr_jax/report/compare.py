@@ -533,7 +533,7 @@ def forest(target: Compared) -> figures.Drawing | None:
 @figures.styled
 def _forest(target: Compared, blocks: Sequence[tuple[str, Sequence[tuple[str, Paired]]]]):
     several = len({run for _, shown in blocks for run, _ in shown}) > 1
-    figure = figures.new_figure(0.75 + 0.25 * (sum(len(shown) for _, shown in blocks) + several * len(blocks)))
+    figure = figures.new_figure(0.75 + 0.25 * (sum(len(shown) for _, shown in blocks) + several * len(blocks)), 5.2)
     panel = figure.subplots()
     said, ticks = [], []
     for y, heading, run, found in _places(blocks, several):
