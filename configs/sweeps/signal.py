@@ -1,7 +1,7 @@
 """What becomes of a model's AUC as what it may read fades? D_race, small, on phantoms of texture signal 1, 0.5 and 0.
 
     bash launch/local.sh python -m cxr_jax.main --config=configs/sweeps/signal.py
-        three runs in runs/signal/full, half and none, each of about 45 seconds on one core, their phantoms drawn included
+        three runs in runs/signal/full, half and none, each of about a minute on one core (38 to 46 seconds once compiled)
     …configs/sweeps/signal.py:half                one of them, in the same folder, as a job of its own
     …configs/sweeps/signal.py --config.seed=1 --workdir=runs/signal-1      all of them with another seed
     bash launch/local.sh python -m cxr_jax.compare runs/signal --html runs/signal.html
