@@ -234,6 +234,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
     for entry in a.intersections:
         parts = entry.split("*")
         require("audit.intersections", 1 < len(parts) == len(set(parts)), f"{entry!r}: two or more attributes, joined by *")
+        for part in parts:
+            require("audit.intersections", part in (*a.attributes, "race", "sex", "age_band", "view"), f"no attribute {part!r}{nearest(part, a.attributes)}")
     for entry in a.reference:
         attribute, equals, group = entry.partition("=")
         require("audit.reference", attribute in a.attributes and equals and group, f"{entry!r}: ATTRIBUTE=GROUP, the attribute of audit.attributes")

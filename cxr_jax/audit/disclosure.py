@@ -23,7 +23,7 @@ import pandas as pd
 from cxr_jax.audit.suppression import Ledger, withhold
 from cxr_jax.tables import IDENTIFIERS, Predictions, Target, UserError
 
-ALL, MISSING = "all", "missing"
+ALL, MISSING, REST = "all", "missing", "rest"
 TIMES = "*"  # between the attributes of an intersection; and, with blanks about it, between their groups
 
 
@@ -53,7 +53,7 @@ def groups(
 
     `age_band` is made from `age` where the table has no such column. A group is a value as recorded; an empty cell
     belongs to 'missing', which comes last. Those in `first` come first, in that order, then the others by name;
-    bands by age.
+    bands by age. Raises UserError for a group called 'rest', or as intersections are.
     """
     if attribute in table:
         recorded = table[attribute].to_numpy(object)
@@ -67,6 +67,9 @@ def groups(
     found = sorted(set(names[~empty].tolist()))
     if not found:
         return {}
+    for name in found:
+        if name == REST or f" {TIMES} " in name:
+            raise UserError(f"{attribute}: a group called {name!r} cannot be told from what the audit itself calls so; rename it")
     order = [name for name in first if name in found] + [name for name in found if name not in first]
     masks = {name: ~empty & (names == name) for name in order}
     if empty.any():
@@ -159,7 +162,7 @@ class Group:
         known = everyone.known & ~self.known
         hidden = self.hidden_positives | everyone.hidden_positives
         few = tuple(labels.too_few_to_rank(mask, c) for c, mask in enumerate(known))
-        return dataclasses.replace(self, name="rest", mask=~self.mask, known=known, hidden_positives=hidden, few=few)
+        return dataclasses.replace(self, name=REST, mask=~self.mask, known=known, hidden_positives=hidden, few=few)
 
 
 def protected(
@@ -241,13 +244,13 @@ def _by_subtraction(labels: Labels) -> str:
 
 def intersections(
     labels: Labels, everyone: Group, singles: Mapping[str, Sequence[Group]], names: Sequence[str],
-    crossed: Collection[tuple[str, str, str, str]] = (),
+    hidden: Collection[tuple[str, str]] = (),
 ) -> list[Group]:  # fmt: skip
     """The groups of several attributes at once, those in which there is anybody, with what must be hidden of them.
 
     everyone, singles: all, and the groups of each attribute, with what is settled of them. names: of attributes that
-    `singles` has, joined by TIMES. crossed: (attribute, group, target, class) of numbers of positive images that targets
-    which are attributes as well hide.
+    `singles` has, joined by TIMES; no target is among them, unless it is the only one. hidden: (attribute, group) of
+    intersections that another target hides.
     """
     everybody = (ALL, ALL)
     masks = {everybody: everyone.mask} | {(a, g.name): g.mask for a, groups in singles.items() for g in groups}
@@ -265,30 +268,37 @@ def intersections(
         totals = {key: frozenset([key]) for key in settled_before} | {k: of for k, of in within.items() if k[0] != name}
         found = [(total, [key for key, groups in inside.items() if of < groups]) for total, of in totals.items()]
         sums += [(total, parts) for total, parts in found if parts]
-    # Where a target is an attribute as well, its positives by group are intersections.
-    secret_elsewhere = {key for key, of in within.items() if any((*a, *b) in crossed for a, b in itertools.permutations(of, 2))}
-
-    def settled(known: np.ndarray, positive: np.ndarray | None, c: int | None) -> Ledger:
-        """Sums of the images in `known` and, of these, of those that are and are not `positive`; of class c, or of any."""
+    def settled(parts: Mapping[str, np.ndarray], hides) -> Ledger:
+        """Sums of images over groups, and of the further parts, which share out the first, ''. hides: (group, part) -> bool."""
         ledger = Ledger(labels.least, empty_may_go=True)
-        parts = {"": known} if positive is None else {"": known, "+": known & positive, "-": known & ~positive}
+        whole, *others = parts
         for part, images in parts.items():
             for key, mask in masks.items():
                 group = settled_before.get(key)
-                secret = key in secret_elsewhere
-                if group is not None:
-                    secret = bool(group.any_suppressed if c is None else group.suppressed[c])
-                    secret = secret or (part != "" and bool(group.hidden_positives[c]))
+                secret = key in hidden if group is None else bool(hides(group, part))
                 ledger.cell((*key, part), labels.patients(images & mask), 0 if group is None else -1, secret)
             for total, of in sums:
                 ledger.add_up([(*key, part) for key in of], (*total, part))
-        if positive is not None:
-            for key in masks:
-                ledger.add_up([(*key, "+"), (*key, "-")], (*key, ""))
+        for key in masks if others else ():
+            ledger.add_up([(*key, part) for part in others], (*key, whole))
         return ledger
 
-    anyone = settled(labels.known.any(axis=1), None, None)
-    ledgers = [settled(labels.known[:, c], labels.positive[:, c], c) for c in range(len(labels.target.classes))]
+    known, positive, classes = labels.known, labels.positive, range(len(labels.target.classes))
+    anyone = settled({"": known.any(axis=1)}, lambda group, _: group.any_suppressed)
+    if labels.target.kind == "multiclass":
+        # Classes share out the images: the negatives of one are the positives of the others.
+        parts = {"": known.any(axis=1)} | {str(c): known[:, c] & positive[:, c] for c in classes}
+        both = settled(parts, lambda group, part: all(group.suppressed) or (part and (group.suppressed[int(part)] or group.hidden_positives[int(part)])))
+        ledgers, sides = [both for _ in classes], [(str(c),) for c in classes]
+    else:
+        ledgers = [
+            settled(
+                {"": known[:, c], "+": known[:, c] & positive[:, c], "-": known[:, c] & ~positive[:, c]},
+                lambda group, part, c=c: group.suppressed[c] or (part and group.hidden_positives[c]),
+            )
+            for c in classes
+        ]
+        sides = [("+", "-") for _ in classes]
     found = []
     for key in within:
         inside = masks[key]
@@ -297,9 +307,9 @@ def intersections(
             small = len(labels.patients(known & inside)) < labels.least
             return (labels.few if small else _by_subtraction(labels)) if ledger.hides((*key, "")) else ""
 
-        whole = why(anyone, labels.known.any(axis=1))
-        suppressed = tuple(whole or why(ledger, labels.known[:, c]) for c, ledger in enumerate(ledgers))
-        hidden = np.array([ledger.hides((*key, "+"), (*key, "-")) for ledger in ledgers])
-        sides = tuple(labels.too_few_to_rank(inside, c) if hidden[c] else "" for c in range(len(ledgers)))
-        found.append(Group(*key, inside, (labels.known & inside[:, None]).T, suppressed, whole, hidden, sides))
+        whole = why(anyone, known.any(axis=1))
+        suppressed = tuple(whole or why(ledger, known[:, c]) for c, ledger in enumerate(ledgers))
+        gone = np.array([ledger.hides(*((*key, part) for part in sides[c])) for c, ledger in enumerate(ledgers)])
+        few = tuple(labels.too_few_to_rank(inside, c) if gone[c] or labels.target.kind == "multiclass" else "" for c in classes)
+        found.append(Group(*key, inside, (known & inside[:, None]).T, suppressed, whole, gone, few))
     return found

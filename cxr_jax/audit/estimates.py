@@ -15,6 +15,7 @@ those there; the figure's variance is the sum of its squares over patients, what
                 much (Hesterberg, The American Statistician 69:371-386, 2015, "expanded"). A single share has Wilson's
                 (1927) interval at its effective number of patients (Korn and Graubard 1998), which is Wilson's own where
                 each patient has one image, and has a width where all are alike
+                A difference of shares of which one counts fewer than 5 has Newcombe's (1998)
     analytic    of an AUC, on the logit scale, DeLong's where each patient has one image, else Obuchowski's; shares as for
                 bca; of the rest, the estimate ± Student's quantile x standard error
 
@@ -28,17 +29,21 @@ cannot be below 1 / (B + 1), and so cannot survive a correction for many tests u
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy import special, stats
 
-from cxr_jax.audit import comparisons
-from cxr_jax.audit.intervals import MAX_UNDEFINED, percentile_interval, wilson
+from cxr_jax.audit import comparisons, metrics
+from cxr_jax.audit.intervals import MAX_UNDEFINED, Bootstrap, MeanCell, RankedCell, percentile_interval, wilson
 
 KINDS = ("bca", "percentile", "analytic")
 ALIKE = "interval withheld: every replicate gives the same value"
+CERTAIN = "interval withheld: a part of it is 0 or 1, which no replicate would change"
+RANGE = "no interval: the greatest of several differences is above 0 by chance alone; see the differences"
+FEW_EVENTS = 5
 _NOTHING = 1e-12  # relative: what rounding may leave of 0
 
 
@@ -49,8 +54,9 @@ class Estimate:
     value: NaN where undefined. replicates: float64 [B], NaN where undefined; None where there are none. influence: gives
     float64 [patients of the split], computed when asked for; None where unknown. patients: of the smaller side of what
     it is made of, say of the positives of an AUC. images: of both sides. scale: 'share', a mean of zeros and ones;
-    'auc'; 'precision', an average one; '' else. reason: why it is undefined, or what must be known of it. decimals: to how many it and its interval
-    are rounded, lest they tell of few patients; None: not. how: a threshold was chosen, or ''.
+    'auc'; 'precision', an average one; 'error', of calibration; '' else. reason: why it is undefined, or what must be known of it. decimals: to how many it and its interval
+    are rounded, lest they tell of few patients; None: not. how: a threshold was chosen, or ''. of: the
+    two that it is the difference or ratio of. no_interval: why it is to have none, or ''.
     """
 
     value: float
@@ -62,6 +68,8 @@ class Estimate:
     reason: str = ""
     decimals: int | None = None
     how: str = ""
+    of: tuple["Estimate", "Estimate"] | None = None
+    no_interval: str = ""
 
     @property
     def defined(self) -> bool:
@@ -101,7 +109,7 @@ def _combined(several: Sequence[Estimate], value: float, replicates, gradient: S
 
 def difference(a: Estimate, b: Estimate) -> Estimate:
     both = None if a.replicates is None or b.replicates is None else a.replicates - b.replicates
-    return _combined((a, b), a.value - b.value, both, (1.0, -1.0))
+    return dataclasses.replace(_combined((a, b), a.value - b.value, both, (1.0, -1.0)), of=(a, b))
 
 
 def ratio(a: Estimate, b: Estimate) -> Estimate:
@@ -114,7 +122,10 @@ def ratio(a: Estimate, b: Estimate) -> Estimate:
         both = None if a.replicates is None or b.replicates is None else a.replicates / b.replicates
     if both is not None:
         both = np.where(np.isfinite(both), both, np.nan)
-    return _combined((a, b), a.value / b.value, both, (1 / b.value, -a.value / b.value**2))
+    made = _combined((a, b), a.value / b.value, both, (1 / b.value, -a.value / b.value**2))
+    if any(_certain(one) for one in (a, b)):
+        made = dataclasses.replace(made, no_interval=CERTAIN)
+    return made
 
 
 def mean(several: Sequence[Estimate], reason: str = "") -> Estimate:
@@ -128,13 +139,15 @@ def mean(several: Sequence[Estimate], reason: str = "") -> Estimate:
 
 
 def spread(named: dict[str, Estimate]) -> tuple[Estimate, str, str]:
-    """(Greatest less least, name of the greatest, of the least). Each replicate has its own greatest and least."""
+    """(Greatest less least, name of the greatest, of the least). It has no interval: none that is known covers as it should.
+
+    Replicates of a greatest difference are greater still, the more so the more groups there are and the more alike; of five that
+    do not differ no percentile interval has 0 in it, and what corrects for that misses elsewhere.
+    """
     values = {name: one.value for name, one in named.items()}
     high, low = max(values, key=values.__getitem__), min(values, key=values.__getitem__)
-    alone = [one.replicates for one in named.values()]
-    both = None if any(one is None for one in alone) else np.max(alone, axis=0) - np.min(alone, axis=0)
     made = difference(named[high], named[low])
-    return dataclasses.replace(made, replicates=both, influence=None), high, low
+    return dataclasses.replace(made, replicates=None, influence=None, of=None, no_interval=RANGE), high, low
 
 
 def logit(a: Estimate) -> Estimate:
@@ -142,6 +155,83 @@ def logit(a: Estimate) -> Estimate:
     if not 0 < a.value < 1:
         return undefined(a.reason or "0 or 1 has no logit")
     return _combined((a,), special.logit(a.value), None, (1 / (a.value * (1 - a.value)),))
+
+
+# --- what estimates are made of --------------------------------------------------------------------------------------
+
+
+class Estimator:
+    """Makes estimates of one split. bootstrap: its replicates, which all of them share."""
+
+    def __init__(self, bootstrap: Bootstrap):
+        self.bootstrap = bootstrap
+
+    def rank(self, cells: Sequence[RankedCell]) -> list[tuple[Estimate, Estimate]]:
+        """(AUC, average precision) of each cell. Raises ValueError as `metrics.rank`."""
+        return [self._ranked(cell, *both) for cell, *both in zip(cells, *self.bootstrap.ranking(cells), strict=True)]
+
+    def _ranked(self, cell: RankedCell, auc: np.ndarray, precision: np.ndarray) -> tuple[Estimate, Estimate]:
+        who = self.bootstrap.patient[cell.rows]
+        positives, negatives = (len(np.unique(who[cell.positive == side])) for side in (True, False))
+        images, influence = len(cell.rows), functools.partial(self._auc_influence, cell)
+        value = metrics.auc(cell.positive, cell.score)
+        area = Estimate(value, auc, influence, min(positives, negatives), images, "auc")
+        value = metrics.average_precision(cell.positive, cell.score)
+        return area, Estimate(value, precision, None, positives, images, "precision")
+
+    def _auc_influence(self, cell: RankedCell) -> np.ndarray:
+        found = np.zeros(self.bootstrap.patients)
+        who = self.bootstrap.patient[cell.rows]
+        found[np.unique(who)] = comparisons.influence(cell.positive, cell.score[:, None], who)[1][:, 0]
+        return found
+
+    def means(self, cells: Sequence[MeanCell], scale: str = "") -> list[Estimate]:
+        """The mean of each cell. scale: 'share' where all values are 0 or 1 and none is weighted."""
+        return [self._mean(cell, drawn, scale) for cell, drawn in zip(cells, self.bootstrap.means(cells), strict=True)]
+
+    def _mean(self, cell: MeanCell, replicates: np.ndarray, scale: str) -> Estimate:
+        patients = len(np.unique(self.bootstrap.patient[cell.rows]))
+        influence = functools.partial(self._mean_influence, cell)
+        return Estimate(metrics.mean(cell.value, cell.weight), replicates, influence, patients, len(cell.rows), scale)
+
+    def _mean_influence(self, cell: MeanCell) -> np.ndarray:
+        weight = np.ones(len(cell.rows)) if cell.weight is None else cell.weight
+        moves = weight * (np.asarray(cell.value, np.float64) - metrics.mean(cell.value, cell.weight)) / weight.sum()
+        return self.by_patient(cell.rows, moves)
+
+    def by_patient(self, rows: np.ndarray, moves: np.ndarray) -> np.ndarray:
+        """Influence of each patient of the split, of what each of some images does: summed, with k / (k - 1) in its square.
+
+        rows: int [m], positions in the split; moves: float [m]. NaN of one patient.
+        """
+        who = self.bootstrap.patient[rows]
+        k = len(np.unique(who))
+        factor = np.sqrt(k / (k - 1)) if k > 1 else np.nan
+        return np.bincount(who, moves, minlength=self.bootstrap.patients) * factor
+
+    def calibration(self, several: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]) -> list[dict[str, Estimate]]:
+        """ece, ece_debiased and calibration_slope of some images, each (rows, positive, score, bins).
+
+        rows: int [m], positions in the split; positive: bool [m]; score: float [m]; bins: int [m], the bin of each. The slope,
+        found by iteration, has no replicates. The plain error is biased upwards, and its replicates more so: it has no interval.
+        """
+        cells = [[MeanCell(rows, (score - positive) * (bins == b)) for b in np.unique(bins)] for rows, positive, score, bins in several]
+        drawn = self.bootstrap.means([cell for inside in cells for cell in inside])
+        ends = np.cumsum([len(inside) for inside in cells])
+        parts = [drawn[end - len(inside) : end] for end, inside in zip(ends, cells, strict=True)]
+        return [self._calibration(*one, *both) for one, *both in zip(several, cells, parts, strict=True)]
+
+    def _calibration(self, rows, positive, score, bins, cells, drawn) -> dict[str, Estimate]:
+        apart = np.array([metrics.mean(cell.value) for cell in cells])
+        error = np.array([np.sqrt(i @ i) for i in map(self._mean_influence, cells)])
+        sizes = {"patients": len(np.unique(self.bootstrap.patient[rows])), "images": len(rows)}
+        fit = metrics.recalibration(positive, score)
+        reason = "" if np.isfinite(fit.slope) else "no slope: one class, one score, or classes told apart without error"
+        return {
+            "ece": Estimate(float(metrics.calibration_error(apart)), no_interval="no interval: biased upwards, see ece_debiased", **sizes),
+            "ece_debiased": Estimate(float(metrics.calibration_error(apart, error)), metrics.calibration_error(drawn, error), scale="error", **sizes),
+            "calibration_slope": Estimate(fit.slope, None, functools.partial(self.by_patient, rows, fit.moves), reason=reason, **sizes),
+        }
 
 
 # --- intervals -------------------------------------------------------------------------------------------------------
@@ -167,6 +257,14 @@ def interval(a: Estimate, level: float, kind: str) -> Limits:
 
 def _interval(a: Estimate, level: float, kind: str, drawn: int) -> Limits:
     bootstrap = f"patient bootstrap, {'percentile' if kind == 'percentile' else 'BCa, expanded'}, {drawn} replicates"
+    if a.no_interval:
+        return Limits(np.nan, np.nan, bootstrap, a.no_interval)
+    if a.of is not None and kind != "analytic":
+        if all(one.scale == "share" for one in a.of):
+            if kind == "bca" and min(map(_events, a.of)) < FEW_EVENTS:
+                return _of_two_shares(a, level)
+        if any(_certain(one) for one in a.of):
+            return Limits(np.nan, np.nan, bootstrap, CERTAIN)
     if a.scale == "share" and a.patients:
         alike = a.replicates is not None and np.nanmin(a.replicates, initial=np.inf) == np.nanmax(a.replicates, initial=-np.inf)
         if kind != "percentile":
@@ -176,7 +274,7 @@ def _interval(a: Estimate, level: float, kind: str, drawn: int) -> Limits:
             return Limits(low, high, "Wilson, at the number of patients, as every replicate gives the same value", "")
     if a.replicates is None or (kind == "analytic" and a.influence is not None):
         return _analytic(a, level)
-    if kind != "bca":
+    if kind != "bca" or a.scale == "error":  # of which the replicates' bias is not what BCa corrects
         low, high, reason = percentile_interval(a.replicates, level)
         bootstrap = bootstrap.replace("BCa, expanded", "percentile")
     else:
@@ -186,9 +284,39 @@ def _interval(a: Estimate, level: float, kind: str, drawn: int) -> Limits:
             squares = found @ found
             acceleration = float((found**3).sum() / (6 * squares**1.5)) if squares > 0 else 0.0
         low, high, reason = bca_interval(a.replicates, a.value, acceleration, a.patients, level)
-    if low == high and a.scale in ("auc", "precision") and a.value != 0.5:  # one score for all gives .5 for certain
+    if low == high and a.of is None and a.scale in ("auc", "precision") and a.value != 0.5:  # one score for all gives .5 for certain
         return Limits(np.nan, np.nan, bootstrap, ALIKE)
     return Limits(low, high, bootstrap, reason)
+
+
+def _certain(a: Estimate) -> bool:
+    """Whether a figure is where it cannot vary: a share, or an AUC, of 0 or 1."""
+    return a.scale in ("share", "auc") and a.value in (0, 1)
+
+
+def _events(a: Estimate) -> float:
+    """Of a share, how many it counts, or does not, whichever are fewer, at its effective number of patients."""
+    return min(a.value, 1 - a.value) * _effective(a)
+
+
+def _of_two_shares(a: Estimate, level: float) -> Limits:
+    """Newcombe's (1998, Statistics in Medicine 17:873-890) interval of a difference, from Wilson's of both shares.
+
+    For few events, where bootstraps know of no others. Patients with a part in both make the shares correlate, which is
+    allowed for (Zou and Donner, Statistics in Medicine 27:1693-1702, 2008).
+    """
+    one, other = a.of
+    (l1, u1), (l2, u2) = (wilson(share.value, _effective(share), level) for share in a.of)
+    both = one.influence(), other.influence()
+    size = np.sqrt((both[0] @ both[0]) * (both[1] @ both[1]))
+    r = float(both[0] @ both[1] / size) if size > 0 else 0.0
+
+    def away(p: float, q: float) -> float:
+        return float(np.sqrt(max(p**2 + q**2 - 2 * r * p * q, 0.0)))
+
+    low = a.value - away(one.value - l1, u2 - other.value)
+    high = a.value + away(u1 - one.value, other.value - l2)
+    return Limits(max(low, -1.0), min(high, 1.0), "Newcombe's, of Wilson's at the effective numbers of patients", "")
 
 
 def _effective(a: Estimate) -> float:
@@ -228,7 +356,9 @@ def bca_interval(replicates: np.ndarray, value: float, acceleration: float, pati
     bias = float(special.ndtri(below)) if 0 < below < 1 else 0.0
     half = stats.t.ppf(0.5 + level / 2, patients - 1) * np.sqrt(patients / (patients - 1))
     ends = bias + np.array([-half, half])
-    ends = special.ndtr(bias + ends / (1 - acceleration * ends))
+    # Far out the correction has a pole, beyond which an end stays where it was going.
+    slack = 1 - acceleration * ends
+    ends = np.where(slack > 0, special.ndtr(bias + ends / np.where(slack > 0, slack, 1.0)), (ends > 0).astype(float))
     low, high = np.quantile(drawn, ends)
     return float(low), float(high), ""
 

@@ -36,7 +36,7 @@ LANES = 500
 MEAN_CELLS = 128  # weighted means computed in one matrix product
 ROC_LANES = 100  # replicates whose whole curves are held at once
 MAX_UNDEFINED = 0.05
-SMALLEST_STRATUM = 20  # patients
+SMALL, SMALLEST_STRATUM = 50, 20  # patients
 
 
 class RankedCell(NamedTuple):
@@ -62,9 +62,12 @@ class Bootstrap:
     patient_ids: [n], whose image each row is.
     replicates: how many.
     seed: the same seed and the same set of patients give the same draws, in whatever order the rows come.
-    groups: bool [n] each, groups of images, overlapping as they may. A patient's stratum is then the smallest of them that
-        she has an image in, by patients; those in none make one, and so do strata of fewer than `SMALLEST_STRATUM` together,
-        since of m patients drawn from as many the variance is (m-1)/m of what it should be.
+    groups: bool [n] each, groups of images, overlapping as they may, each of which is to be in every replicate. Those of
+        fewer than `SMALL` patients are strata, larger ones do not vanish anyhow; a patient's stratum is the smallest that she
+        has an image in, and all others make one. To draw the same number from a stratum each time takes out of the variance
+        how strata differ, which is next to nothing where they are small; so what is judged must not be a stratum itself.
+        Strata of fewer than `SMALLEST_STRATUM` go with the others: of m patients drawn from as many the variance is
+        (m-1)/m of what it should be.
 
     Raises ValueError for fewer than one replicate.
 
@@ -86,6 +89,7 @@ class Bootstrap:
     def _strata(self, groups: Sequence[np.ndarray]) -> np.ndarray | None:
         """The stratum of each patient, int [patients]; None for a single one."""
         members = sorted((np.unique(self.patient[mask]) for mask in groups), key=len, reverse=True)
+        members = [who for who in members if len(who) < SMALL]
         stratum = np.zeros(self.patients, np.int64)
         for k, who in enumerate(members, 1):  # the smallest comes last, and stays
             stratum[who] = k

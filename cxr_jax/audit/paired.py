@@ -69,8 +69,8 @@ class Paired(NamedTuple):
 class Reference:
     """The first run, to take its AUCs from those of others.
 
-    settings: level, replicates and seed of the bootstrap, as the config's `audit` section has them. Of the audit's own settings the
-    replicates are the audit's own.
+    settings: level, replicates and seed of the bootstrap, as the config's `audit` section has them. Patients are drawn from all of
+    the split, where the audit draws them by stratum; so ends of intervals differ a little from what the audit's would be.
     """
 
     def __init__(self, first: Scored, settings):

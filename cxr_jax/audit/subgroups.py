@@ -13,8 +13,7 @@
                 says how they were chosen). roc_tpr: the false-positive rate; calibration: mean score of the bin; accuracy of
                 a finding: 0.5
     effect      null: the figure itself. 'difference', 'ratio': of the group's to that of `reference`. 'range': greatest
-                less least over the groups of an attribute, `group` has the greatest, `reference` the least; as the greatest of
-                several differences it is above 0, and so is its interval, where there is none. 'shrunk': of an
+                less least over the groups of an attribute, `group` has the greatest, `reference` the least; it has no interval 'shrunk': of an
                 intersection, moved towards what its groups alone would have (see `pooling`)
     reference   'rest', all others of the split, or the name of a group; auc_difference: 'ceiling'; confusion: the class called
     value, low, high    null where undefined, withheld or suppressed
@@ -36,8 +35,8 @@ Price and Srebro 2016, as a difference); the range of `called` is that of demogr
 the mean squared distance from the truth (1950), its macro for exclusive classes being Brier's own sum by their number;
 calibration_in_the_large, mean score less share of positives; calibration_slope; ece, over at most 10 bins of everyone's
 scores, and ece_debiased (`metrics.calibration_error`). accuracy: the share called rightly, at .5 or by the highest score.
-recorded_if_present, recorded_if_absent: of findings whose truth is known, the share of images that have it, or have it not,
-in which it is recorded. Curves: roc_tpr and confusion, overall only; calibration, by group as well.
+recorded_if_present, recorded_if_absent: of findings of open data whose truth is known, the share of images that have it, or
+have it not, in which it is recorded. Curves: roc_tpr and confusion, overall only; calibration, by group as well.
 
 **Suppression** of groups is that of `disclosure`. Metrics of ranks tell numbers of positives too: AUC x positives x
 negatives counts the pairs won, in halves, and one positive's AUC is its rank. So AUC, average precision, of model and
@@ -118,15 +117,39 @@ def audit(predictions: Predictions, settings) -> list[Row]:
         if split != VALIDATION and "split" in predictions.table and (recorded.table["split"] == VALIDATION).any():
             # Whoever chooses a threshold has what is recorded.
             chosen_on = _split(recorded, VALIDATION)
-        masks = [mask for a in settings.attributes for mask in masks_of(part, a, settings).values()]
-        bootstrap = Bootstrap(part.table["patient_id"].to_numpy(), settings.replicates, settings.seed, masks)
-        found = judgements(part, split, settings, bootstrap, chosen_on)
-        crossed = {(a, g, one.name, c) for one in found for a, g, c in one.hidden_cells()}
-        rows += _with_family([row for one in found for row in (*one.rows(), *one.of_intersections(crossed))])
+        masks = {a: masks_of(part, a, settings) for a in settings.attributes}
+        _check_groups(masks, settings)
+        # What is judged must vary as it does among people: no stratum is made of a target's classes.
+        strata = [mask for a, of in masks.items() if a not in part.targets for mask in of.values()]
+        bootstrap = Bootstrap(part.table["patient_id"].to_numpy(), settings.replicates, settings.seed, strata)
+        found = judgements(part, split, settings, bootstrap, chosen_on, _split(recorded, split))
+        cells = _settled(found)
+        rows += _with_family([row for one in found for row in (*one.rows(), *one.of_intersections(cells[one.name]))])
     return rows
 
 
+def _check_groups(masks: Mapping[str, Mapping[str, np.ndarray]], settings) -> None:
+    """Raises UserError for a reference group that there is not."""
+    for entry in settings.reference:
+        attribute, _, group = entry.partition("=")
+        if group not in masks[attribute]:
+            known = ", ".join(masks[attribute]) or "none is recorded"
+            raise UserError(f"config.audit.reference: no group {group!r} of {attribute}; there are: {known}")
+
+
+def _settled(found: Sequence[_Judgement]) -> dict[str, list[Group]]:
+    """The intersections of each target. What one hides the others must, and with it perhaps more, until all agree."""
+    hidden: set[tuple[str, str]] = set()
+    while True:
+        cells = {one.name: one.intersections(hidden) for one in found}
+        more = {(cell.attribute, cell.name) for of in cells.values() for cell in of if cell.any_suppressed}
+        if more <= hidden or len(found) == 1:
+            return cells
+        hidden |= more
+
+
 VALIDATION = "validation"
+_AS_RECORDED = "recorded_"  # column of what is recorded, where labels are what is true
 
 
 def _split(predictions: Predictions, split: str) -> Predictions:
@@ -143,18 +166,20 @@ def with_truth(predictions: Predictions) -> Predictions:
     known = [c for t in predictions.targets.values() if t.kind == "multilabel" for c in t.classes if TRUE + c in predictions.table]
     if not known:
         raise UserError("config.audit.truth='true': the predictions have no column 'true_FINDING'; only data whose truth is known do")
-    return dataclasses.replace(predictions, table=predictions.table.assign(**{LABEL + c: predictions.table[TRUE + c] for c in known}))
+    table = predictions.table
+    columns = {LABEL + c: table[TRUE + c] for c in known} | {_AS_RECORDED + c: table[LABEL + c] for c in known}
+    return dataclasses.replace(predictions, table=table.assign(**columns))
 
 
 def _with_family(rows: list[Row]) -> list[Row]:
     """With p adjusted over all tests of these rows; mirrored ones, which come after their own, are no further tests."""
-    own = [row for row in rows if row["p"] is not None and not row["mirrored"]]
+    own = [row for row in rows if row["p"] is not None and (row["mirrored"] is None or row["mirrored"]["p"] is None)]
     p = np.array([row["p"] for row in own], np.float64)
     adjusted = {id(row): pair for row, *pair in zip(own, comparisons.holm(p), comparisons.benjamini_yekutieli(p), strict=True)}
     for row in rows:
         mirrored = row.pop("mirrored")
         if row["p"] is not None:
-            holm, by = adjusted[id(mirrored or row)]
+            holm, by = adjusted[id(row if id(row) in adjusted else mirrored)]
             row |= {"p_holm": float(holm), "p_by": float(by), "family": len(own)}
     return rows
 
@@ -177,18 +202,20 @@ def select(rows: Sequence[Mapping[str, Any]], **fields) -> list[Row]:
 
 
 def judgements(
-    predictions: Predictions, split: str, settings, bootstrap: Bootstrap, chosen_on: Predictions | None = None
-) -> list[_Judgement]:
+    predictions: Predictions, split: str, settings, bootstrap: Bootstrap, chosen_on: Predictions | None = None,
+    recorded: Predictions | None = None,
+) -> list[_Judgement]:  # fmt: skip
     """One a target. Where two targets are attributes as well, say race and sex, the numbers of F by race are those of
     the races by sex: what either hides the other has to, and with it perhaps more, until both agree.
 
-    chosen_on: images on which thresholds are chosen, other patients'; None for cross-fitting.
+    chosen_on: images on which thresholds are chosen, other patients'; None for cross-fitting, by the labels of `recorded`,
+    the same images as predictions, where these have others.
     """
     hidden = hidden_groups(predictions, settings, bootstrap.patient)
     crossed: dict[str, set[tuple[str, str, str]]] = {name: set() for name in predictions.targets}
     while True:
         found = [
-            _Judgement(predictions, name, split, settings, bootstrap, hidden, crossed[name], chosen_on)
+            _Judgement(predictions, name, split, settings, bootstrap, hidden, crossed[name], chosen_on, recorded or predictions)
             for name in predictions.targets
         ]
         cells = [(one.name, cell) for one in found for cell in one.hidden_cells()]
@@ -205,17 +232,18 @@ class _Judgement:
     """One target on one split.
 
     predictions: that split's images alone. hidden: as `hidden_groups` has it. crossed: (attribute, group, class) whose
-        number of positive images is to be hidden. chosen_on: as `judgements` has it.
+        number of positive images is to be hidden. chosen_on, recorded: as `judgements` has them.
     """
 
     def __init__(
         self, predictions: Predictions, name: str, split: str, settings, bootstrap: Bootstrap,
-        hidden: Mapping[str, set[str]], crossed: Collection[tuple[str, str, str]], chosen_on: Predictions | None,
+        hidden: Mapping[str, set[str]], crossed: Collection[tuple[str, str, str]],
+        chosen_on: Predictions | None, recorded: Predictions,
     ):  # fmt: skip
-        self.targets, self.predictions, self.chosen_on = predictions.targets, predictions, chosen_on
+        self.targets, self.predictions, self.chosen_on, self.recorded = predictions.targets, predictions, chosen_on, recorded
         self.name, self.split, self.settings, self.bootstrap = name, split, settings, bootstrap
         self.target = predictions.targets[name]
-        self.patient = bootstrap.patient
+        self.patient, self.estimator = bootstrap.patient, estimates.Estimator(bootstrap)
         self.classes = self.target.classes
         labels = _labels(predictions, name)
         self.known, self.positive = ~np.isnan(labels), labels == 1
@@ -252,10 +280,11 @@ class _Judgement:
     @functools.cached_property
     def calls(self) -> thresholds.Calls:
         """Which images are called. Chosen where there is a validation split on its images, else by cross-fitting."""
-        judged, other = _scored(self.predictions, self.name, self.settings), None
+        # Whoever chooses a threshold has what is recorded, not what is true.
+        judged, other = _scored(self.recorded, self.name, self.settings), None
         if self.chosen_on is not None:
             other = _scored(self.chosen_on, self.name, self.settings)
-        return thresholds.call(judged, other, self.settings.threshold, bool(self.settings.threshold_by), self.settings.min_patients)
+        return thresholds.call(judged, other, self.settings.threshold, self.settings.threshold_by, self.settings.min_patients)
 
     # -- rows
 
@@ -297,18 +326,26 @@ class _Judgement:
         rows += self._roc() + self._calibration()
         return rows + (self._confusion() if self.target.kind == "multiclass" else [])
 
-    def of_intersections(self, crossed: Collection[tuple[str, str, str, str]] = ()) -> list[Row]:
-        """Rows of the intersections that settings.intersections names, as they are and shrunk.
+    def intersections(self, hidden: Collection[tuple[str, str]]) -> list[Group]:
+        """The cells of the intersections that settings.intersections names. hidden: (attribute, group) of cells to hide.
 
-        crossed: (attribute, group, target, class) of all numbers of positive images that any target hides.
+        Where several targets are judged, their tables tell of one another's cells by way of those that are attributes too;
+        these then have no part in intersections, neither as a target nor as an attribute.
         """
         singles: dict[str, list[Group]] = {}
         for group in self.groups[1:]:
             singles.setdefault(group.attribute, []).append(group)
-        names = [n for n in self.settings.intersections if all(a in singles and a != self.name for a in n.split(TIMES))]
-        cells = intersections(self.labels, self.everyone, singles, names, crossed)
+        both = [name for name in self.targets if name in singles] if len(self.targets) > 1 else [self.name]
+        usable = set(singles) - set(both)
+        if len(self.targets) > 1 and self.name in both:
+            return []
+        names = [name for name in self.settings.intersections if set(name.split(TIMES)) <= usable]
+        return intersections(self.labels, self.everyone, singles, names, hidden)
+
+    def of_intersections(self, cells: Sequence[Group]) -> list[Row]:
+        """Rows of intersections, as they are and shrunk. `rows` comes first, which finds out what a macro is over."""
         rows, found = [], self._figures(cells, lambda _: OF_INTERSECTIONS)
-        for name in names:
+        for name in dict.fromkeys(cell.attribute for cell in cells):
             here = [(cell, of) for cell, of in zip(cells, found, strict=True) if cell.attribute == name]
             for metric in OF_INTERSECTIONS:
                 for cell, of in here:
@@ -323,7 +360,8 @@ class _Judgement:
         return rows
 
     def _pooled_row(self, metric: str, name: str, cell: Group, c: int, moved: pooling.Shrunk) -> Row:
-        row = self._row(metric, name, cell, c, Estimate(moved.value, reason=moved.reason), effect="shrunk")
+        threshold = self._threshold(metric, cell, c)
+        row = self._row(metric, name, cell, c, Estimate(moved.value, reason=moved.reason), threshold=threshold, effect="shrunk")
         return row | {"low": _or_null(moved.low), "high": _or_null(moved.high), "method": pooling.METHOD}
 
     def _rows_of(self, metric: str, group: Group, by_class: ByClass, **keys) -> list[Row]:
@@ -336,7 +374,7 @@ class _Judgement:
     def _threshold(self, metric: str, group: Group, c: int | None) -> float | None:
         if metric == "accuracy":
             return CALLED if self.target.kind == "multilabel" else None
-        if metric not in RATES or c is None:
+        if c is None or metric not in (*RATES, "equalised_odds"):
             return None
         used = np.unique(self.calls.threshold[group.known[c], c])
         return _or_null(used[0]) if len(used) == 1 else None
@@ -346,7 +384,9 @@ class _Judgement:
             # A group of one true class has no other class to be told from; how often it is called right remains.
             return ("accuracy", "brier")
         ceiling = ("auc_ceiling", "auc_difference") if self.ceiling is not None else ()
-        truth = RECORDED if any(TRUE + c in self.predictions.table for c in self.classes) else ()
+        # Recorded by true are cells that no total protects: of open data alone, which all that are drawn are.
+        known = self.predictions.open_data and any(TRUE + c in self.predictions.table for c in self.classes)
+        truth = RECORDED if known else ()
         return ("auc", "average_precision", "accuracy", "brier", *ceiling, *RATES, *CALIBRATION, *truth)
 
     # -- figures
@@ -377,16 +417,15 @@ class _Judgement:
                     right = self._called()[rows] == self.positive[rows].argmax(axis=1)
                     averaged.append((g, "accuracy", ALL, MeanCell(rows, right), {"scale": "share"}))
 
-        auc, precision = self.bootstrap.ranking([cell for *_, cell in ranked])
-        for k, (g, metric, name, cell) in enumerate(ranked):
-            self._rank(figures[g], metric, name, cell, auc[k], precision[k], self._decimals(groups[g], self.classes.index(name)))
-        means = self.bootstrap.means([cell for *_, cell, _ in averaged])
-        for k, (g, metric, name, cell, keywords) in enumerate(averaged):
+        found = self.estimator.rank([cell for *_, cell in ranked])
+        for (g, metric, name, cell), both in zip(ranked, found, strict=True):
+            self._rank(figures[g], metric, name, cell, both, self._decimals(groups[g], self.classes.index(name)))
+        found = self.estimator.means([cell for *_, cell, _ in averaged])
+        for (g, metric, name, cell, keywords), mean in zip(averaged, found, strict=True):
             decimals = self._decimals(groups[g], self.classes.index(name)) if metric == "brier" else None
-            figures[g][metric][name] = self._mean(cell, means[k], decimals, **keywords)
-        for g, group in enumerate(groups):
-            if "ece" in figures[g]:
-                self._calibration_errors(group, figures[g])
+            reason = "" if len(cell.rows) else "no image with a known label"
+            figures[g][metric][name] = dataclasses.replace(mean, **{"reason": reason, "decimals": decimals, **keywords}).rounded()
+        self._calibration_errors([(group, of) for group, of in zip(groups, figures, strict=True) if "ece" in of])
         # A group's macro is over the classes that everyone's is over.
         whole = self._everyones(figures[groups.index(everyones[0])]) if everyones else self._whole
         self._whole = whole
@@ -433,8 +472,11 @@ class _Judgement:
             if TRUE + name not in self.predictions.table:
                 averaged.append((g, metric, name, MeanCell(rows[:0], positive[:0]), {"reason": "its truth is not known"}))
                 continue
-            present = self.predictions.table[TRUE + name].to_numpy(np.float64)[rows] == 1
-            recorded = self.predictions.label(self.name, name)[rows] == 1
+            truth = self.predictions.table[TRUE + name].to_numpy(np.float64, na_value=np.nan)
+            rows = rows[~np.isnan(truth[rows])]
+            present = truth[rows] == 1
+            table = self.predictions.table
+            recorded = table[_AS_RECORDED + name if _AS_RECORDED + name in table else LABEL + name].to_numpy(np.float64)[rows] == 1
             self._share(g, metric, name, rows, present if metric == RECORDED[0] else ~present, recorded, averaged, "are so")
 
     def _rate(self, g: int, metric: str, group: Group, c: int, rows: np.ndarray, averaged: list) -> None:
@@ -447,7 +489,8 @@ class _Judgement:
             "called or positive": called | positive, "called and positive": called & positive,
         }  # fmt: skip
         of, what = RATES[metric]
-        self._share(g, metric, self.classes[c], rows, sets[of], sets[what], averaged, f"are {of}", self.calls.how)
+        told = "have a known label" if of == "all" else f"are {of}"
+        self._share(g, metric, self.classes[c], rows, sets[of], sets[what], averaged, told, self.calls.how)
 
     def _share(
         self, g: int, metric: str, name: str, rows: np.ndarray, among: np.ndarray, so: np.ndarray, averaged: list, told: str, how: str = ""
@@ -462,74 +505,34 @@ class _Judgement:
         weight = 1.0 + so[among] if metric == "f1" else None
         averaged.append((g, metric, name, MeanCell(rows[among], so[among], weight), keywords))
 
-    def _rank(self, figures, metric: str, name: str, cell: RankedCell, auc, precision, decimals: int | None) -> None:
-        patient = self.patient[cell.rows]
-        sides = [len(np.unique(patient[cell.positive == side])) for side in (True, False)]
-        common = {"patients": min(sides), "images": len(cell.rows), "decimals": decimals}
-        influence = functools.partial(self._auc_influence, cell)
+    def _rank(self, figures, metric: str, name: str, cell: RankedCell, both: tuple[Estimate, Estimate], decimals: int | None) -> None:
         reason = _one_class(cell.positive)
-        value = metrics.auc(cell.positive, cell.score)
-        found = Estimate(value, auc, influence, scale="auc", reason=reason, **common).rounded()
-        figures[metric][name] = found
+        auc, precision = (dataclasses.replace(one, reason=reason, decimals=decimals).rounded() for one in both)
+        figures[metric][name] = auc
         if metric == "auc_ceiling":
-            apart = estimates.difference(figures["auc"][name], found)
-            figures["auc_difference"][name] = dataclasses.replace(apart, reason=reason)
+            figures["auc_difference"][name] = dataclasses.replace(estimates.difference(figures["auc"][name], auc), reason=reason)
         elif "average_precision" in figures:
             if cell.positive.all() and len(cell.rows):
-                reason = "every image is positive: 1 whatever the scores"
-            value = metrics.average_precision(cell.positive, cell.score)
-            common["patients"] = sides[0]
-            figures["average_precision"][name] = Estimate(value, precision, None, scale="precision", reason=reason, **common).rounded()
+                precision = dataclasses.replace(precision, reason="every image is positive: 1 whatever the scores")
+            figures["average_precision"][name] = precision
 
-    def _auc_influence(self, cell: RankedCell) -> np.ndarray:
-        found = np.zeros(self.bootstrap.patients)
-        who = self.patient[cell.rows]
-        found[np.unique(who)] = comparisons.influence(cell.positive, cell.score[:, None], who)[1][:, 0]
-        return found
-
-    def _mean(self, cell: MeanCell, replicates: np.ndarray, decimals: int | None, scale: str = "", reason: str = "", how: str = "") -> Estimate:
-        patients = len(np.unique(self.patient[cell.rows]))
-        if not reason and not patients:
-            reason = "no image with a known label"
-        made = Estimate(
-            metrics.mean(cell.value, cell.weight), replicates, functools.partial(self._mean_influence, cell), patients,
-            len(cell.rows), scale, reason, decimals, how,
-        )  # fmt: skip
-        return made.rounded()
-
-    def _mean_influence(self, cell: MeanCell) -> np.ndarray:
-        weight = np.ones(len(cell.rows)) if cell.weight is None else cell.weight
-        moves = weight * (np.asarray(cell.value, np.float64) - metrics.mean(cell.value, cell.weight)) / weight.sum()
-        return self._by_patient(cell.rows, moves)
-
-    def _by_patient(self, rows: np.ndarray, moves: np.ndarray) -> np.ndarray:
-        """Influence of each patient of the split, of what each of some images does: summed, with k / (k - 1) in its square."""
-        who = self.patient[rows]
-        k = len(np.unique(who))
-        factor = np.sqrt(k / (k - 1)) if k > 1 else np.nan
-        return np.bincount(who, moves, minlength=self.bootstrap.patients) * factor
-
-    def _calibration_errors(self, group: Group, figures: Mapping[str, ByClass]) -> None:
-        for c, name in enumerate(self.classes):
-            if group.suppressed[c] or group.hidden_positives[c] or not figures["calibration_in_the_large"][name].defined:
-                for metric in ("ece", "ece_debiased", "calibration_slope"):
-                    figures[metric].setdefault(name, figures["calibration_in_the_large"][name])
-                continue
-            rows = np.flatnonzero(group.known[c])
-            positive, score = self.positive[rows, c], self.scores[rows, c]
-            bins = metrics.calibration_bins(self.scores[self.everyone.known[c], c], CALIBRATION_BINS, score)
-            cells = [MeanCell(rows, (score - positive) * (bins == b)) for b in np.unique(bins)]
-            apart = np.array([metrics.mean(cell.value) for cell in cells])
-            error = np.array([np.sqrt(i @ i) for i in map(self._mean_influence, cells)])
-            drawn = self.bootstrap.means(cells)
-            common = {"patients": len(self.labels.patients(rows)), "images": len(rows)}
-            figures["ece"][name] = Estimate(float(metrics.calibration_error(apart)), metrics.calibration_error(drawn), None, **common)
-            value, replicates = (metrics.calibration_error(x, error) for x in (apart, drawn))
-            figures["ece_debiased"][name] = Estimate(float(value), replicates, None, **common)
-            fit = metrics.recalibration(positive, score)
-            reason = "" if np.isfinite(fit.slope) else "no slope: one class, one score, or classes told apart without error"
-            influence = functools.partial(self._by_patient, rows, fit.moves)
-            figures["calibration_slope"][name] = Estimate(fit.slope, None, influence, reason=reason, **common)
+    def _calibration_errors(self, several: Sequence[tuple[Group, Mapping[str, ByClass]]]) -> None:
+        places, asked = [], []
+        for group, figures in several:
+            for c, name in enumerate(self.classes):
+                in_the_large = figures["calibration_in_the_large"][name]
+                if not in_the_large.defined:
+                    for metric in ("ece", "ece_debiased", "calibration_slope"):
+                        figures[metric][name] = in_the_large
+                    continue
+                rows = np.flatnonzero(group.known[c])
+                everyones = self.scores[self.everyone.known[c], c]
+                bins = metrics.calibration_bins(everyones, CALIBRATION_BINS, self.scores[rows, c])
+                places.append((figures, name))
+                asked.append((rows, self.positive[rows, c], self.scores[rows, c], bins))
+        for (figures, name), found in zip(places, self.estimator.calibration(asked), strict=True):
+            for metric, figure in found.items():
+                figures[metric][name] = figure
 
     def _decimals(self, group: Group, c: int) -> int | None:
         """To how many decimals, 3 at most, a metric of ranks is rounded for a hidden number of positives; None: not.
@@ -570,6 +573,10 @@ class _Judgement:
             reason = f"mean over {len(used)} of {len(self.classes)} classes; left out: {', '.join(left_out)}"
         return estimates.mean([of_class[name] for name in used], reason)
 
+    @property
+    def _is_binary(self) -> bool:
+        return self.target.kind == "multiclass" and len(self.classes) == 2 and bool(np.allclose(self.scores.sum(axis=1), 1, atol=1e-6))
+
     def _called(self) -> np.ndarray:
         """The class with the highest score, int [n]; of equal ones the first in the target's order."""
         return self.scores.argmax(axis=1)
@@ -588,10 +595,16 @@ class _Judgement:
             for (group, of), of_rest in zip(shown, of_rests, strict=True):
                 for metric in COMPARED:
                     tests = {row["class"]: row for row in self._against(metric, group, of, of_rest, "rest", rows)}
-                    if metric in METRICS_TESTED and len(here) == 2:
-                        for name, row in tests.items():
-                            row["mirrored"] = mirrored.setdefault((metric, name), row)
-                            row["mirrored"] = None if row["mirrored"] is row else row["mirrored"]
+                    if metric not in METRICS_TESTED:
+                        continue
+                    for name, row in tests.items():
+                        # Of two groups one is the other's rest; of two classes that exclude each other, with scores that
+                        # add up to 1, one's AUC is the other's, and their mean.
+                        same = (metric, name) if len(here) == 2 else (group.name, metric, name)
+                        if metric == "auc" and self._is_binary:
+                            same = (*same[:-1], "")
+                        first = mirrored.setdefault(same, row)
+                        row["mirrored"] = None if first is row else first
             reference = self._reference(attribute, shown)
             for group, of in shown:
                 if reference is not None and group is not reference[0]:
@@ -637,31 +650,38 @@ class _Judgement:
         rows = []
         for name in (*self.classes, MACRO):
             c = self.classes.index(name) if name in self.classes else None
-            made: dict[str, Estimate] = {}
-            for metric in (*RANGES, "sensitivity"):
-                named = {g.name: of[metric][name] for g, of in shown if name in of.get(metric, {}) and of[metric][name].defined}
-                if len(named) < 2:
-                    continue
-                apart, high, low = estimates.spread(named)
-                told = "above 0 by chance alone" + ("" if len(named) == number else f"; over {len(named)} of {number} groups")
-                made[metric] = apart
-                if metric != "sensitivity":
-                    rows.append(self._range_row(metric, name, c, attribute, [g for g, _ in shown if g.name in named], apart, high, low, told))
-            if "sensitivity" in made and "false_positive_rate" in made:
-                both = made["sensitivity"], made["false_positive_rate"]
-                worst = max(both, key=lambda one: one.value)
-                worst = dataclasses.replace(worst, replicates=np.maximum(*(one.replicates for one in both)))
-                named = [g for g, of in shown if of["sensitivity"][name].defined and of["false_positive_rate"][name].defined]
-                if len(named) > 1:
-                    rows.append(self._range_row("equalised_odds", name, c, attribute, named, worst, ALL, None, "above 0 by chance alone"))
+
+            def over(*several: str):
+                """Groups in which all these metrics are defined; [] where fewer than two are."""
+                used = [(g, of) for g, of in shown if all(name in of.get(m, {}) and of[m][name].defined for m in several)]
+                return used if len(used) > 1 else []
+
+            for metric in RANGES:
+                used = over(metric)
+                if used:
+                    apart, high, low = estimates.spread({g.name: of[metric][name] for g, of in used})
+                    rows.append(self._range_row(metric, name, c, attribute, used, number, apart, high, low))
+            rates = ("sensitivity", "false_positive_rate")
+            used = over(*rates)
+            if used:
+                found = [estimates.spread({g.name: of[m][name] for g, of in used})[0] for m in rates]
+                odds = max(found, key=lambda one: one.value)
+                rows.append(self._range_row("equalised_odds", name, c, attribute, used, number, odds, ALL, None))
         return rows
 
-    def _range_row(self, metric, name, c, attribute, used: Sequence[Group], apart: Estimate, high: str, low: str | None, told: str) -> Row:
-        known = np.logical_or.reduce([g.known for g in used])
-        together = dataclasses.replace(self.everyone, attribute=attribute, name=high, known=known)
-        together = dataclasses.replace(together, hidden_positives=np.logical_or.reduce([g.hidden_positives for g in used]))
-        apart = dataclasses.replace(apart, reason=told)
-        return self._row(metric, name, together, c, apart, effect="range", reference=low)
+    def _range_row(self, metric, name, c, attribute, used, number: int, apart: Estimate, high: str, low: str | None) -> Row:
+        groups = [g for g, _ in used]
+        known = np.logical_or.reduce([g.known for g in groups])
+        gone = np.logical_or.reduce([g.hidden_positives for g in groups])
+        together = dataclasses.replace(self.everyone, attribute=attribute, name=high, known=known, hidden_positives=gone)
+        reason = "" if len(groups) == number else f"over {len(groups)} of {number} groups"
+        threshold = self._threshold(metric, together, c)
+        row = self._row(metric, name, together, c, dataclasses.replace(apart, reason=reason), threshold=threshold, effect="range", reference=low)
+        # Patients of several groups would be counted once, and so tell of those who are in another group alone.
+        patients = [self.labels.patients(g.mask) for g in groups]
+        shared = len(np.unique(np.concatenate(patients))) < sum(map(len, patients))
+        row["reason"] = "; ".join(filter(None, [row["reason"], apart.no_interval])) or None
+        return row | {"n_patients": None if shared else row["n_patients"]}
 
     # -- one row
 
@@ -684,7 +704,9 @@ class _Judgement:
                 elif figure.defined:
                     rounded = "" if figure.decimals is None else f" and the rest rounded to {figure.decimals} decimals"
                     reasons.append(f"n_positive hidden{rounded} {self._lest_few_show}")
-            if figure.defined and (figure.replicates is not None or figure.influence is not None):
+            if figure.defined and figure.no_interval and effect != "range":
+                reasons.append(figure.no_interval)
+            elif figure.defined and (figure.replicates is not None or figure.influence is not None):
                 low, high, method, reason = estimates.interval(figure, self.settings.level, self.settings.interval)
                 low, high = _or_null(low), _or_null(high)
                 reasons.append(reason)
@@ -761,8 +783,7 @@ class _Judgement:
                 for images, x, _ in zip(inside, *metrics.calibration(positive, score, bin_of)):
                     cells.append(MeanCell(images, self.positive[images, c]))
                     pending.append((name, group, c, images, float(x)))
-        for (name, group, c, images, x), cell, replicates in zip(pending, cells, self.bootstrap.means(cells), strict=True):
-            figure = self._mean(cell, replicates, None, "share")
+        for (name, group, c, images, x), figure in zip(pending, self.estimator.means(cells, "share"), strict=True):
             rows.append(self._row("calibration", name, group, c, figure, x, rows=images))
         return rows
 
@@ -784,8 +805,7 @@ class _Judgement:
                 else:
                     cells.append(MeanCell(images, called[images] == p))
                     pending.append((name, c, predicted))
-        for (name, c, predicted), cell, replicates in zip(pending, cells, self.bootstrap.means(cells), strict=True):
-            figure = self._mean(cell, replicates, None, "share")
+        for (name, c, predicted), cell, figure in zip(pending, cells, self.estimator.means(cells, "share"), strict=True):
             rows.append(self._row("confusion", name, everyone, c, figure, reference=predicted, rows=cell.rows))
         return rows
 
@@ -798,8 +818,13 @@ def _labels(predictions: Predictions, target: str) -> np.ndarray:
 def _scored(predictions: Predictions, target: str, settings) -> thresholds.Scored:
     labels, table = _labels(predictions, target), predictions.table
     by = settings.threshold_by
-    strata = table[by].fillna("").astype(str).to_numpy(str) if by in table else np.zeros(len(table), str)
-    return thresholds.Scored(labels == 1, ~np.isnan(labels), predictions.scores(target), table["patient_id"].to_numpy(str), strata)
+    strata = np.zeros(len(table), object)
+    masks = masks_of(predictions, by, settings) if by else {}
+    if by and not masks:
+        raise UserError(f"config.audit.threshold_by: no {by} is recorded")
+    for name, mask in masks.items():
+        strata[mask] = name
+    return thresholds.Scored(labels == 1, ~np.isnan(labels), predictions.scores(target), table["patient_id"].to_numpy(str), strata.astype(str))
 
 
 def _one_class(positive: np.ndarray) -> str:

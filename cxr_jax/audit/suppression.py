@@ -174,14 +174,14 @@ class _Part:
         self.unknown, self.null_space = self._solve()
         known = set(cells) - self.unknown
         found = {cell for cell in known if sums.secret[cell]}
-        # A cell may be known by way of others: another must go beside any of these.
-        lines = {line for cell in known for line in sums.of_cell[cell]} if found else set()
+        lines = set()
         for line in {line for cell in self.unknown for line in sums.of_cell[cell]}:
             few = sums.few_together(line, self.unknown)
             if few:
                 found |= set(few)
                 lines.add(line)
-                lines |= {other for cell in sums.cells[line] if cell in known for other in sums.of_cell[cell]}
+        if found:  # a cell may be known by way of others: another must go beside any of these
+            lines |= {line for cell in known for line in sums.of_cell[cell]}
         self.lines, self._hopeless = sorted(lines), found
 
     def _solve(self) -> tuple[set[int], np.ndarray]:

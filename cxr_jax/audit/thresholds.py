@@ -94,10 +94,11 @@ class Scored:
     strata: np.ndarray
 
 
-def call(judged: Scored, chosen_on: Scored | None, rule: str, by_stratum: bool, least: int) -> Calls:
+def call(judged: Scored, chosen_on: Scored | None, rule: str, by: str, least: int) -> Calls:
     """Calls the judged images by thresholds of `chosen_on`, or by cross-fitting where that is None; see above.
 
-    by_stratum: a threshold for each stratum; one with fewer than `least` patients on a side has the common one.
+    by: what strata are of, each of which has a threshold of its own, unless it has fewer than `least` patients on a side; ''
+    for a common one.
     """
     n, classes = judged.scores.shape
     threshold = np.full((n, classes), np.nan)
@@ -111,7 +112,7 @@ def call(judged: Scored, chosen_on: Scored | None, rule: str, by_stratum: bool, 
         fold = folds(judged.patients)
         parts = [(fold == k, judged, fold != k) for k in range(FOLDS)]
         how = f"by {rule}, cross-fitted: {FOLDS} folds of patients, each called by what the others chose"
-    names = np.unique(judged.strata) if by_stratum and name != "fixed" else ()
+    names = np.unique(judged.strata) if by and name != "fixed" else ()
     for mine, source, theirs in parts:
         for c in range(classes):
             use = theirs & source.known[:, c]
@@ -125,7 +126,7 @@ def call(judged: Scored, chosen_on: Scored | None, rule: str, by_stratum: bool, 
         called = judged.scores >= threshold
     where = "validation" if chosen_on is not None else "the other folds"
     reasons = tuple(f"no threshold: one class only in {where}" if np.isnan(t).any() else "" for t in threshold.T)
-    return Calls(called, threshold, how + (", one a view" if len(names) else ""), reasons)
+    return Calls(called, threshold, how + (f", one for each {by}" if len(names) else ""), reasons)
 
 
 def folds(patients: np.ndarray) -> np.ndarray:

@@ -64,12 +64,35 @@ def test_a_ratio_whose_replicates_divide_by_zero_counts_them_undefined():
     assert np.isnan(found.low) and found.reason == f"interval withheld: undefined in {none} of 400 replicates"
 
 
-def test_spread_takes_each_replicate_s_own_greatest_and_least():
+def test_a_spread_has_no_interval():
     several = {name: estimate(np.random.default_rng(i).normal(i / 10, 1, 60), seed=i) for i, name in enumerate("abc")}
     made, high, low = spread(several)
-    together = np.array([one.replicates for one in several.values()])
-    np.testing.assert_allclose(made.replicates, together.max(0) - together.min(0))
     assert made.value == several[high].value - several[low].value == max(o.value for o in several.values()) - min(o.value for o in several.values())
+    found = interval(made, 0.95, "bca")
+    assert np.isnan(found.low) and "by chance alone" in found.reason
+
+
+def shares(k1, n1, k2, n2):
+    return [dataclasses.replace(estimate((np.arange(n) < k).astype(float), scale="share"), influence=None) for k, n in ((k1, n1), (k2, n2))]
+
+
+def test_few_events_have_newcombe_s_interval():
+    """His paper's table II, method 10: 9/10 - 3/10, 0/10 - 0/20 and 10/10 - 0/20. Of one image a patient, at n patients."""
+    for counts, expected in (((9, 10, 3, 10), (0.1705, 0.8090)), ((0, 10, 0, 20), (-0.1611, 0.2775)), ((10, 10, 0, 20), (0.6791, 1.0))):
+        a, b = shares(*counts)
+        a, b = (dataclasses.replace(one, influence=lambda: np.zeros(1)) for one in (a, b))
+        found = interval(difference(a, b), 0.95, "bca")
+        np.testing.assert_allclose(found[:2], expected, atol=1e-4)
+        assert found.method.startswith("Newcombe's")
+    many = [estimate((np.arange(100) < k).astype(float), scale="share", seed=k) for k in (30, 40)]
+    assert "BCa" in interval(difference(*many), 0.95, "bca").method
+    assert interval(ratio(*shares(0, 10, 5, 20)), 0.95, "bca").reason == estimates.CERTAIN
+
+
+def test_far_out_an_end_stays_where_it_was_going():
+    drawn = np.random.default_rng(0).normal(size=2000)
+    low, high, reason = bca_interval(drawn, 0.0, 0.3, 3, 0.95)
+    assert reason == "" and low < 0 < high and high == drawn.max()
 
 
 def test_bca_is_scipy_s_but_for_the_expansion():

@@ -63,7 +63,7 @@ def scored(seed=0, patients=120, strata=("AP", "PA")):
 
 def test_thresholds_of_validation():
     judged, validation = scored(0), scored(1)
-    found = call(judged, validation, "youden", False, 11)
+    found = call(judged, validation, "youden", "", 11)
     for c in range(2):
         known = validation.known[:, c]
         wanted = choose(validation.positive[known, c], validation.scores[known, c], "youden")
@@ -74,7 +74,7 @@ def test_thresholds_of_validation():
 
 def test_cross_fitting_never_uses_those_judged():
     judged = scored(0)
-    found, fold = call(judged, None, "youden", False, 11), folds(judged.patients)
+    found, fold = call(judged, None, "youden", "", 11), folds(judged.patients)
     assert len(np.unique(fold)) == thresholds.FOLDS and "cross-fitted" in found.how
     for patient in np.unique(judged.patients):
         assert len(np.unique(fold[judged.patients == patient])) == 1
@@ -84,25 +84,25 @@ def test_cross_fitting_never_uses_those_judged():
         turned[mine] = ~turned[mine]
         changed = judged.scores.copy()
         changed[mine] = 0.5
-        again = call(Scored(turned, judged.known, changed, judged.patients, judged.strata), None, "youden", False, 11)
+        again = call(Scored(turned, judged.known, changed, judged.patients, judged.strata), None, "youden", "", 11)
         np.testing.assert_array_equal(again.threshold[mine], found.threshold[mine])
         assert (again.threshold[~mine] != found.threshold[~mine]).any(), "others' thresholds do depend on them"
 
 
 def test_a_view_has_its_own_threshold_unless_it_is_too_small():
     judged, validation = scored(0), scored(1)
-    found = call(judged, validation, "youden", True, 11)
+    found = call(judged, validation, "youden", "view", 11)
     own = [np.unique(found.threshold[judged.strata == view, 0]) for view in ("AP", "PA")]
-    assert all(len(one) == 1 for one in own) and own[0] != own[1] and "one a view" in found.how
-    common = call(judged, validation, "youden", False, 11).threshold[0]
-    alone = call(judged, validation, "youden", True, 1000)
+    assert all(len(one) == 1 for one in own) and own[0] != own[1] and "one for each view" in found.how
+    common = call(judged, validation, "youden", "", 11).threshold[0]
+    alone = call(judged, validation, "youden", "view", 1000)
     assert (alone.threshold == common).all()
 
 
 def test_a_class_that_validation_lacks_has_no_threshold():
     judged, validation = scored(0), scored(1)
     validation.positive[:, 1] = False
-    found = call(judged, validation, "youden", False, 11)
+    found = call(judged, validation, "youden", "", 11)
     assert np.isnan(found.threshold[:, 1]).all() and not found.called[:, 1].any()
     assert found.reasons == ("", "no threshold: one class only in validation")
-    assert call(judged, validation, "fixed:0.5", True, 11).reasons == ("", "")
+    assert call(judged, validation, "fixed:0.5", "view", 11).reasons == ("", "")
