@@ -29,7 +29,7 @@ from PIL import Image
 
 from cxr_jax import tables
 from cxr_jax.audit import subgroups
-from cxr_jax.report import demographics, figures, page, probes
+from cxr_jax.report import demographics, figures, gaps, page, probes
 from cxr_jax.report import rows as audit_rows
 
 MOST_EXAMPLES = 24
@@ -72,8 +72,10 @@ def write(
     drawn = {key: [d for d in several if d is not None] for key, several in drawn.items()}
     found = [] if probed is None else probes.context(probed, name_of, read.invented)
     space = None if probed is None else probes.space(probed, name_of)
+    worse = gaps.context(read.every, split, name_of, config["audit"]) if len(rows) else None
     every = [d for several in drawn.values() for d in several]
     every += [d for one in found for d in one["drawn"]] + (space["drawn"] if space else [])
+    every += worse["drawn"] + worse["reliability"] if worse else []
     for drawing in every:
         tables.write_text(workdir / "figures" / f"{drawing.name}.svg", drawing.svg)
 
@@ -89,6 +91,7 @@ def write(
         invented=read.invented,
         outside=run["outside"] if "outside" in run else None,
         probes=found,
+        gaps=worse,
         space=space,
         excited=[(title, _examples(images)) for title, images in excited] if read.judged["open_data"] else [],
         agreement=[] if probed is None else probes.agreement_table(probed, name_of),
@@ -173,8 +176,8 @@ def auc_table(workdir: os.PathLike | str) -> str:
 class _Read:
     """What a workdir says.
 
-    rows: of audit.json, less the counts that would undo what the cohort's table withholds; none where a run has probed
-        features and no more. probed: what the probes found, with the same counts withheld; None where none did. rounded: whether some of the
+    every: rows of audit.json, less the counts that would undo what the cohort's table withholds; none where a run has probed
+        features and no more. rows: of these the figures of everyone and of the groups of one attribute. probed: what the probes found, with the same counts withheld; None where none did. rounded: whether some of the
         others are for that rounded down.
     judged: what run.json says of the data set that the model was judged on; elsewhere: whether it is another than that
         of training. cohort: the rows of cohort.csv about these data, None where there is none. stem: of its name.
@@ -183,6 +186,7 @@ class _Read:
     config: dict
     run: dict
     rows: pd.DataFrame
+    every: pd.DataFrame
     probed: probes.Probed | None
     rounded: bool
     judged: dict
@@ -243,11 +247,12 @@ def read_workdir(workdir: pathlib.Path) -> _Read:
         of_finding = (here["section"] == "findings") & (here["attribute"] == label)
         return bool((of_groups | of_finding).any())
 
-    rows = audit_rows.of_groups(rows)
-    rows = withhold(_with_reasons(rows) if len(rows) else rows)
+    every = withhold(rows)
+    rows = audit_rows.of_groups(every)
+    rows = _with_reasons(rows) if len(rows) else rows
     is_open = bool(about[which]["open_data"])
     probed = probes.read(workdir, withhold, unspoken, 1 if is_open else config["audit"]["min_patients"])
-    return _Read(config, run, rows, probed, any(rounded), about[which], elsewhere, found, stem)
+    return _Read(config, run, rows, every, probed, any(rounded), about[which], elsewhere, found, stem)
 
 
 def _field(record: Mapping, dotted: str, source: pathlib.Path):
@@ -351,6 +356,9 @@ def _withhold_counts(rows: pd.DataFrame, cohort: pd.DataFrame, least: int) -> tu
     def hides(attribute: str, group: str, split: str) -> bool:
         return attribute in attributes and (attribute, group, split) not in sizes
 
+    # Of an intersection no table tells the size; of another target, or class, it may be known of more.
+    cells = rows[rows["attribute"].str.contains(subgroups.TIMES, regex=False)]
+    largest = cells.groupby(["attribute", "group", "split"])["n_images"].max().to_dict()
     blank, no_positives, of_some, in_several = [], [], [], []
     for row in rows.itertuples():
         split, name = row.split, row[rows.columns.get_loc("class") + 1]
@@ -359,17 +367,19 @@ def _withhold_counts(rows: pd.DataFrame, cohort: pd.DataFrame, least: int) -> tu
         group = (attribute, row.group, split)
         of_class = hides(row.target, name, split) and name not in (subgroups.MACRO, subgroups.ALL)
         hidden = bool(attributes) and split not in everybody
-        hidden = hidden or hides(*group) or (of_class and row.metric == "confusion")
+        several = attribute.split(subgroups.TIMES)
+        parts = list(zip(several, row.group.split(f" {subgroups.TIMES} "), strict=False)) if len(several) > 1 else [group[:2]]
+        hidden = hidden or any(hides(*part, split) for part in parts) or (of_class and row.metric == "confusion")
         hidden = hidden or (row.attribute == subgroups.ALL and (row.target, split) in unknown)
         hidden = hidden or (attribute, split) in few_positive  # a stratum of the images that have a finding
         blank.append(hidden or (bool(attributes) and row.metric == "calibration"))
         no_positives.append(hidden or of_class or (name, split) in few_positive)
-        whole = sizes.get(group, np.nan)
+        whole = largest.get(group, np.nan) if len(several) > 1 else sizes.get(group, np.nan)
         # Of everybody the table of the target's own groups tells it.
         elsewhere = row.attribute == subgroups.ALL and row.target in attributes
         some = row.metric not in _OF_A_PART and row.attribute != row.target and not elsewhere and row.n_images < whole
         of_some.append(some)
-        in_several.append(attribute in overlapping and row.n_patients > 0)
+        in_several.append(bool(overlapping.intersection(several)) and row.n_patients > 0)
     rows = rows.copy()
     rows.loc[np.array(blank, bool), ["n_images", "n_patients"]] = np.nan
     rows.loc[np.array(no_positives, bool), "n_positive"] = np.nan

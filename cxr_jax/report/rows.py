@@ -46,10 +46,11 @@ def frame(rows: Sequence[Mapping], source: str = "audit") -> pd.DataFrame:
 
 
 def select(rows: pd.DataFrame, **wanted) -> pd.DataFrame:
-    """Rows whose columns equal what is wanted; `class_` stands for the column `class`."""
+    """Rows whose columns equal what is wanted, None where they are null; `class_` stands for the column `class`."""
     keep = np.ones(len(rows), bool)
     for column, value in wanted.items():
-        keep &= (rows[column.removesuffix("_")] == value).to_numpy(bool)
+        cells = rows[column.removesuffix("_")]
+        keep &= (cells.isna() if value is None else cells == value).to_numpy(bool)
     return rows[keep]
 
 

@@ -127,16 +127,25 @@ def shown_in_report(people, rows):
     """The same of the counts of a report: rows as the report has them, blanked where it does not show them."""
     images, patients = [], []
     for row in rows.to_dict("records"):
-        if row["metric"] not in ("auc", "accuracy") or not np.isfinite(row["n_images"]):
+        if row["metric"] not in ("auc", "accuracy") or row["effect"] is not None or not np.isfinite(row["n_images"]):
             continue
         target, split = row["target"], row["split"]
-        mask = people.cell(**{row["attribute"]: row["group"], "split": split})
+        several = dict(zip(row["attribute"].split("*"), row["group"].split(" * "), strict=True))
+        mask = people.cell(**several, split=split)
         if target in people.values:
             mask &= people.values[target] != "missing"
         elif target == "findings" and row["class"] in people.findings:
             mask &= np.isfinite(people.findings[row["class"]]) & (people.findings[row["class"]] >= 0)
         # Where a label is not known of all, and of patients who may be in several groups, n is rounded down, as is said.
-        whole = people.cell(**{row["attribute"]: row["group"], "split": split})
+        whole = people.cell(**several, split=split)
+        if len(several) > 1:
+            # Of an intersection nothing says how many there are in all, but the largest number of any target or class.
+            if row["n_images"] == mask.sum():
+                images.append(mask)
+            if row["n_patients"] == people.who(mask).sum() and all(people.steady(a) for a in several):
+                patients.append(people.who(mask))
+            assert row["n_images"] in (mask.sum(), mask.sum() // people.least * people.least)
+            continue
         if mask.sum() == whole.sum() or (row["attribute"] == "all" and target in people.values):
             assert row["n_images"] == mask.sum()
             images.append(mask)
@@ -172,6 +181,8 @@ def small_cells(people):
         for group in groups[attribute]:
             for split in groups["split"]:
                 add(people.cell(**{attribute: group, "split": split}), attribute, group, split)
+    for race, sex in itertools.product(groups["race"][:-1], groups["sex"][:-1]):
+        add(people.cell(race=race, sex=sex, split="test"), "race * sex", race, sex)
     for name in people.findings:
         for state in (*STATES, "not mentioned"):
             add(people.cell(**{name: state}), name, state)
