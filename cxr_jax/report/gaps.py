@@ -45,7 +45,7 @@ def gaps(rows: pd.DataFrame, split: str) -> pd.DataFrame:
     found = found.assign(worse=sign * found["value"], worse_low=ends[0], worse_high=ends[1])
     groups = rows[rows["effect"].isna() & (rows["metric"] == "auc") & (rows["split"] == split)].groupby("attribute")["group"].nunique()
     both = found["attribute"].map(groups) == 2
-    mirrored = both & (found["worse"] <= 0) & found.groupby(["target", "class", "metric", "attribute"])["worse"].transform(lambda w: len(w) == 2)
+    mirrored = both & (found["worse"] < 0) & found.groupby(["target", "class", "metric", "attribute"])["worse"].transform(lambda w: len(w) == 2)
     found = found[~mirrored]
     # Of two that fare exactly alike, one.
     first = ~found.duplicated(["target", "class", "metric", "attribute"]) | (found["attribute"].map(groups) != 2)
@@ -291,9 +291,11 @@ def intersection_tables(rows: pd.DataFrame, split: str, name_of: Callable[[str],
             for group, cell in of.groupby("group", sort=False):
                 raw, shrunk = (audit_rows.first(cell, effect=effect) for effect in (None, "shrunk"))
                 if raw is not None:
+                    told = shrunk is not None and np.isfinite(shrunk["value"])
+                    why = raw if not np.isfinite(raw["value"]) else None if told else shrunk
                     lines.append({
                         "group": group.replace(f" {TIMES} ", " × "), "patients": audit_rows.count(raw["n_patients"]), "raw": share(raw),
-                        "shrunk": share(shrunk) if shrunk is not None else "", "note": "" if np.isfinite(raw["value"]) else audit_rows.note(raw, positives=False),
+                        "shrunk": share(shrunk) if told else "", "note": "" if why is None else audit_rows.note(why, positives=False),
                     })  # fmt: skip
             if any(line["shrunk"] for line in lines) or any("%" in line["raw"] for line in lines):
                 called = " × ".join(name_of(a).removesuffix(" (years)") for a in attribute.split(TIMES))

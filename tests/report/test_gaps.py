@@ -118,8 +118,13 @@ def test_intersections_stand_raw_and_shrunk(made):
     read = html.read_workdir(made["findings"])
     found = gaps.intersection_tables(read.every, "test", read.name_of)
     assert found and all(table["title"].endswith("by group (invented) × sex") for table in found)
-    both = [line for table in found for line in table["lines"] if "%" in line["shrunk"]]
-    assert both and all("%" in line["raw"] and "×" in line["group"] for line in both)
+    lines = [line for table in found for line in table["lines"]]
+    assert any("%" in line["raw"] for line in lines) and all("×" in line["group"] and (line["shrunk"] or line["note"]) for line in lines)
+    cell = {"attribute": "race*sex", "group": "a * F", "metric": "false_negative_rate"}
+    raw = figure(**cell, value=0.5, low=0.3, high=0.7)
+    (table,) = gaps.intersection_tables(frame(raw, raw | {"effect": "shrunk", "value": 0.41, "low": 0.3, "high": 0.52}), "test", name_of)
+    assert table["title"] == "Edema missed, by race × sex"
+    assert table["lines"] == [{"group": "a × F", "patients": "60", "raw": "50 % (30 to 70)", "shrunk": "41 % (30 to 52)", "note": ""}]
 
 
 def test_what_cannot_be_said_names_whom(made):
