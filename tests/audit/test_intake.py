@@ -361,7 +361,7 @@ def test_what_we_write_ourselves_is_read(tmp_path):
         ("mine.csv", b"y_true,y_score,y_true\n1,0.5,1\n", "two columns are called 'y_true'"),
         ("mine.csv", "y_true,y_score\n1,0.5\n".encode("utf-16"), "not text in UTF-8"),
         ("mine.csv", b"PAR1\x00\xff\xfe\x00", "not text in UTF-8"),
-        ("mine.csv.gz", gzip.compress(b"y_true,y_score\n1,0.5\n" * 1000)[:-20], "not a CSV file, or only half of one"),
+        ("mine.csv.gz", gzip.compress(b"y_true,y_score\n1,0.5\n" * 1000, mtime=0)[:-20], "not a CSV file, or only half of one"),
         ("mine.csv.gz", b"y_true,y_score\n1,0.5\n", "not a CSV file, or only half of one"),
         ("mine.parquet", b"PAR1 and no more", "not a Parquet file, or only half of one"),
         ("mine.xlsx", b"PK", "a name that ends in .csv, .csv.gz, .tsv or .parquet expected"),
