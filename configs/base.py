@@ -1,7 +1,6 @@
 """Every field that a run has, with its unit and its default. Every other config is a short diff on this one."""
 
 import ml_collections
-from ml_collections import config_dict
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -106,6 +106,10 @@ class Predictions:
         recorded = self.table[LABEL + target]
         return np.where(recorded.isna(), np.nan, (recorded == name).astype(np.float64))
 
+    def labels(self, target: str) -> np.ndarray:
+        """`label` of every class: float64 [n, classes], in the order of the target's classes."""
+        return np.stack([self.label(target, name) for name in self.targets[target].classes], axis=1)
+
     def scores(self, target: str, prefix: str = SCORE) -> np.ndarray:
         """float64 [n, classes], in the order of the target's classes. Raises KeyError where a column is missing."""
         return self.table[[prefix + name for name in self.targets[target].classes]].to_numpy(np.float64)

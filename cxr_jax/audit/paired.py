@@ -37,7 +37,7 @@ class Scored(NamedTuple):
         """All rows of the predictions, in whatever order they were written."""
         classes = predictions.targets[target].classes
         image, patient = (predictions.table[name].to_numpy(str) for name in ("image_id", "patient_id"))
-        label = np.stack([predictions.label(target, name) for name in classes], axis=1)
+        label = predictions.labels(target)
         order = np.argsort(image)
         return cls(classes, image[order], patient[order], label[order], predictions.scores(target)[order])
 

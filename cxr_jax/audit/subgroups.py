@@ -245,7 +245,7 @@ class _Judgement:
         self.target = predictions.targets[name]
         self.patient, self.estimator = bootstrap.patient, estimates.Estimator(bootstrap)
         self.classes = self.target.classes
-        labels = _labels(predictions, name)
+        labels = predictions.labels(name)
         self.known, self.positive = ~np.isnan(labels), labels == 1
         self.labels = Labels(name, self.target, self.known, self.positive, self.patient, settings.min_patients)
         self.scores = predictions.scores(name)
@@ -810,13 +810,8 @@ class _Judgement:
         return rows
 
 
-def _labels(predictions: Predictions, target: str) -> np.ndarray:
-    """One-vs-rest truth: float64 [n, classes], NaN where unknown."""
-    return np.stack([predictions.label(target, name) for name in predictions.targets[target].classes], axis=1)
-
-
 def _scored(predictions: Predictions, target: str, settings) -> thresholds.Scored:
-    labels, table = _labels(predictions, target), predictions.table
+    labels, table = predictions.labels(target), predictions.table
     by = settings.threshold_by
     strata = np.zeros(len(table), object)
     masks = masks_of(predictions, by, settings) if by else {}

@@ -57,7 +57,6 @@ POPULATIONS = (
     Population("60 patients", 60),
     Population("30 patients", 30),
 )
-PROMISED = 3  # of these, figures of all patients are promised to be covered by 93 to 97 %; the rest is found out
 
 
 @dataclasses.dataclass(frozen=True)
