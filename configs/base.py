@@ -113,6 +113,9 @@ def get_config() -> ml_collections.ConfigDict:
     c.audit = u = ml_collections.ConfigDict()
     u.attributes = ("race", "sex", "age_band", "view")
     u.intersections = ("race*sex", "race*sex*age_band")  # of attributes above, as far as they are recorded
+    # what others are to have in common with a group, besides labels, for a gap that case mix does not explain; where too few have, the last is let go
+    # first, and so on; of what is recorded (cxr_jax/audit/case_mix.py). (): no such gaps
+    u.case_mix = ("view", "age_band", "sex", "race")
     u.reference = ()  # groups that others are compared with, such as ("race=White",); of other attributes the largest
     u.splits = ("test",)
     u.truth = "recorded"  # recorded | true: what predictions are judged by; true: of findings whose truth is known

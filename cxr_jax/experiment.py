@@ -227,7 +227,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     judged, which = (tables.SPLITS, ", ".join(tables.SPLITS)) if a.predictions else (config.predict.splits, "predict.splits")
     require("audit.splits", len(a.splits) > 0 and set(a.splits) <= set(judged), f"some of {which}")
     require("audit.seed", a.seed >= 0, "0 or more")
-    for name in ("attributes", "intersections"):
+    for name in ("attributes", "intersections", "case_mix"):
         require(f"audit.{name}", len(set(a[name])) == len(a[name]), "each once")
     for name in a.attributes:
         require("audit.attributes", "*" not in name and "=" not in name, f"{name!r}: no * or = in a name; intersections are audit.intersections")
@@ -236,6 +236,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
         require("audit.intersections", 1 < len(parts) == len(set(parts)), f"{entry!r}: two or more attributes, joined by *")
         for part in parts:
             require("audit.intersections", part in (*a.attributes, "race", "sex", "age_band", "view"), f"no attribute {part!r}{nearest(part, a.attributes)}")
+    for name in a.case_mix:
+        known = (*a.attributes, "race", "sex", "age_band", "view")
+        require("audit.case_mix", name in known, f"no attribute {name!r}{nearest(name, known)}; labels are among what is alike in any case")
     for entry in a.reference:
         attribute, equals, group = entry.partition("=")
         require("audit.reference", attribute in a.attributes and equals and group, f"{entry!r}: ATTRIBUTE=GROUP, the attribute of audit.attributes")

@@ -83,17 +83,19 @@ class _Class:
         return wins / pairs, (won - expected) / pairs
 
 
-def influence(positive: np.ndarray, scores: np.ndarray, patient: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def influence(
+    positive: np.ndarray, scores: np.ndarray, patient: np.ndarray, weight: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """AUC of each score and what each patient does to it: (float64 [m], float64 [patients, m]).
 
-    positive: bool [n]; scores: float [n, m], of m models; patient: [n], whose image each is. Patients are in the order
-    of their sorted ids. The influence of several classes, averaged, is that of the macro AUC; of two values the sum of
+    positive: bool [n]; scores: float [n, m], of m models; patient: [n], whose image each is; weight: float [n], how often
+    each image counts, once where it is None; taken as given, not as estimated. Patients are in the order of their sorted ids. The influence of several classes, averaged, is that of the macro AUC; of two values the sum of
     products over patients is the covariance of the AUCs, as said above under Macro.
 
     NaN where a side has no image; influence alone is NaN where it has fewer than 2 patients. Raises ValueError for
     shapes that do not fit, no image at all, and a NaN score.
     """
-    auc, parts, one = _of_one_class(positive, scores, patient)
+    auc, parts, one = _of_one_class(positive, scores, patient) if weight is None else _weighted(positive, scores, patient, weight)
     return auc, np.sqrt(one.f01) * parts[0] + np.sqrt(one.f10) * parts[1]
 
 
@@ -144,6 +146,30 @@ def _of_one_class(positive, scores, patient) -> tuple[np.ndarray, np.ndarray, _C
     found = [one.parts(_Ranks(np.ascontiguousarray(score))) for score in scores.T]
     auc = np.array([auc for auc, _ in found], np.float64)
     return auc, np.array([parts.T for _, parts in found]).reshape(-1, 2, patients).transpose(1, 2, 0), one
+
+
+def _weighted(positive, scores, patient, weight) -> tuple[np.ndarray, np.ndarray, _Class]:
+    """As `_of_one_class`, placements and sums weighted."""
+    positive, scores, weight = np.asarray(positive, bool), np.asarray(scores), np.asarray(weight, np.float64)
+    whose, patients = _patients(positive[:, None], scores, patient)
+    one, auc, parts = _Class(positive, whose, patients), [], np.empty((2, patients, scores.shape[1]))
+    total = weight[positive].sum(), weight[~positive].sum()
+    for k, score in enumerate(scores.T):
+        ranks = _Ranks(np.ascontiguousarray(score))
+        at_first = np.empty_like(ranks.order)
+        at_first[ranks.order] = np.arange(len(score))
+        placements = np.empty(len(score))
+        for side, of in ((positive, ~positive), (~positive, positive)):
+            up_to = np.concatenate(([0.0], np.cumsum((weight * of)[ranks.order])))
+            below = (up_to[ranks.first] + up_to[ranks.end])[at_first] / 2
+            placements[side] = below[side] / up_to[-1] if up_to[-1] else np.nan
+        placements[~positive] = 1 - placements[~positive]
+        area = float((weight * placements)[positive].sum() / total[0]) if all(total) else np.nan
+        auc.append(area)
+        for part, side, of in ((0, ~positive, total[1]), (1, positive, total[0])):
+            moves = weight[side] * (placements[side] - area) / of if of else np.full(side.sum(), np.nan)
+            parts[part, :, k] = np.bincount(whose[side], moves, minlength=patients) if all(total) else np.nan
+    return np.array(auc), parts, one
 
 
 def _patients(positive: np.ndarray, scores: np.ndarray, patient: np.ndarray) -> tuple[np.ndarray, int]:

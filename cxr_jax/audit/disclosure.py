@@ -23,7 +23,8 @@ import pandas as pd
 from cxr_jax.audit.suppression import Ledger, withhold
 from cxr_jax.tables import IDENTIFIERS, Predictions, Target, UserError
 
-ALL, MISSING, REST = "all", "missing", "rest"
+ALL, MISSING = "all", "missing"
+REST, LIKE = "rest", "like"  # whom a group is compared with: all others; these, weighted to be like it (see `case_mix`)
 TIMES = "*"  # between the attributes of an intersection; and, with blanks about it, between their groups
 
 
@@ -53,7 +54,7 @@ def groups(
 
     `age_band` is made from `age` where the table has no such column. A group is a value as recorded; an empty cell
     belongs to 'missing', which comes last. Those in `first` come first, in that order, then the others by name;
-    bands by age. Raises UserError for a group called 'rest', or as intersections are.
+    bands by age. Raises UserError for a group called 'rest' or 'like', or as intersections are.
     """
     if attribute in table:
         recorded = table[attribute].to_numpy(object)
@@ -68,7 +69,7 @@ def groups(
     if not found:
         return {}
     for name in found:
-        if name == REST or f" {TIMES} " in name:
+        if name in (REST, LIKE) or f" {TIMES} " in name:
             raise UserError(f"{attribute}: a group called {name!r} cannot be told from what the audit itself calls so; rename it")
     order = [name for name in first if name in found] + [name for name in found if name not in first]
     masks = {name: ~empty & (names == name) for name in order}

@@ -172,25 +172,26 @@ class Estimator:
 
     def _ranked(self, cell: RankedCell, auc: np.ndarray, precision: np.ndarray) -> tuple[Estimate, Estimate]:
         who = self.bootstrap.patient[cell.rows]
-        positives, negatives = (len(np.unique(who[cell.positive == side])) for side in (True, False))
+        weight = np.ones(len(who)) if cell.weight is None else cell.weight
+        positives, negatives = (count(who[cell.positive == side], weight[cell.positive == side]) for side in (True, False))
         images, influence = len(cell.rows), functools.partial(self._auc_influence, cell)
-        value = metrics.auc(cell.positive, cell.score)
+        value = metrics.auc(cell.positive, cell.score, cell.weight)
         area = Estimate(value, auc, influence, min(positives, negatives), images, "auc")
-        value = metrics.average_precision(cell.positive, cell.score)
+        value = metrics.average_precision(cell.positive, cell.score, cell.weight)
         return area, Estimate(value, precision, None, positives, images, "precision")
 
     def _auc_influence(self, cell: RankedCell) -> np.ndarray:
         found = np.zeros(self.bootstrap.patients)
         who = self.bootstrap.patient[cell.rows]
-        found[np.unique(who)] = comparisons.influence(cell.positive, cell.score[:, None], who)[1][:, 0]
+        found[np.unique(who)] = comparisons.influence(cell.positive, cell.score[:, None], who, cell.weight)[1][:, 0]
         return found
 
     def means(self, cells: Sequence[MeanCell], scale: str = "") -> list[Estimate]:
-        """The mean of each cell. scale: 'share' where all values are 0 or 1 and none is weighted."""
+        """The mean of each cell. scale: 'share' where all values are 0 or 1."""
         return [self._mean(cell, drawn, scale) for cell, drawn in zip(cells, self.bootstrap.means(cells), strict=True)]
 
     def _mean(self, cell: MeanCell, replicates: np.ndarray, scale: str) -> Estimate:
-        patients = len(np.unique(self.bootstrap.patient[cell.rows]))
+        patients = count(self.bootstrap.patient[cell.rows], cell.weight)
         influence = functools.partial(self._mean_influence, cell)
         return Estimate(metrics.mean(cell.value, cell.weight), replicates, influence, patients, len(cell.rows), scale)
 
@@ -232,6 +233,17 @@ class Estimator:
             "ece_debiased": Estimate(float(metrics.calibration_error(apart, error)), metrics.calibration_error(drawn, error), scale="error", **sizes),
             "calibration_slope": Estimate(fit.slope, None, functools.partial(self.by_patient, rows, fit.moves), reason=reason, **sizes),
         }
+
+
+def count(patient: np.ndarray, weight: np.ndarray | None = None) -> int:
+    """How many patients some images are of; with weights, as many of equal weight as would tell as much (Kish 1965), rounded down.
+
+    patient: int [m]; weight: float [m].
+    """
+    if weight is None or not len(patient):
+        return len(np.unique(patient))
+    total = np.bincount(patient, weight)
+    return int(total.sum() ** 2 / (total @ total) + _NOTHING)
 
 
 # --- intervals -------------------------------------------------------------------------------------------------------

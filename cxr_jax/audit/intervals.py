@@ -40,11 +40,13 @@ SMALL, SMALLEST_STRATUM = 50, 20  # patients
 
 
 class RankedCell(NamedTuple):
-    """Images with a truth and a score. rows: int [m], positions in the split; positive: bool [m]; score: float [m]."""
+    """Images with a truth and a score. rows: int [m], positions in the split; positive: bool [m]; score: float [m];
+    weight: float [m], above 0, how often each counts, once where it is None."""
 
     rows: np.ndarray
     positive: np.ndarray
     score: np.ndarray
+    weight: np.ndarray | None = None
 
 
 class MeanCell(NamedTuple):
@@ -102,14 +104,15 @@ class Bootstrap:
     def ranking(self, cells: Sequence[RankedCell]) -> tuple[np.ndarray, np.ndarray]:
         """AUC and average precision of every cell in every replicate: two float64 [cells, replicates], NaN undefined.
 
-        Definitions are those of `metrics.auc` and `metrics.average_precision`. All sums for the AUC are of whole and
-        half numbers below 2**53, so they are exact in float64 whatever the order. Raises ValueError as `metrics.rank`.
+        Definitions are those of `metrics.auc` and `metrics.average_precision`. Without weights all sums for the AUC are of
+        whole and half numbers below 2**53, so they are exact in float64 whatever the order. Raises ValueError as `metrics.rank`.
         """
         if not cells:
             return np.zeros((0, self.replicates)), np.zeros((0, self.replicates))
         ranks = [metrics.rank(cell.positive, cell.score) for cell in cells]
         rows = np.concatenate([np.asarray(c.rows)[r.order] for c, r in zip(cells, ranks)]).astype(np.int64)
         positive = np.concatenate([np.asarray(c.positive, bool)[r.order] for c, r in zip(cells, ranks)])
+        weight = np.concatenate([np.ones(len(r.order)) if c.weight is None else np.asarray(c.weight, np.float64)[r.order] for c, r in zip(cells, ranks)])
         tied = np.concatenate([r.tied for r in ranks])
         closes = np.concatenate([r.last == np.arange(len(r.last)) for r in ranks])
         stops = np.cumsum([len(r.order) for r in ranks])
@@ -117,7 +120,7 @@ class Bootstrap:
         if not len(rows):
             return np.full((len(cells), self.replicates), np.nan), np.full((len(cells), self.replicates), np.nan)
         # The walk never reaches what fills these up, and a cell from 0 to 0 is empty: it costs nothing.
-        images = [_filled(x, 0) for x in (self.patient[rows], positive, tied, closes)]
+        images = [_filled(x, 0) for x in (self.patient[rows], positive, tied, closes, weight)]
         bounds = [_filled(x.astype(np.int32), 0) for x in (starts, stops)]
         # Also since the walk is long and narrow: an accelerator would spend its time launching kernels.
         with mesh.float64_on_host():
@@ -237,10 +240,10 @@ def wilson(share: float, n: float, level: float) -> tuple[float, float]:
 
 
 @jax.jit
-def _ranking(counts, patient, positive, tied, closes, starts, stops):
-    """AUC and average precision, [cells, lanes] each; `patient` to `closes` hold all cells' sorted images in a row.
+def _ranking(counts, patient, positive, tied, closes, own, starts, stops):
+    """AUC and average precision, [cells, lanes] each; `patient` to `own` hold all cells' sorted images in a row.
 
-    Walking down the scores, with w an image's weight and ties sorted positives first:
+    own: an image's own weight, by which its patient's count is multiplied. Walking down the scores, with w an image's weight and ties sorted positives first:
         true    weight of the positives so far          level   weight of the positives of the present score
         called  weight of all images so far             won     pairs won: a negative loses to every positive above it
         gained  sum of precision x positives                    and to half of those level with it
@@ -251,14 +254,14 @@ def _ranking(counts, patient, positive, tied, closes, starts, stops):
 
     def step(i, sums):
         true, level, called, won, gained = sums
-        weight = counts[patient[i]].astype(jnp.float64)
+        weight = counts[patient[i]].astype(jnp.float64) * own[i]
         gain = weight * positive[i].astype(jnp.float64)
         true = true + gain
         level = level * tied[i].astype(jnp.float64) + gain
         called = called + weight
         won = won + (weight - gain) * (true - level * 0.5)
         # Where nobody has been called yet, `level` is 0 as well, and the divisor only has to be finite.
-        gained = gained + jnp.where(closes[i], level * true / jnp.maximum(called, 1.0), 0.0)
+        gained = gained + jnp.where(closes[i], level * true / jnp.maximum(called, 1e-300), 0.0)
         return true, level, called, won, gained
 
     def cell(bounds):

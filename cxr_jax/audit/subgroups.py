@@ -13,14 +13,17 @@
                 says how they were chosen). roc_tpr: the false-positive rate; calibration: mean score of the bin; accuracy of
                 a finding: 0.5
     effect      null: the figure itself. 'difference', 'ratio': of the group's to that of `reference`. 'range': greatest
-                less least over the groups of an attribute, `group` has the greatest, `reference` the least; it has no interval 'shrunk': of an
-                intersection, moved towards what its groups alone would have (see `pooling`)
-    reference   'rest', all others of the split, or the name of a group; auc_difference: 'ceiling'; confusion: the class called
+                less least over the groups of an attribute, `group` has the greatest, `reference` the least; it has no interval.
+                'mix': what of the difference to all others goes with the mix of labels and attributes, that is this less the
+                difference to others like the group. 'shrunk': of an intersection, moved towards what its groups alone would
+                have (see `pooling`)
+    reference   'rest', all others of the split; 'like', these weighted to be like the group (see `case_mix`), of which what is
+                not of open data is rounded; or the name of a group; auc_difference: 'ceiling'; confusion: the class called
     value, low, high    null where undefined, withheld or suppressed
     level, method       of the interval
     n_images, n_patients, n_positive    of the group, whose label is known. n_positive is null for 'macro' and 'all', in
                 calibration and confusion (whose n is of the bin, or of the true class), and where it is hidden
-    p, p_bootstrap, p_holm, p_by, family    of differences to the rest in METRICS_TESTED: Wald's, the bootstrap's own (see
+    p, p_bootstrap, p_holm, p_by, family    of differences to the rest in `gaps.TESTED`: Wald's, the bootstrap's own (see
                 `estimates`), Holm's and Benjamini and Yekutieli's over all that have a p on this split, and how many those
                 are. Of two groups that are each other's rest the test is one, and counted once
     suppressed  true: value and all counts of the row are null, lest they tell of too few patients. Where n_images is
@@ -56,7 +59,7 @@ from typing import Any
 
 import numpy as np
 
-from cxr_jax.audit import comparisons, estimates, metrics, pooling, thresholds
+from cxr_jax.audit import comparisons, estimates, gaps, metrics, pooling, thresholds
 from cxr_jax.audit.disclosure import (
     ALL, MISSING, TIMES, Group, Labels, age_band, check_attributes, groups, hidden_groups, intersections, masks_of, protected,
 )  # fmt: skip
@@ -70,7 +73,7 @@ KEYS = (
     "metric", "target", "class", "attribute", "group", "split", "threshold", "effect", "reference", "value", "low", "high",
     "level", "method", "n_images", "n_patients", "n_positive", "p", "p_bootstrap", "p_holm", "p_by", "family", "suppressed", "reason",
 )  # fmt: skip
-MACRO = "macro"
+MACRO = gaps.MACRO
 FALSE_POSITIVE_RATES = np.arange(51) / 50
 CALIBRATION_BINS, CALIBRATION_BINS_OF_A_GROUP = 10, 5  # at most
 # Of called images: (which images, what of them), by truth and call.
@@ -86,10 +89,6 @@ RATES = {
 }
 CALIBRATION = ("calibration_in_the_large", "calibration_slope", "ece", "ece_debiased")
 RECORDED = ("recorded_if_present", "recorded_if_absent")
-COMPARED = ("auc", "false_positive_rate", "false_negative_rate", "ppv", "called", "calibration_in_the_large")
-METRICS_TESTED = ("auc", "false_positive_rate", "false_negative_rate")
-RATIOS = ("false_positive_rate", "false_negative_rate", "ppv", "called")
-RANGES = ("auc", "false_positive_rate", "false_negative_rate", "called")
 OF_INTERSECTIONS = ("auc", "false_positive_rate", "false_negative_rate")
 _NO_COUNTS = {"n_images": None, "n_patients": None, "n_positive": None}
 CALLED = 0.5  # accuracy of a finding: one scored at least this is called present; no choice of threshold, and the row says so
@@ -137,7 +136,7 @@ def _check_groups(masks: Mapping[str, Mapping[str, np.ndarray]], settings) -> No
             raise UserError(f"config.audit.reference: no group {group!r} of {attribute}; there are: {known}")
 
 
-def _settled(found: Sequence[_Judgement]) -> dict[str, list[Group]]:
+def _settled(found: Sequence[Judgement]) -> dict[str, list[Group]]:
     """The intersections of each target. What one hides the others must, and with it perhaps more, until all agree."""
     hidden: set[tuple[str, str]] = set()
     while True:
@@ -204,7 +203,7 @@ def select(rows: Sequence[Mapping[str, Any]], **fields) -> list[Row]:
 def judgements(
     predictions: Predictions, split: str, settings, bootstrap: Bootstrap, chosen_on: Predictions | None = None,
     recorded: Predictions | None = None,
-) -> list[_Judgement]:  # fmt: skip
+) -> list[Judgement]:  # fmt: skip
     """One a target. Where two targets are attributes as well, say race and sex, the numbers of F by race are those of
     the races by sex: what either hides the other has to, and with it perhaps more, until both agree.
 
@@ -215,7 +214,7 @@ def judgements(
     crossed: dict[str, set[tuple[str, str, str]]] = {name: set() for name in predictions.targets}
     while True:
         found = [
-            _Judgement(predictions, name, split, settings, bootstrap, hidden, crossed[name], chosen_on, recorded or predictions)
+            Judgement(predictions, name, split, settings, bootstrap, hidden, crossed[name], chosen_on, recorded or predictions)
             for name in predictions.targets
         ]
         cells = [(one.name, cell) for one in found for cell in one.hidden_cells()]
@@ -228,7 +227,7 @@ def judgements(
 ByClass = dict[str, Estimate]
 
 
-class _Judgement:
+class Judgement:
     """One target on one split.
 
     predictions: that split's images alone. hidden: as `hidden_groups` has it. crossed: (attribute, group, class) whose
@@ -252,7 +251,7 @@ class _Judgement:
         self.ceiling = predictions.scores(name, CEILING) if predictions.has_ceiling(name) else None
         self._few = self.labels.few
         self._unscored = "a score is missing"
-        self._lest_few_show = f"lest a count of {self._few} show"
+        self.lest_few_show = f"lest a count of {self._few} show"
         self.groups, self.absent = self._groups(predictions, hidden, crossed)
         self.everyone = self.groups[0]
 
@@ -299,30 +298,30 @@ class _Judgement:
         other.scores, other.ceiling, other._unscored = scores, None, unscored or self._unscored
         found = []
         for group in (group for group in self.groups if (group.attribute, group.name) == (attribute, name)):
-            for of, figure in other._figures([group], lambda _: ("auc",))[0]["auc"].items():
+            for of, figure in other.figures([group], lambda _: ("auc",))[0]["auc"].items():
                 c = self.classes.index(of) if of in self.classes else None
-                found.append((other._row("auc", of, group, c, figure), figure))
+                found.append((other.row("auc", of, group, c, figure), figure))
         return [({key: row[key] for key in KEYS}, figure) for row, figure in found]
 
     def empty(self, metric: str, reason: str) -> list[Row]:
         """Rows of a metric, one a class and one for the macro, of a group in which there is nobody."""
         none, nothing = np.zeros_like(self.known.T), np.zeros(len(self.classes), bool)
         nobody = Group("", "", none[0], none, ("",) * len(self.classes), "", nothing, ("",) * len(self.classes))
-        rows = [self._row(metric, name, nobody, c, estimates.undefined(reason)) for c, name in [*enumerate(self.classes), (None, MACRO)]]
+        rows = [self.row(metric, name, nobody, c, estimates.undefined(reason)) for c, name in [*enumerate(self.classes), (None, MACRO)]]
         return [{key: row[key] for key in KEYS} for row in rows]
 
     def rows(self) -> list[Row]:
         """Every row of the target, intersections apart."""
-        figures = self._figures(self.groups, self._metrics)
+        figures = self.figures(self.groups, self._metrics)
         rows = []
         for group, of in zip(self.groups, figures, strict=True):
             for metric, by_class in of.items():
                 reference = "ceiling" if metric == "auc_difference" else None
                 rows += self._rows_of(metric, group, by_class, reference=reference)
         for attribute in self.absent:
-            row = self._row("auc", MACRO, self.everyone, None, estimates.undefined(f"no {attribute} is recorded"))
+            row = self.row("auc", MACRO, self.everyone, None, estimates.undefined(f"no {attribute} is recorded"))
             rows.append(row | {"attribute": attribute, "n_images": 0, "n_patients": 0})
-        rows += self._gaps(figures)
+        rows += gaps.rows(self, figures)
         rows += self._roc() + self._calibration()
         return rows + (self._confusion() if self.target.kind == "multiclass" else [])
 
@@ -344,7 +343,7 @@ class _Judgement:
 
     def of_intersections(self, cells: Sequence[Group]) -> list[Row]:
         """Rows of intersections, as they are and shrunk. `rows` comes first, which finds out what a macro is over."""
-        rows, found = [], self._figures(cells, lambda _: OF_INTERSECTIONS)
+        rows, found = [], self.figures(cells, lambda _: OF_INTERSECTIONS)
         for name in dict.fromkeys(cell.attribute for cell in cells):
             here = [(cell, of) for cell, of in zip(cells, found, strict=True) if cell.attribute == name]
             for metric in OF_INTERSECTIONS:
@@ -360,18 +359,18 @@ class _Judgement:
         return rows
 
     def _pooled_row(self, metric: str, name: str, cell: Group, c: int, moved: pooling.Shrunk) -> Row:
-        threshold = self._threshold(metric, cell, c)
-        row = self._row(metric, name, cell, c, Estimate(moved.value, reason=moved.reason), threshold=threshold, effect="shrunk")
+        threshold = self.threshold(metric, cell, c)
+        row = self.row(metric, name, cell, c, Estimate(moved.value, reason=moved.reason), threshold=threshold, effect="shrunk")
         return row | {"low": _or_null(moved.low), "high": _or_null(moved.high), "method": pooling.METHOD}
 
     def _rows_of(self, metric: str, group: Group, by_class: ByClass, **keys) -> list[Row]:
         rows = []
         for name, figure in by_class.items():
             c = self.classes.index(name) if name in self.classes else None
-            rows.append(self._row(metric, name, group, c, figure, threshold=self._threshold(metric, group, c), **keys))
+            rows.append(self.row(metric, name, group, c, figure, threshold=self.threshold(metric, group, c), **keys))
         return rows
 
-    def _threshold(self, metric: str, group: Group, c: int | None) -> float | None:
+    def threshold(self, metric: str, group: Group, c: int | None) -> float | None:
         if metric == "accuracy":
             return CALLED if self.target.kind == "multilabel" else None
         if c is None or metric not in (*RATES, "equalised_odds"):
@@ -391,8 +390,12 @@ class _Judgement:
 
     # -- figures
 
-    def _figures(self, groups: Sequence[Group], wanted) -> list[dict[str, ByClass]]:
-        """For each group, by metric, the figure of each class, of 'macro' or of 'all'. wanted: group -> its metrics."""
+    def figures(self, groups: Sequence[Group], wanted, weights: Sequence[np.ndarray] = ()) -> list[dict[str, ByClass]]:
+        """For each group, by metric, the figure of each class, of 'macro' or of 'all'.
+
+        wanted: group -> its metrics. weights: of each group float64 [n, classes], above 0 where its labels are known, or none
+        at all; for the metrics of `gaps.COMPARED` alone.
+        """
         groups, everyones = list(groups), [g for g in groups if g.attribute == ALL]
         figures: list[dict[str, ByClass]] = [{metric: {} for metric in wanted(group)} for group in groups]
         ranked, averaged = [], []  # (group's number, metric, class, cell, keywords of the Estimate)
@@ -409,7 +412,7 @@ class _Judgement:
                     for metric in figures[g]:
                         figures[g][metric][name] = estimates.undefined(self._unscored)
                     continue
-                self._cells(g, group, c, rows, figures[g], ranked, averaged)
+                self._cells(g, group, c, rows, figures[g], ranked, averaged, weights[g][rows, c] if weights else None)
             if "accuracy" in figures[g] and self.target.kind == "multiclass":
                 figures[g]["accuracy"][ALL] = estimates.undefined(group.any_suppressed)
                 if not group.any_suppressed:
@@ -449,15 +452,17 @@ class _Judgement:
         """Why a metric of a class is not there, unless it is put there later."""
         if metric == "called":
             return group.suppressed[c]
-        return group.suppressed[c] or group.few[c] or f"hidden {self._lest_few_show}"
+        return group.suppressed[c] or group.few[c] or f"hidden {self.lest_few_show}"
 
-    def _cells(self, g: int, group: Group, c: int, rows: np.ndarray, wanted, ranked: list, averaged: list) -> None:
-        """Appends what is to be ranked and averaged of a class in a group that is not suppressed."""
+    def _cells(
+        self, g: int, group: Group, c: int, rows: np.ndarray, wanted, ranked: list, averaged: list, weight: np.ndarray | None
+    ) -> None:  # fmt: skip
+        """Appends what is to be ranked and averaged of a class in a group that is not suppressed. weight: of the rows."""
         name, positive, score = self.classes[c], self.positive[rows, c], self.scores[rows, c]
         shows_positives = not group.hidden_positives[c]
         if not group.few[c]:
             if "auc" in wanted:
-                ranked.append((g, "auc", name, RankedCell(rows, positive, score)))
+                ranked.append((g, "auc", name, RankedCell(rows, positive, score, weight)))
             if "auc_ceiling" in wanted:
                 ranked.append((g, "auc_ceiling", name, RankedCell(rows, positive, self.ceiling[rows, c])))
             if "brier" in wanted:
@@ -465,9 +470,9 @@ class _Judgement:
         if "accuracy" in wanted and self.target.kind == "multilabel" and shows_positives:
             averaged.append((g, "accuracy", name, MeanCell(rows, (score >= CALLED) == positive), {"scale": "share"}))
         if "calibration_in_the_large" in wanted and shows_positives:
-            averaged.append((g, "calibration_in_the_large", name, MeanCell(rows, score - positive), {}))
+            averaged.append((g, "calibration_in_the_large", name, MeanCell(rows, score - positive, weight), {}))
         for metric in (metric for metric in RATES if metric in wanted and (shows_positives or metric == "called")):
-            self._rate(g, metric, group, c, rows, averaged)
+            self._rate(g, metric, group, c, rows, averaged, weight)
         for metric in (metric for metric in RECORDED if metric in wanted and shows_positives):
             if TRUE + name not in self.predictions.table:
                 averaged.append((g, metric, name, MeanCell(rows[:0], positive[:0]), {"reason": "its truth is not known"}))
@@ -479,7 +484,7 @@ class _Judgement:
             recorded = table[_AS_RECORDED + name if _AS_RECORDED + name in table else LABEL + name].to_numpy(np.float64)[rows] == 1
             self._share(g, metric, name, rows, present if metric == RECORDED[0] else ~present, recorded, averaged, "are so")
 
-    def _rate(self, g: int, metric: str, group: Group, c: int, rows: np.ndarray, averaged: list) -> None:
+    def _rate(self, g: int, metric: str, group: Group, c: int, rows: np.ndarray, averaged: list, weight: np.ndarray | None) -> None:
         positive, called = self.positive[rows, c], self.calls.called[rows, c]
         if self.calls.reasons[c] and np.isnan(self.calls.threshold[rows, c]).any():
             averaged.append((g, metric, self.classes[c], MeanCell(rows[:0], positive[:0]), {"reason": self.calls.reasons[c]}))
@@ -490,11 +495,12 @@ class _Judgement:
         }  # fmt: skip
         of, what = RATES[metric]
         told = "have a known label" if of == "all" else f"are {of}"
-        self._share(g, metric, self.classes[c], rows, sets[of], sets[what], averaged, told, self.calls.how)
+        self._share(g, metric, self.classes[c], rows, sets[of], sets[what], averaged, told, self.calls.how, weight)
 
     def _share(
-        self, g: int, metric: str, name: str, rows: np.ndarray, among: np.ndarray, so: np.ndarray, averaged: list, told: str, how: str = ""
-    ) -> None:
+        self, g: int, metric: str, name: str, rows: np.ndarray, among: np.ndarray, so: np.ndarray, averaged: list, told: str,
+        how: str = "", weight: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
         """Appends the share that is `so` of the images in `among`; withheld where these are of too few patients."""
         keywords = {"scale": "" if metric == "f1" else "share", "how": how}
         few = len(self.labels.patients(rows[among]))
@@ -502,7 +508,7 @@ class _Judgement:
             keywords["reason"] = f"no image: none {told}" if not few else f"withheld: {self._few} {told}"
             among = np.zeros_like(among)
         # F1 = 2 TP / (2 TP + FP + FN): a mean over what is called or positive, in which true positives count twice.
-        weight = 1.0 + so[among] if metric == "f1" else None
+        weight = 1.0 + so[among] if metric == "f1" else None if weight is None else weight[among]
         averaged.append((g, metric, name, MeanCell(rows[among], so[among], weight), keywords))
 
     def _rank(self, figures, metric: str, name: str, cell: RankedCell, both: tuple[Estimate, Estimate], decimals: int | None) -> None:
@@ -574,118 +580,16 @@ class _Judgement:
         return estimates.mean([of_class[name] for name in used], reason)
 
     @property
-    def _is_binary(self) -> bool:
+    def is_binary(self) -> bool:
         return self.target.kind == "multiclass" and len(self.classes) == 2 and bool(np.allclose(self.scores.sum(axis=1), 1, atol=1e-6))
 
     def _called(self) -> np.ndarray:
         """The class with the highest score, int [n]; of equal ones the first in the target's order."""
         return self.scores.argmax(axis=1)
 
-    # -- gaps
-
-    def _gaps(self, figures: Sequence[Mapping[str, ByClass]]) -> list[Row]:
-        """Differences and ratios of groups to the rest and to a reference group, and ranges over groups."""
-        rows: list[Row] = []
-        for attribute in dict.fromkeys(group.attribute for group in self.groups[1:] if group.attribute != self.name):
-            here = [(g, of) for g, of in zip(self.groups, figures, strict=True) if g.attribute == attribute]
-            shown = [(group, of) for group, of in here if not group.any_suppressed]
-            rests = [group.rest(self.everyone, self.labels) for group, _ in shown]
-            of_rests = self._figures(rests, lambda _: COMPARED)
-            mirrored: dict[tuple[str, str], Row] = {}
-            for (group, of), of_rest in zip(shown, of_rests, strict=True):
-                for metric in COMPARED:
-                    tests = {row["class"]: row for row in self._against(metric, group, of, of_rest, "rest", rows)}
-                    if metric not in METRICS_TESTED:
-                        continue
-                    for name, row in tests.items():
-                        # Of two groups one is the other's rest; of two classes that exclude each other, with scores that
-                        # add up to 1, one's AUC is the other's, and their mean.
-                        same = (metric, name) if len(here) == 2 else (group.name, metric, name)
-                        if metric == "auc" and self._is_binary:
-                            same = (*same[:-1], "")
-                        first = mirrored.setdefault(same, row)
-                        row["mirrored"] = None if first is row else first
-            reference = self._reference(attribute, shown)
-            for group, of in shown:
-                if reference is not None and group is not reference[0]:
-                    for metric in METRICS_TESTED:
-                        self._against(metric, group, of, reference[1], reference[0].name, rows)
-            rows += self._ranges(attribute, [(g, of) for g, of in shown if g.name != MISSING], len(here))
-        return rows
-
-    def _reference(self, attribute: str, shown):
-        """(group, its figures) that settings.reference names for an attribute, 'race=White', or else the largest."""
-        named = dict(entry.split("=", 1) for entry in self.settings.reference)
-        recorded = [(group, of) for group, of in shown if group.name != MISSING]
-        if attribute in named:
-            return next(((group, of) for group, of in recorded if group.name == named[attribute]), None)
-        return max(recorded, key=lambda pair: len(self.labels.patients(pair[0].mask)), default=None)
-
-    def _against(self, metric: str, group: Group, of, others, reference: str, rows: list[Row]) -> list[Row]:
-        """Appends rows of a group's difference, and ratio, to others; returns those of the differences."""
-        added = []
-        for name, a in of[metric].items():
-            b = others[metric][name]
-            c = self.classes.index(name) if name in self.classes else None
-            if c is not None and group.suppressed[c]:
-                continue
-            keys = {"threshold": self._threshold(metric, group, c), "reference": reference}
-            apart = estimates.difference(a, b)
-            row = self._row(metric, name, group, c, apart, effect="difference", **keys)
-            if metric in METRICS_TESTED and reference == "rest" and apart.defined:
-                if apart.decimals is not None:
-                    row["reason"] = "; ".join(filter(None, [row["reason"], f"without p {self._lest_few_show}"]))
-                else:
-                    found = estimates.tested(a, b)
-                    reason = f"no p: {found.reason}" if found.reason else None
-                    row |= {"p": _or_null(found.p), "p_bootstrap": _or_null(found.p_bootstrap)}
-                    row["reason"] = "; ".join(filter(None, [row["reason"], reason])) or None
-            added.append(row)
-            rows.append(row)
-            if metric in RATIOS:
-                rows.append(self._row(metric, name, group, c, estimates.ratio(a, b), effect="ratio", **keys))
-        return added
-
-    def _ranges(self, attribute: str, shown, number: int) -> list[Row]:
-        rows = []
-        for name in (*self.classes, MACRO):
-            c = self.classes.index(name) if name in self.classes else None
-
-            def over(*several: str):
-                """Groups in which all these metrics are defined; [] where fewer than two are."""
-                used = [(g, of) for g, of in shown if all(name in of.get(m, {}) and of[m][name].defined for m in several)]
-                return used if len(used) > 1 else []
-
-            for metric in RANGES:
-                used = over(metric)
-                if used:
-                    apart, high, low = estimates.spread({g.name: of[metric][name] for g, of in used})
-                    rows.append(self._range_row(metric, name, c, attribute, used, number, apart, high, low))
-            rates = ("sensitivity", "false_positive_rate")
-            used = over(*rates)
-            if used:
-                found = [estimates.spread({g.name: of[m][name] for g, of in used})[0] for m in rates]
-                odds = max(found, key=lambda one: one.value)
-                rows.append(self._range_row("equalised_odds", name, c, attribute, used, number, odds, ALL, None))
-        return rows
-
-    def _range_row(self, metric, name, c, attribute, used, number: int, apart: Estimate, high: str, low: str | None) -> Row:
-        groups = [g for g, _ in used]
-        known = np.logical_or.reduce([g.known for g in groups])
-        gone = np.logical_or.reduce([g.hidden_positives for g in groups])
-        together = dataclasses.replace(self.everyone, attribute=attribute, name=high, known=known, hidden_positives=gone)
-        reason = "" if len(groups) == number else f"over {len(groups)} of {number} groups"
-        threshold = self._threshold(metric, together, c)
-        row = self._row(metric, name, together, c, dataclasses.replace(apart, reason=reason), threshold=threshold, effect="range", reference=low)
-        # Patients of several groups would be counted once, and so tell of those who are in another group alone.
-        patients = [self.labels.patients(g.mask) for g in groups]
-        shared = len(np.unique(np.concatenate(patients))) < sum(map(len, patients))
-        row["reason"] = "; ".join(filter(None, [row["reason"], apart.no_interval])) or None
-        return row | {"n_patients": None if shared else row["n_patients"]}
-
     # -- one row
 
-    def _row(
+    def row(
         self, metric: str, name: str, group: Group, c: int | None, figure: Estimate,
         threshold: float | None = None, effect: str | None = None, reference: str | None = None, rows: np.ndarray | None = None,
     ) -> Row:  # fmt: skip
@@ -703,7 +607,7 @@ class _Judgement:
                     counts["n_positive"] = int(self.positive[rows, c].sum())
                 elif figure.defined:
                     rounded = "" if figure.decimals is None else f" and the rest rounded to {figure.decimals} decimals"
-                    reasons.append(f"n_positive hidden{rounded} {self._lest_few_show}")
+                    reasons.append(f"n_positive hidden{rounded} {self.lest_few_show}")
             if figure.defined and figure.no_interval and effect != "range":
                 reasons.append(figure.no_interval)
             elif figure.defined and (figure.replicates is not None or figure.influence is not None):
@@ -734,10 +638,10 @@ class _Judgement:
         positive = self.positive[everyone.known[c], c]
         if not everyone.suppressed[c] and everyone.hidden_positives[c]:
             reason = f"the curve would show {self._few}"
-            row = self._row(metric, self.classes[c], everyone, c, estimates.undefined(reason))
+            row = self.row(metric, self.classes[c], everyone, c, estimates.undefined(reason))
             return row | _NO_COUNTS | {"suppressed": True}
         reason = everyone.suppressed[c] or (_one_class(positive) if both_sides or not len(positive) else "")
-        return self._row(metric, self.classes[c], everyone, c, estimates.undefined(reason)) if reason else None
+        return self.row(metric, self.classes[c], everyone, c, estimates.undefined(reason)) if reason else None
 
     def _roc(self) -> list[Row]:
         rows = []
@@ -753,7 +657,7 @@ class _Judgement:
             sides = min(len(np.unique(self.patient[at[cell.positive == side]])) for side in (True, False))
             for fpr, value, band in zip(FALSE_POSITIVE_RATES, values, replicates):
                 figure = Estimate(float(value), band, patients=sides, images=len(at))
-                rows.append(self._row("roc_tpr", name, self.everyone, c, figure, float(fpr)))
+                rows.append(self.row("roc_tpr", name, self.everyone, c, figure, float(fpr)))
         return rows
 
     def _calibration(self) -> list[Row]:
@@ -784,7 +688,7 @@ class _Judgement:
                     cells.append(MeanCell(images, self.positive[images, c]))
                     pending.append((name, group, c, images, float(x)))
         for (name, group, c, images, x), figure in zip(pending, self.estimator.means(cells, "share"), strict=True):
-            rows.append(self._row("calibration", name, group, c, figure, x, rows=images))
+            rows.append(self.row("calibration", name, group, c, figure, x, rows=images))
         return rows
 
     def _confusion(self) -> list[Row]:
@@ -797,16 +701,16 @@ class _Judgement:
             for p, predicted in enumerate(self.classes):
                 if everyone.suppressed[c] or everyone.hidden_positives[c]:
                     reason = everyone.suppressed[c] or f"hidden lest a class of {self._few} show"
-                    row = self._row("confusion", name, everyone, c, estimates.undefined(reason), reference=predicted)
+                    row = self.row("confusion", name, everyone, c, estimates.undefined(reason), reference=predicted)
                     rows.append(row | _NO_COUNTS | {"suppressed": True})
                 elif not len(images):
                     figure = estimates.undefined("no image of this class")
-                    rows.append(self._row("confusion", name, everyone, c, figure, reference=predicted, rows=images))
+                    rows.append(self.row("confusion", name, everyone, c, figure, reference=predicted, rows=images))
                 else:
                     cells.append(MeanCell(images, called[images] == p))
                     pending.append((name, c, predicted))
         for (name, c, predicted), cell, figure in zip(pending, cells, self.estimator.means(cells, "share"), strict=True):
-            rows.append(self._row("confusion", name, everyone, c, figure, reference=predicted, rows=cell.rows))
+            rows.append(self.row("confusion", name, everyone, c, figure, reference=predicted, rows=cell.rows))
         return rows
 
 

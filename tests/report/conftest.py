@@ -193,6 +193,7 @@ def make_workdir(
         "predict": {"dataset": "", "checkpoint": "best"},
         "audit": {
             "attributes": ["race", "sex", "age_band", "view"],
+            "case_mix": ["view", "age_band", "sex", "race"],
             "age_bands": [0, 20, 40, 60, 80],
             "level": 0.95,
             "min_patients": MIN_PATIENTS,

@@ -1,0 +1,215 @@
+"""How much worse a group fares than others: differences, ratios and their tests, ranges, and the same beside others like it.
+
+Every figure is of one target on one split, and made by a `subgroups.Judgement`; the rows are those that `subgroups` describes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cxr_jax.audit import case_mix, estimates
+from cxr_jax.audit.disclosure import ALL, LIKE, MISSING, REST, Group, masks_of
+from cxr_jax.audit.estimates import Estimate
+
+if TYPE_CHECKING:
+    from cxr_jax.audit.subgroups import Judgement
+
+COMPARED = ("auc", "false_positive_rate", "false_negative_rate", "ppv", "called", "calibration_in_the_large")
+TESTED = ("auc", "false_positive_rate", "false_negative_rate")
+RATIOS = ("false_positive_rate", "false_negative_rate", "ppv", "called")
+RANGES = ("auc", "false_positive_rate", "false_negative_rate", "called")
+MACRO, NO_FINDING = "macro", "No Finding"
+# Of data that are not open: to how many decimals what is made of weights is rounded. Of the sizes of strata nothing is told.
+DECIMALS = 2
+MIX = "no interval: it is of the mix of these images, whose weights are taken as they are"
+
+Row = dict[str, Any]
+Figures = Mapping[str, Mapping[str, Estimate]]
+
+
+def rows(judged: Judgement, figures: Sequence[Figures]) -> list[Row]:
+    """Of each attribute that is not the target: every group against all others, others like it and a reference group, and ranges.
+
+    figures: of the groups of `judged`, in their order.
+    """
+    found: list[Row] = []
+    for attribute in dict.fromkeys(group.attribute for group in judged.groups[1:] if group.attribute != judged.name):
+        here = [(g, of) for g, of in zip(judged.groups, figures, strict=True) if g.attribute == attribute]
+        shown = [(group, of) for group, of in here if not group.any_suppressed]
+        of_rests = judged.figures([group.rest(judged.everyone, judged.labels) for group, _ in shown], lambda _: COMPARED)
+        mirrored: dict[tuple, Row] = {}
+        for (group, of), of_rest in zip(shown, of_rests, strict=True):
+            for metric in COMPARED:
+                tests = {row["class"]: row for row in _against(judged, metric, group, of, of_rest, REST, found)}
+                if metric in TESTED:
+                    _mark_mirrored(judged, metric, group, tests, len(here) == 2, mirrored)
+        if judged.settings.case_mix:
+            found += _beside_their_like(judged, attribute, shown, of_rests)
+        reference = _reference(judged, attribute, shown)
+        for group, of in shown:
+            if reference is not None and group is not reference[0]:
+                for metric in TESTED:
+                    _against(judged, metric, group, of, reference[1], reference[0].name, found)
+        found += _ranges(judged, attribute, [(g, of) for g, of in shown if g.name != MISSING], len(here))
+    return found
+
+
+def _mark_mirrored(judged: Judgement, metric: str, group: Group, tests: Mapping[str, Row], two: bool, first_of: dict[tuple, Row]) -> None:
+    """Notes in each row the one whose test it repeats: of two groups one is the other's rest; of two classes that exclude each
+    other, with scores that add up to 1, one's AUC is the other's, and their mean."""
+    for name, row in tests.items():
+        same = (metric, name) if two else (group.name, metric, name)
+        if metric == "auc" and judged.is_binary:
+            same = (*same[:-1], "")
+        first = first_of.setdefault(same, row)
+        row["mirrored"] = None if first is row else first
+
+
+def _reference(judged: Judgement, attribute: str, shown):
+    """(group, its figures) that settings.reference names for an attribute, 'race=White', or else the largest."""
+    named = dict(entry.split("=", 1) for entry in judged.settings.reference)
+    recorded = [(group, of) for group, of in shown if group.name != MISSING]
+    if attribute in named:
+        return next(((group, of) for group, of in recorded if group.name == named[attribute]), None)
+    return max(recorded, key=lambda pair: len(judged.labels.patients(pair[0].mask)), default=None)
+
+
+def _against(judged: Judgement, metric: str, group: Group, of: Figures, others: Figures, reference: str, rows: list[Row]) -> list[Row]:
+    """Appends rows of a group's difference, and ratio, to others; returns those of the differences."""
+    added = []
+    for name, a in of[metric].items():
+        b = others[metric][name]
+        c = judged.classes.index(name) if name in judged.classes else None
+        if c is not None and group.suppressed[c]:
+            continue
+        keys = {"threshold": judged.threshold(metric, group, c), "reference": reference}
+        apart = estimates.difference(a, b)
+        row = judged.row(metric, name, group, c, apart, effect="difference", **keys)
+        if metric in TESTED and reference == REST and apart.defined:
+            if apart.decimals is not None:
+                row["reason"] = "; ".join(filter(None, [row["reason"], f"without p {judged.lest_few_show}"]))
+            else:
+                found = estimates.tested(a, b)
+                reason = f"no p: {found.reason}" if found.reason else None
+                row |= {"p": _or_null(found.p), "p_bootstrap": _or_null(found.p_bootstrap)}
+                row["reason"] = "; ".join(filter(None, [row["reason"], reason])) or None
+        added.append(row)
+        rows.append(row)
+        if metric in RATIOS:
+            rows.append(judged.row(metric, name, group, c, estimates.ratio(a, b), effect="ratio", **keys))
+    return added
+
+
+# --- others like the group -------------------------------------------------------------------------------------------
+
+
+def _beside_their_like(judged: Judgement, attribute: str, shown, of_rests: Sequence[Figures]) -> list[Row]:
+    """Differences of groups to others like them, and what of those to all others goes with the mix; see `case_mix`."""
+    mixed = [name for name in judged.settings.case_mix if name not in (attribute, judged.name)]
+    labels = {name: _codes(masks) for name in mixed if (masks := masks_of(judged.predictions, name, judged.settings))}
+    rests, weights, told = [], [], []
+    for group, _ in shown:
+        rest = group.rest(judged.everyone, judged.labels)
+        weight, whole = _weights(judged, group, rest, list(labels.values()))
+        # Who has no weight is not there, and of those who are there must be enough.
+        known = rest.known & (weight > 0).T
+        few = tuple(judged.labels.too_few_to_rank(mask, c) for c, mask in enumerate(known))
+        rests.append(dataclasses.replace(rest, name=LIKE, known=known, few=few))
+        weights.append(weight)
+        told.append(whole)
+    rows = []
+    of_like = judged.figures(rests, lambda _: COMPARED, weights)
+    for (group, of), of_rest, like, whole in zip(shown, of_rests, of_like, told, strict=True):
+        for metric in COMPARED:
+            for name, a in of[metric].items():
+                c = judged.classes.index(name) if name in judged.classes else None
+                if c is not None and group.suppressed[c]:
+                    continue
+                keys = {"threshold": judged.threshold(metric, group, c), "reference": LIKE}
+                mixed = dataclasses.replace(estimates.difference(like[metric][name], of_rest[metric][name]), replicates=None, influence=None, no_interval=MIX)
+                for effect, figure in (("difference", estimates.difference(a, like[metric][name])), ("mix", mixed)):
+                    if not judged.predictions.open_data:
+                        figure = dataclasses.replace(figure, decimals=min(DECIMALS, DECIMALS if figure.decimals is None else figure.decimals)).rounded()
+                    row = judged.row(metric, name, group, c, figure, effect=effect, **keys)
+                    if figure.defined and effect == "difference":
+                        row["reason"] = "; ".join(filter(None, [row["reason"], _told(whole, c, [*labels], judged.predictions.open_data)]))
+                    rows.append(row)
+    return rows
+
+
+def _codes(masks: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The number of each image's group: int64 [n]."""
+    return np.argmax(list(masks.values()), axis=0)
+
+
+def _weights(judged: Judgement, group: Group, rest: Group, labels: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """(float64 [n, classes], of the others; share of the group's images, by class, that have others like them in all)."""
+    found, whole = np.zeros(judged.known.shape), np.full(len(judged.classes), np.nan)
+    positive = judged.positive & judged.known
+    for c in range(len(judged.classes)):
+        if group.suppressed[c]:
+            continue
+        if judged.target.kind == "multiclass":
+            own = [np.where(judged.known[:, 0], positive.argmax(axis=1), 0)]
+        else:
+            others = [k for k, name in enumerate(judged.classes) if k != c and name != NO_FINDING]
+            own = [positive[:, c].astype(int), positive[:, others].any(axis=1).astype(int)]
+        found[:, c], whole[c] = case_mix.alike(group.known[c], rest.known[c], case_mix.nested([*own, *labels]))
+    return np.nan_to_num(found), whole
+
+
+def _told(whole: np.ndarray, c: int | None, names: Sequence[str], is_open: bool) -> str:
+    """How far the others are like the group, in words; of data that are not open in tens of per cent."""
+    share = float(np.nanmin(whole)) if c is None else float(whole[c])
+    rounded = f"{100 * share:.0f} %" if is_open else f"about {10 * round(10 * share)} %"
+    return f"{rounded} of the images have others like them in labels{''.join(f', {name}' for name in names)}, the rest in fewer of these"
+
+
+# --- ranges ----------------------------------------------------------------------------------------------------------
+
+
+def _ranges(judged: Judgement, attribute: str, shown, number: int) -> list[Row]:
+    rows = []
+    for name in (*judged.classes, MACRO):
+        c = judged.classes.index(name) if name in judged.classes else None
+
+        def over(*several: str):
+            """Groups in which all these metrics are defined; [] where fewer than two are."""
+            used = [(g, of) for g, of in shown if all(name in of.get(m, {}) and of[m][name].defined for m in several)]
+            return used if len(used) > 1 else []
+
+        for metric in RANGES:
+            used = over(metric)
+            if used:
+                apart, high, low = estimates.spread({g.name: of[metric][name] for g, of in used})
+                rows.append(_range_row(judged, metric, name, c, attribute, used, number, apart, high, low))
+        rates = ("sensitivity", "false_positive_rate")
+        used = over(*rates)
+        if used:
+            found = [estimates.spread({g.name: of[m][name] for g, of in used})[0] for m in rates]
+            odds = max(found, key=lambda one: one.value)
+            rows.append(_range_row(judged, "equalised_odds", name, c, attribute, used, number, odds, ALL, None))
+    return rows
+
+
+def _range_row(judged: Judgement, metric, name, c, attribute, used, number: int, apart: Estimate, high: str, low: str | None) -> Row:
+    groups = [g for g, _ in used]
+    known = np.logical_or.reduce([g.known for g in groups])
+    gone = np.logical_or.reduce([g.hidden_positives for g in groups])
+    together = dataclasses.replace(judged.everyone, attribute=attribute, name=high, known=known, hidden_positives=gone)
+    reason = "" if len(groups) == number else f"over {len(groups)} of {number} groups"
+    threshold = judged.threshold(metric, together, c)
+    row = judged.row(metric, name, together, c, dataclasses.replace(apart, reason=reason), threshold=threshold, effect="range", reference=low)
+    # Patients of several groups would be counted once, and so tell of those who are in another group alone.
+    patients = [judged.labels.patients(g.mask) for g in groups]
+    shared = len(np.unique(np.concatenate(patients))) < sum(map(len, patients))
+    row["reason"] = "; ".join(filter(None, [row["reason"], apart.no_interval])) or None
+    return row | {"n_patients": None if shared else row["n_patients"]}
+
+
+def _or_null(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
