@@ -14,10 +14,13 @@ from matplotlib import ticker
 from matplotlib.lines import Line2D
 
 from cxr_jax.audit import subgroups
-from cxr_jax.audit.subgroups import METRICS_TESTED, TIMES
+from cxr_jax.audit.disclosure import LIKE
+from cxr_jax.audit.gaps import TESTED
+from cxr_jax.audit.subgroups import TIMES
 from cxr_jax.report import rows as audit_rows
 from cxr_jax.report.figures import COLOURS, FAINT, INK, MARKERS, VERMILION, Drawing, new_figure, short, styled, wrapped
 
+MOST_MIXED = 12  # differences beside which those to others like the group are shown, unless more survive correction
 ERROR = 0.05  # of a family of tests, at which one is called real
 MOST = 24  # gaps drawn
 MOST_GROUPS = len(COLOURS)
@@ -36,7 +39,7 @@ def gaps(rows: pd.DataFrame, split: str) -> pd.DataFrame:
     Rates to two decimals. With `worse`, by how much the group fares worse, and its interval in `worse_low`, `worse_high`; the clearest first.
     """
     found = rows[(rows["effect"] == "difference") & (rows["reference"] == "rest") & (rows["split"] == split)]
-    found = found[found["metric"].isin(METRICS_TESTED) & found["value"].notna() & ~found["attribute"].str.contains(TIMES, regex=False)].copy()
+    found = found[found["metric"].isin(TESTED) & found["value"].notna() & ~found["attribute"].str.contains(TIMES, regex=False)].copy()
     shares = (found["metric"] != "auc").to_numpy()
     for column in ("value", "low", "high"):
         found[column] = np.where(shares, found[column].round(2), found[column])
@@ -115,15 +118,25 @@ def sentences(found: pd.DataFrame, name_of: Callable[[str], str], level: float, 
             "That does not show that groups fare alike: intervals reach as far as"
             f" {audit_rows.number(widest, 2)} to either side of what was found, and what is smaller than that cannot be told from chance here."
         )
-    no_finding = tested[(tested["class"] == NO_FINDING) & (tested["metric"] == "false_positive_rate")].sort_values("worse", ascending=False)
-    if len(no_finding):
-        row = no_finding.iloc[0]
-        clear = "the interval leaves out 0" if row["low"] > 0 else "the interval covers 0"
-        said.append(
-            f"Underdiagnosis, images with a finding that are called {NO_FINDING}, is highest, against all others, in {who(row, name_of)}:"
-            f" {difference(row)} more, {clear}; corrected p\N{NO-BREAK SPACE}{audit_rows.p_value(row['p_holm'])}."
-        )
     return said
+
+
+def underdiagnosis(found: pd.DataFrame, name_of: Callable[[str], str], exclusive: Sequence[str]) -> list[str]:
+    """In whom No Finding is called where there is one the most; of models without that class, which finding is missed in whom.
+
+    found: as `gaps` gives it. exclusive: targets whose classes exclude one another, and are no findings.
+    """
+    tested = found[found["p"].notna() & ~found["target"].isin(exclusive)]
+    called = tested[(tested["class"] == NO_FINDING) & (tested["metric"] == "false_positive_rate")].sort_values("worse", ascending=False)
+    missed = tested[(tested["class"] != subgroups.MACRO) & (tested["metric"] == "false_negative_rate") & (tested["worse"] > 0)]
+    if not len(called) and not len(missed):
+        return []
+    row = (called if len(called) else missed).iloc[0]
+    clear = "the interval leaves out 0" if row["low"] > 0 else "the interval covers 0"
+    tail = f"{difference(row)} more, {clear}; corrected p\N{NO-BREAK SPACE}{audit_rows.p_value(row['p_holm'])}."
+    if len(called):
+        return [f"Underdiagnosis, images with a finding that are called {NO_FINDING}, is highest, against all others, in {who(row, name_of)}: {tail}"]
+    return [f"The clearest difference in what is missed: {title(row, tested['target'].nunique())}, in {who(row, name_of)}, against all others {tail}"]
 
 
 def _number(n: int) -> str:
@@ -160,7 +173,7 @@ def forest(found: pd.DataFrame, name_of: Callable[[str], str], level: float) -> 
     panel.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
     panel.grid(axis="y", visible=False)
     panel.tick_params(axis="y", length=0)
-    panel.set_xlabel("worse than in all others by (AUC, or share of images)")
+    panel.set_xlabel("worse than all others by (AUC, or share of images)", fontsize=8.5)
     handles = [
         Line2D([], [], color=VERMILION, marker="o", ms=5.5, lw=2, label="survives Holm's correction"),
         Line2D([], [], color=FAINT, marker="o", mfc="white", ms=5.5, lw=1.3, label="does not"),
@@ -226,6 +239,53 @@ def gap_table(found: pd.DataFrame, name_of: Callable[[str], str]) -> list[dict]:
         }
         for _, row in found.iterrows()
     ]  # fmt: skip
+
+
+def mix_table(rows: pd.DataFrame, found: pd.DataFrame, split: str, name_of: Callable[[str], str]) -> list[dict]:
+    """Beside each tested difference to all others the one to others like the group: those that survive correction, or else the clearest.
+
+    found: as `gaps` gives it. [] where the audit has none.
+    """
+    here = rows[(rows["reference"] == LIKE) & (rows["split"] == split)]
+    keys = ["target", "class", "metric", "attribute", "group"]
+    beside = {tuple(row[k] for k in keys): row for _, row in here[here["effect"] == "difference"].iterrows()}
+    mixed = {tuple(row[k] for k in keys): row for _, row in here[here["effect"] == "mix"].iterrows()}
+    targets, lines = found["target"].nunique(), []
+    for _, row in found.iterrows():
+        key = tuple(row[k] for k in keys)
+        if key not in beside or (len(lines) >= MOST_MIXED and not row["p_holm"] < ERROR):
+            continue
+        sign = 1 if CALLED[row["metric"]][1] else -1
+        like, mix = (_turned(of[key], sign) for of in (beside, mixed))
+        lines.append({
+            "what": title(row, targets), "who": who(row, name_of), "rest": difference(row, "worse"), "patients": audit_rows.count(row["n_patients"]),
+            "like": difference(like) if np.isfinite(like["value"]) else audit_rows.value(like), "mix": difference(mix) if np.isfinite(mix["value"]) else audit_rows.value(mix),
+            "real": row["p_holm"] < ERROR, "clear": like["low"] > 0, "note": audit_rows.note(like, positives=False),
+        })  # fmt: skip
+    return lines
+
+
+def _turned(row: pd.Series, sign: int) -> pd.Series:
+    """The difference as how much worse the group fares; rates to two decimals."""
+    row = row.copy()
+    ends = sorted([sign * row["low"], sign * row["high"]]) if np.isfinite(row["low"]) else [np.nan, np.nan]
+    row["value"], row["low"], row["high"] = sign * row["value"], *ends
+    return row
+
+
+def mix_sentence(lines: Sequence[dict], name_of: Callable[[str], str], case_mix: Sequence[str]) -> str:
+    """What becomes of the differences that survive correction, beside others like the group. lines: of `mix_table`; '' where there are none."""
+    worse = [line for line in lines if line["real"] and not line["rest"].startswith("\N{MINUS SIGN}")]
+    if not worse:
+        return ""
+    stay = sum(bool(line["clear"]) for line in worse)
+    alike = ", ".join(name_of(name).removesuffix(" (years)") for name in case_mix)
+    subject = "The one difference to a group's disadvantage that survives correction" if len(worse) == 1 else f"Of the {len(worse)} differences to a group's disadvantage that survive correction, {_number(stay)}"
+    if len(worse) == 1:
+        kept = "stays clear of 0" if stay else "is no longer clear of 0"
+    else:
+        kept = "stays clear of 0" if stay == 1 else "stay clear of 0"
+    return f"{subject} {kept} when others are weighted to be like the group in labels and, but for the attribute itself, in {alike}."
 
 
 def missed_tables(rows: pd.DataFrame, split: str, name_of: Callable[[str], str]) -> list[dict]:
@@ -328,6 +388,8 @@ def context(rows: pd.DataFrame, split: str, name_of: Callable[[str], str], setti
     if not (rows["effect"] == "difference").any():
         return None
     level, found = settings["level"], gaps(rows, split)
+    case_mix = settings["case_mix"] if "case_mix" in settings else ()  # which audits of before do not have
+    mixed = mix_table(rows, found, split, name_of)
     plain = rows[~rows["attribute"].str.contains(TIMES, regex=False)]
     drawings: Sequence[Drawing | None] = [forest(found, name_of, level)]
     curves = [
@@ -338,6 +400,7 @@ def context(rows: pd.DataFrame, split: str, name_of: Callable[[str], str], setti
     ]
     return {
         "sentences": sentences(found, name_of, level, settings["replicates"]),
+        "underdiagnosis": underdiagnosis(found, name_of, [t for t in audit_rows.targets(plain) if audit_rows.multiclass(plain, t)]),
         "drawn": [d for d in drawings if d is not None],
         "reliability": [d for d in curves if d is not None],
         "table": gap_table(found, name_of),
@@ -345,6 +408,9 @@ def context(rows: pd.DataFrame, split: str, name_of: Callable[[str], str], setti
         "family": int(found["family"].max()) if found["family"].notna().any() else 0,
         "missed": missed_tables(plain, split, name_of),
         "intersections": intersection_tables(rows, split, name_of),
+        "mix": mixed,
+        "mix_sentence": mix_sentence(mixed, name_of, case_mix),
+        "alike": [name_of(name).removesuffix(" (years)") for name in case_mix],
         "calibration": calibration_table(plain, split, name_of),
         "unsaid": unsaid(rows, split, name_of, settings["min_patients"]),
         "thresholds": _thresholds(plain, split),

@@ -29,7 +29,7 @@ from PIL import Image
 
 from cxr_jax import tables
 from cxr_jax.audit import subgroups
-from cxr_jax.report import demographics, figures, gaps, page, probes
+from cxr_jax.report import cards, demographics, figures, gaps, page, probes
 from cxr_jax.report import rows as audit_rows
 
 MOST_EXAMPLES = 24
@@ -73,6 +73,8 @@ def write(
     found = [] if probed is None else probes.context(probed, name_of, read.invented)
     space = None if probed is None else probes.space(probed, name_of)
     worse = gaps.context(read.every, split, name_of, config["audit"]) if len(rows) else None
+    words = [_in_words(rows, target, split, name_of, read.invented, bool(worse)) for target in audit_rows.targets(rows)]
+    cohort = None if read.cohort is None else _cohort_tables(read)
     every = [d for several in drawn.values() for d in several]
     every += [d for one in found for d in one["drawn"]] + (space["drawn"] if space else [])
     every += worse["drawn"] + worse["reliability"] if worse else []
@@ -97,11 +99,19 @@ def write(
         agreement=[] if probed is None else probes.agreement_table(probed, name_of),
         permutations=config["probe"]["permutations"] if probed is not None else 0,
         absent=[] if probed is None else probed.absent,
-        words=[_in_words(rows, target, split, name_of, read.invented) for target in audit_rows.targets(rows)],
+        short=_in_short(read, words, found, worse),
+        words=words,
+        card=cards.model_card(config, run, rows, split, read.invented, name_of, worse["thresholds"] if worse else "", [s for word in words for s in word["sentences"]])
+        if len(rows)
+        else [],
+        sheet=cards.data_sheet(
+            config, run, run["judged" if read.elsewhere else "dataset"] if "dataset" in run else None, cohort,
+            quarantine["told"] if quarantine and quarantine["total"] else "", read.elsewhere,
+        ),
         diff=[(f, _shown(v["base"]), _shown(v["run"])) for f, v in sorted(diff.items())],
         config=json.dumps(config, indent=1),
         packages=sorted(run["packages"].items()) if "packages" in run and run["packages"] else [],
-        cohort=None if read.cohort is None else _cohort_tables(read),
+        cohort=cohort,
         least=least,
         rounded=read.rounded,
         quarantine=quarantine,
@@ -392,8 +402,24 @@ def _withhold_counts(rows: pd.DataFrame, cohort: pd.DataFrame, least: int) -> tu
 # ------------------------------------------------------------------------------------------------- in words
 
 
-def _in_words(rows: pd.DataFrame, target: str, split: str, name_of, invented: bool) -> dict:
-    """Sentences about one target, and a small table of its classes. Claims no more than the intervals allow."""
+def _in_short(read: _Read, words: Sequence[dict], probed: Sequence[dict], worse: dict | None) -> list[tuple[str, list[str]]]:
+    """The first screen: (what is asked, what can be said of it), in the order of the sections."""
+    told = [(one["called"], one["sentences"][:2]) for one in probed]
+    short = [("What the features know" + (f": {called}" if len(told) > 1 else ""), said) for called, said in told]
+    for word in words:
+        short.append(("How good it is" + (f": {word['what']}" if len(words) > 1 else ""), word["sentences"]))
+    if worse:
+        parts = [("For whom it is worse", worse["sentences"]), ("Who is missed", worse["underdiagnosis"]), ("What case mix explains", [worse["mix_sentence"]])]
+        short += [(asked, said[:4]) for asked, said in parts if any(said)]
+        short.append(("What cannot be said", worse["unsaid"][:3] or ["No group is withheld. Intervals do not cover training the model again, nor another hospital."]))
+    return short
+
+
+def _in_words(rows: pd.DataFrame, target: str, split: str, name_of, invented: bool, tested: bool = False) -> dict:
+    """Sentences about one target, and a small table of its classes. Claims no more than the intervals allow.
+
+    tested: the page says elsewhere which differences between groups are real.
+    """
     overall = audit_rows.select(rows, metric="auc", target=target, split=split, attribute=subgroups.ALL)
     macro = audit_rows.first(overall, class_=subgroups.MACRO)
     classes = [row for _, row in overall.iterrows() if row["class"] != subgroups.MACRO]
@@ -435,7 +461,7 @@ def _in_words(rows: pd.DataFrame, target: str, split: str, name_of, invented: bo
         points.append(f"There is no AUC for {_listed(missing)}; the table of AUCs says why.")
     if macro is not None and np.isfinite(macro["value"]):
         points += _against_ceiling(rows, macro)
-        points += _across_groups(rows, target, split, name_of)
+        points += _across_groups(rows, target, split, name_of, tested)
     shown = classes if two or macro is None else [macro, *classes]
     return {
         "target": target,
@@ -479,8 +505,8 @@ def _against_ceiling(rows: pd.DataFrame, row: pd.Series) -> list[str]:
     return [said + "The interval covers 0, so this run does not tell the model from the ceiling."]
 
 
-def _across_groups(rows: pd.DataFrame, target: str, split: str, name_of) -> list[str]:
-    """The spread over groups of each attribute, as a spread and not as a finding: differences are not tested here."""
+def _across_groups(rows: pd.DataFrame, target: str, split: str, name_of, tested: bool) -> list[str]:
+    """The spread over groups of each attribute, as a spread and not as a finding."""
     said = []
     macros = audit_rows.select(rows, metric="auc", target=target, split=split, class_=subgroups.MACRO)
     for attribute in audit_rows.in_order(macros["attribute"]):
@@ -496,7 +522,8 @@ def _across_groups(rows: pd.DataFrame, target: str, split: str, name_of) -> list
         said.append(f"by {name_of(attribute)} from {ends[0]} to {ends[1]}, {apart}")
     if not said:
         return []
-    return ["Lowest and highest group: " + "; ".join(said) + ". The differences themselves have not been tested."]
+    more = "Which differences are real is tested under For whom it is worse." if tested else "The differences themselves have not been tested."
+    return ["Lowest and highest group: " + "; ".join(said) + f". {more}"]
 
 
 def _listed(names: Sequence[str], most: int = 6) -> str:

@@ -53,7 +53,8 @@ def test_of_two_groups_the_worse_is_listed():
 
 
 def said(*rows):
-    return " ".join(gaps.sentences(gaps.gaps(frame(*THREE, *rows), "test"), name_of, 0.95, 2000)).replace("\N{NO-BREAK SPACE}", " ")
+    found = gaps.gaps(frame(*THREE, *rows), "test")
+    return " ".join(gaps.sentences(found, name_of, 0.95, 2000) + gaps.underdiagnosis(found, name_of, [])).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def test_words_for_what_survives():
@@ -134,6 +135,39 @@ def test_what_cannot_be_said_names_whom(made):
     rows.loc[gone, "suppressed"] = True
     text = " ".join(gaps.unsaid(rows, "test", read.name_of, 11))
     assert "Of sex, nothing is shown of F: fewer than 11 patients" in text
+
+
+def like(base, value, **more):
+    """The same difference to others like the group."""
+    return base | {"reference": "like", "value": value, "low": value - 0.1, "high": value + 0.1, "p": None, "p_holm": None, "p_by": None} | more
+
+
+def test_case_mix_stands_beside_what_was_found():
+    real = row("false_negative_rate", group="a", value=0.2, p=1e-6, holm=1e-5)
+    other = row("auc", group="b", value=-0.2, p=0.2, holm=1.0)
+    rows = frame(*THREE, real, other, like(real, 0.15), like(real, 0.05, effect="mix", low=None, high=None), like(other, -0.05), like(other, -0.15, effect="mix", low=None, high=None))
+    found = gaps.mix_table(rows, gaps.gaps(rows, "test"), "test", name_of)
+    assert [(line["rest"], line["like"], line["mix"], line["real"]) for line in found] == [
+        ("20 points (10 to 30)", "15 points (5 to 25)", "5 points", True),
+        ("0.200 (0.100 to 0.300)", "0.050 (\N{MINUS SIGN}0.050 to 0.150)", "0.150", False),  # of an AUC less is worse
+    ]
+    said = gaps.mix_sentence(found, name_of, ("sex", "view"))
+    assert said.startswith("The one difference to a group's disadvantage that survives correction stays clear of 0 when") and "in sex, view" in said
+    rows = frame(*THREE, real, like(real, 0.05), like(real, 0.15, effect="mix"))
+    assert "is no longer clear of 0" in gaps.mix_sentence(gaps.mix_table(rows, gaps.gaps(rows, "test"), "test", name_of), name_of, ())
+    # Of what does not survive nothing is said, nor of a group that fares better.
+    better = row("false_negative_rate", group="a", value=-0.2, p=1e-6, holm=1e-5)
+    for one in (other, better):
+        rows = frame(*THREE, one, like(one, one["value"]), like(one, 0.0, effect="mix"))
+        assert gaps.mix_sentence(gaps.mix_table(rows, gaps.gaps(rows, "test"), "test", name_of), name_of, ()) == ""
+    assert gaps.mix_table(frame(*THREE, real), gaps.gaps(frame(*THREE, real), "test"), "test", name_of) == []
+
+
+def test_what_is_missed_where_no_class_is_no_finding():
+    found = gaps.gaps(frame(*THREE, row("false_negative_rate", group="b", value=0.1, low=-0.1, high=0.3, p=0.3, holm=1.0)), "test")
+    (text,) = gaps.underdiagnosis(found, name_of, [])
+    assert "what is missed: Edema missed, in race: b, against all others 10 points (\N{MINUS SIGN}10 to 30) more, the interval covers 0" in text
+    assert gaps.underdiagnosis(found, name_of, ["findings"]) == []  # classes that exclude one another are no findings
 
 
 def test_an_audit_without_gaps_has_none():

@@ -101,7 +101,7 @@ def test_page_is_whole_and_asks_for_nothing(written, target):
 
 def test_sections_come_in_order(written):
     source = (written["race"][0] / "report.html").read_text()
-    sections = "run cohort quarantine training roc forest confusion calibration aucs examples use".split()
+    sections = "whom cohort quarantine good roc forest confusion calibration training gaps missed calibrated mix card sheet run aucs examples use".split()
     wanted = ["<h1>D_race: DenseNet-121", "macro AUC for", *(f'id="{name}"' for name in sections)]
     at = [source.index(piece) for piece in wanted]
     assert at == sorted(at)
@@ -448,14 +448,15 @@ def test_one_finding_is_called_by_its_name():
 
 
 def test_groups_are_compared_by_overlap_alone():
-    def across(*intervals):
+    def across(*intervals, tested=False):
         row = dict.fromkeys(audit_rows.KEYS) | {"metric": "auc", "target": "race", "class": "macro", "split": "test"}
         row |= {"attribute": "sex", "suppressed": False}
         rows = [row | {"group": g, "value": v, "low": a, "high": b} for g, v, a, b in intervals]
-        return "".join(report._across_groups(audit_rows.frame(rows), "race", "test", lambda a: a))
+        return "".join(report._across_groups(audit_rows.frame(rows), "race", "test", lambda a: a, tested))
 
     near = across(("F", 0.8, 0.7, 0.9), ("M", 0.85, 0.8, 0.9), ("X", 0.82, 0.7, 0.9))
     assert "by sex from 0.800 (F) to 0.850 (M), whose intervals overlap." in near and "have not been tested" in near
+    assert "tested under For whom it is worse" in across(("F", 0.8, 0.7, 0.9), ("M", 0.85, 0.8, 0.9), tested=True)
     assert "do not overlap" in across(("F", 0.6, 0.5, 0.7), ("M", 0.85, 0.8, 0.9))
     assert "from 0.600 (F) to 0.900 (X), not both" in across(
         ("F", 0.6, 0.5, 0.7), ("M", 0.8, 0.7, 0.9), ("X", 0.9, None, None)
