@@ -236,7 +236,7 @@ def wilson(share: float, n: float, level: float) -> tuple[float, float]:
     z = statistics.NormalDist().inv_cdf(0.5 + level / 2)
     centre, half = share + z**2 / (2 * n), z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     low, high = np.clip(np.array([centre - half, centre + half]) / (1 + z**2 / n), 0, 1)
-    return float(low), float(high)
+    return float(low) if share > 0 else 0.0, float(high) if share < 1 else 1.0  # which rounding would miss by a hair
 
 
 @jax.jit

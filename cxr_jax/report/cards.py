@@ -90,7 +90,9 @@ def model_card(
         "That a model does as well in every group does not make it right to use; that it reads a group from images is no diagnosis of anything.",
     ]
     caveats = [
-        "Labels may be wrong more often for one group than for another, which no figure here sees.",
+        "Where a model is judged by what was recorded, it may look otherwise, in some groups more than in others."
+        if _said(config, "audit.truth") == "true"
+        else "Labels may be wrong more often for one group than for another, which no figure here sees.",
         "Another hospital, another machine and another time were not tested, unless the data sheet says so.",
     ]
     return [

@@ -257,10 +257,13 @@ def mix_table(rows: pd.DataFrame, found: pd.DataFrame, split: str, name_of: Call
             continue
         sign = 1 if CALLED[row["metric"]][1] else -1
         like, mix = (_turned(of[key], sign) for of in (beside, mixed))
+        # How many images have others like them in all is the first thing that the audit says of such a row.
+        said, of_images, _ = audit_rows.note(like, positives=False).partition(" of the images have others like them")
+        alike, note = (said.rpartition("; ")[2], said.rpartition("; ")[0]) if of_images else ("", said)
         lines.append({
             "what": title(row, targets), "who": who(row, name_of), "rest": difference(row, "worse"), "patients": audit_rows.count(row["n_patients"]),
             "like": difference(like) if np.isfinite(like["value"]) else audit_rows.value(like), "mix": difference(mix) if np.isfinite(mix["value"]) else audit_rows.value(mix),
-            "real": row["p_holm"] < ERROR, "clear": like["low"] > 0, "note": audit_rows.note(like, positives=False),
+            "real": row["p_holm"] < ERROR, "clear": like["low"] > 0, "alike": alike, "note": note,
         })  # fmt: skip
     return lines
 

@@ -126,7 +126,9 @@ def test_percentiles():
 @pytest.mark.parametrize("level", [0.9, 0.95])
 def test_wilsons_interval_is_scipys(positive, n, level):
     expected = scipy.stats.binomtest(positive, n).proportion_ci(level, method="wilson")
-    np.testing.assert_allclose(intervals.wilson(positive / n, n, level), expected, atol=1e-12)
+    found = intervals.wilson(positive / n, n, level)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    assert (found[0] == 0) == (positive == 0) and (found[1] == 1) == (positive == n)
 
 
 def test_no_replicates_are_refused():

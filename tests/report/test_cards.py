@@ -11,11 +11,11 @@ MODEL = ["Model", "Intended use", "Factors", "Metrics", "Training data", "Evalua
 SHEET = ["Motivation", "Composition", "Collection", "Preprocessing and labels", "Uses", "Distribution", "Maintenance"]
 
 
-def card(path, name):
-    """{heading: text} of one card of a workdir's page."""
+def both(path):
+    """{heading: text} of the model card, and of the data sheet, on a workdir's page."""
     page = html.write(path).read_text()
-    section = re.search(f'<section id="{name}">(.*?)</section>', page, re.DOTALL)[1]
-    return dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", section, re.DOTALL))
+    sections = [re.search(f'<section id="{name}">(.*?)</section>', page, re.DOTALL)[1] for name in ("card", "sheet")]
+    return [dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", section, re.DOTALL)) for section in sections]
 
 
 def edit(path, name, change):
@@ -29,7 +29,7 @@ def test_of_a_model_of_ours(workdir):
     edit(path, "config.json", lambda c: c.update(model={"blocks": [6, 12, 24, 16], "growth": 32}))
     edit(path, "config.json", lambda c: c["train"].update(learning_rate=1e-4, schedule="constant", batch_size=32))
     edit(path, "config.json", lambda c: c["dataset"].update(views=["AP", "PA"], aspect="squash", uncertain="ignore", split_rule="patient_hash"))
-    model, sheet = card(path, "card"), card(path, "sheet")
+    model, sheet = both(path)
     assert list(model) == MODEL and list(sheet) == SHEET
     assert "DenseNet-121, growth 32" in model["Model"] and "Adam at 0.0001 (constant), 3 epochs, batches of 32, seed 0" in model["Model"]
     assert "must not be used on anybody" in model["Intended use"] and "group (invented)" in model["Factors"]
@@ -43,7 +43,7 @@ def test_of_a_model_of_ours(workdir):
 def test_of_data_that_are_not_open_no_totals_are_told(workdir):
     path = workdir("findings")
     edit(path, "run.json", lambda run: run["dataset"].update(open_data=False, invented_groups=False))
-    sheet, model = card(path, "sheet"), card(path, "card")
+    model, sheet = both(path)
     patients = json.loads((path / "run.json").read_text())["dataset"]["images"]
     assert f"{patients:,}" not in sheet["Composition"] and "in the tables above" in sheet["Composition"]
     assert sheet["Motivation"] == cards.UNKNOWN and "who agreed" in sheet["Collection"] and "by agreement" in sheet["Distribution"]
@@ -60,7 +60,7 @@ def test_of_predictions_from_outside_it_claims_nothing(audit_only, without_patie
         run["outside"] = outside
 
     edit(path, "run.json", replace)
-    model, sheet = card(path, "card"), card(path, "sheet")
+    model, sheet = both(path)
     assert "Unknown: its predictions came from outside, in mine.csv" in model["Model"]
     assert model["Intended use"] == model["Training data"] == sheet["Collection"] == cards.UNKNOWN
     assert "DenseNet" not in model["Model"] and "Adam" not in model["Model"]

@@ -145,12 +145,13 @@ def like(base, value, **more):
 def test_case_mix_stands_beside_what_was_found():
     real = row("false_negative_rate", group="a", value=0.2, p=1e-6, holm=1e-5)
     other = row("auc", group="b", value=-0.2, p=0.2, holm=1.0)
-    rows = frame(*THREE, real, other, like(real, 0.15), like(real, 0.05, effect="mix", low=None, high=None), like(other, -0.05), like(other, -0.15, effect="mix", low=None, high=None))
+    rows = frame(*THREE, real, other, like(real, 0.15), like(real, 0.05, effect="mix", low=None, high=None), like(other, -0.05, reason="84 % of the images have others like them in labels, view, the rest in fewer of these"), like(other, -0.15, effect="mix", low=None, high=None))
     found = gaps.mix_table(rows, gaps.gaps(rows, "test"), "test", name_of)
     assert [(line["rest"], line["like"], line["mix"], line["real"]) for line in found] == [
         ("20 points (10 to 30)", "15 points (5 to 25)", "5 points", True),
         ("0.200 (0.100 to 0.300)", "0.050 (\N{MINUS SIGN}0.050 to 0.150)", "0.150", False),  # of an AUC less is worse
     ]
+    assert [(line["alike"], line["note"]) for line in found] == [("", ""), ("84 %", "")]
     said = gaps.mix_sentence(found, name_of, ("sex", "view"))
     assert said.startswith("The one difference to a group's disadvantage that survives correction stays clear of 0 when") and "in sex, view" in said
     rows = frame(*THREE, real, like(real, 0.05), like(real, 0.15, effect="mix"))
