@@ -43,19 +43,18 @@ class Alike(NamedTuple):
 def alike(group: np.ndarray, others: np.ndarray, strata: Sequence[np.ndarray]) -> Alike:
     """Weighs the others to be like the group.
 
-    group, others: bool [n], which have no image in common. strata: int [n] each, the stratum of each image, the last one the widest;
-    each is a part of the next.
+    group, others: bool [n], which have no image in common. strata: int [n] each, the number of each image's stratum, from 0 on, the
+    last one the widest; each is a part of the next.
     """
     weight, left, whole = np.zeros(len(group)), group.copy(), np.nan
     for depth, stratum in enumerate(strata):
-        _, code = np.unique(stratum, return_inverse=True)
-        size = int(code.max(initial=0)) + 1
-        mine, theirs = (np.bincount(code[mask], minlength=size) for mask in (left, others))
+        size = int(stratum.max(initial=0)) + 1
+        mine, theirs = (np.bincount(stratum[mask], minlength=size) for mask in (left, others))
         least = FEWEST if depth < len(strata) - 1 else 1
         used = (mine > 0) & (theirs >= least)
         each = np.where(used, mine / np.maximum(theirs, 1), 0.0)
-        weight += np.where(others, each[code], 0.0)
-        left &= ~used[code]
+        weight += np.where(others, each[stratum], 0.0)
+        left &= ~used[stratum]
         if depth == 0 and group.any():
             whole = 1 - float(left.sum() / group.sum())
     return Alike(np.full(len(group), np.nan) if left.any() else weight, whole)

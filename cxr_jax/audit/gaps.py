@@ -111,10 +111,14 @@ def _beside_their_like(judged: Judgement, attribute: str, shown, of_rests: Seque
     """Differences of groups to others like them, and what of those to all others goes with the mix; see `case_mix`."""
     mixed = [name for name in judged.settings.case_mix if name not in (attribute, judged.name)]
     labels = {name: _codes(masks) for name in mixed if (masks := masks_of(judged.predictions, name, judged.settings))}
+    strata = [case_mix.nested([*own, *labels.values()]) for own in _own_labels(judged)]
     rests, weights, told = [], [], []
     for group, _ in shown:
         rest = group.rest(judged.everyone, judged.labels)
-        weight, whole = _weights(judged, group, rest, list(labels.values()))
+        weight, whole = np.zeros(judged.known.shape), np.full(len(judged.classes), np.nan)
+        for c in (c for c, hidden in enumerate(group.suppressed) if not hidden):
+            found, whole[c] = case_mix.alike(group.known[c], rest.known[c], strata[c])
+            weight[:, c] = np.nan_to_num(found)
         # Who has no weight is not there, and of those who are there must be enough.
         known = rest.known & (weight > 0).T
         few = tuple(judged.labels.too_few_to_rank(mask, c) for c, mask in enumerate(known))
@@ -146,20 +150,14 @@ def _codes(masks: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.argmax(list(masks.values()), axis=0)
 
 
-def _weights(judged: Judgement, group: Group, rest: Group, labels: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """(float64 [n, classes], of the others; share of the group's images, by class, that have others like them in all)."""
-    found, whole = np.zeros(judged.known.shape), np.full(len(judged.classes), np.nan)
+def _own_labels(judged: Judgement) -> list[list[np.ndarray]]:
+    """For each class, what of the labels is a stratum: int [n] each. Its own; of findings, whether there is another, too."""
     positive = judged.positive & judged.known
-    for c in range(len(judged.classes)):
-        if group.suppressed[c]:
-            continue
-        if judged.target.kind == "multiclass":
-            own = [np.where(judged.known[:, 0], positive.argmax(axis=1), 0)]
-        else:
-            others = [k for k, name in enumerate(judged.classes) if k != c and name != NO_FINDING]
-            own = [positive[:, c].astype(int), positive[:, others].any(axis=1).astype(int)]
-        found[:, c], whole[c] = case_mix.alike(group.known[c], rest.known[c], case_mix.nested([*own, *labels]))
-    return np.nan_to_num(found), whole
+    if judged.target.kind == "multiclass":
+        return [[positive.argmax(axis=1)]] * len(judged.classes)
+    found = np.array([name != NO_FINDING for name in judged.classes])
+    others = [positive[:, found & (np.arange(len(found)) != c)].any(axis=1) for c in range(len(found))]
+    return [[positive[:, c].astype(int), other.astype(int)] for c, other in enumerate(others)]
 
 
 def _told(whole: np.ndarray, c: int | None, names: Sequence[str], is_open: bool) -> str:

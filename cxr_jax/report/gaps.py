@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 
 from cxr_jax.audit import subgroups
 from cxr_jax.audit.disclosure import LIKE
-from cxr_jax.audit.gaps import TESTED
+from cxr_jax.audit.gaps import NO_FINDING, TESTED
 from cxr_jax.audit.subgroups import TIMES
 from cxr_jax.report import rows as audit_rows
 from cxr_jax.report.figures import COLOURS, FAINT, INK, MARKERS, VERMILION, Drawing, new_figure, short, styled, wrapped
@@ -24,7 +24,6 @@ MOST_MIXED = 12  # differences beside which those to others like the group are s
 ERROR = 0.05  # of a family of tests, at which one is called real
 MOST = 24  # gaps drawn
 MOST_GROUPS = len(COLOURS)
-NO_FINDING = "No Finding"
 # What each metric is called of a class, and whether more of it is worse.
 CALLED = {
     "auc": ("AUC for {}", False),
