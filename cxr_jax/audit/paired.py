@@ -1,21 +1,25 @@
 """Differences of AUCs of two runs on the same images, paired: what one model does better, less the luck of the draw.
 
 Both runs scored the same images of the same patients with the same labels. A bootstrap replicate then draws one set of patients for
-both, and the difference within it has an interval; the test is Wald's with the covariance of `comparisons`. Neither sees that
-another seed would have trained another model.
+both, and what a patient does to the one AUC goes with what she does to the other. Intervals and tests are those of the audit (see
+`estimates`): Wald's test is of the AUCs on the logit scale, by patients' influence, so that the covariance of the two is in it. Where
+an AUC is 0 or 1 there is no test, nor an interval from replicates. Nothing here sees that another seed would have trained another
+model.
 
 What may be told is for the caller to say: nothing here is withheld.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import dataclasses
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from cxr_jax.audit import comparisons, metrics
-from cxr_jax.audit.intervals import Bootstrap, RankedCell, percentile_interval
+from cxr_jax.audit import estimates, metrics
+from cxr_jax.audit.estimates import Estimate, Estimator
+from cxr_jax.audit.intervals import Bootstrap, RankedCell
 from cxr_jax.audit.subgroups import MACRO
 from cxr_jax.tables import Predictions
 
@@ -54,12 +58,14 @@ class Scored(NamedTuple):
 class Paired(NamedTuple):
     """value: another run's AUC less the first one's; low, high: its interval; p: two-sided, of no difference. NaN where undefined.
 
-    reason: why, or ''. n_images, n_patients: whose label is known; for the macro AUC, of any class.
+    method: of the interval, '' where there is none. reason: why something is undefined, or ''. n_images, n_patients: whose label is
+    known; for the macro AUC, of any class.
     """
 
     value: float
     low: float
     high: float
+    method: str
     p: float
     reason: str
     n_images: int
@@ -69,14 +75,14 @@ class Paired(NamedTuple):
 class Reference:
     """The first run, to take its AUCs from those of others.
 
-    settings: level, replicates and seed of the bootstrap, as the config's `audit` section has them. Patients are drawn from all of
-    the split, where the audit draws them by stratum; so ends of intervals differ a little from what the audit's would be.
+    settings: level, interval, replicates and seed, as the config's `audit` section has them. Patients are drawn from all of the
+    split, where the audit draws them by stratum; so ends of intervals differ a little from what the audit's would be.
     """
 
     def __init__(self, first: Scored, settings):
-        self._first, self._level = first, settings.level
-        self._bootstrap = Bootstrap(first.patient, settings.replicates, settings.seed)
-        self._own: dict[str, np.ndarray] = {}
+        self._first, self._level, self._kind = first, settings.level, settings.interval
+        self._estimator = Estimator(Bootstrap(first.patient, settings.replicates, settings.seed))
+        self._own: dict[str, Estimate] = {}
 
     def why_not(self, other: Scored, least: int) -> str:
         """Why other scores cannot be paired with the first, or ''. No number that it names is of fewer than `least` patients."""
@@ -104,45 +110,39 @@ class Reference:
     def less(self, other: Scored, names: Collection[str], macro: bool) -> dict[str, Paired]:
         """AUCs of another run less the first one's, by class; and of the mean over these classes, MACRO, if that is asked for.
 
-        other: such as `why_not` has nothing against. names: classes.
+        other: such as `why_not` has nothing against. names: classes; at least one for a mean, which is undefined where one of them is.
+        Raises ValueError for a NaN score.
         """
-        first, found, values, apart, influences = self._first, {}, [], [], []
+        first = self._first
         names = [name for name in first.classes if name in names]
-        self._own |= self._replicates(first, [name for name in names if name not in self._own])
-        replicates = self._replicates(other, names)
-        for name in names:
-            known, k = first.known(name), first.classes.index(name)
-            if not known.any():
-                found[name] = Paired(np.nan, np.nan, np.nan, np.nan, "no image with a known label", 0, 0)
-                continue
-            positive, patient = first.label[known, k] == 1, self._bootstrap.patient[known]
-            scores = np.stack([one.score[known, one.classes.index(name)] for one in (other, first)], axis=1)
-            auc, covariance = comparisons.auc_covariance(positive, scores, patient)
-            difference = replicates[name] - self._own[name]
-            found[name] = self._paired(comparisons.difference(auc, covariance, 0, 1), difference, known)
-            # Of all patients of the split: who has no image with a known label is without influence.
-            influence = np.zeros((len(self._bootstrap.counts), 2))
-            influence[np.unique(patient)] = comparisons.influence(positive, scores, patient)[1]
-            for several, one in ((values, auc), (apart, difference), (influences, influence)):
-                several.append(one)
-        if macro and len(values) == len(names):
-            influence = np.mean(influences, axis=0)
-            test = comparisons.difference(np.mean(values, axis=0), influence.T @ influence, 0, 1)
-            found[MACRO] = self._paired(test, np.mean(apart, axis=0), ~np.isnan(first.label).all(axis=1))
+        self._own |= self._aucs(first, [name for name in names if name not in self._own])
+        sides = self._aucs(other, names), self._own
+        found = {name: self._less(*(aucs[name] for aucs in sides), first.known(name)) for name in names}
+        if macro:
+            means = (estimates.mean([aucs[name] for name in names]) for aucs in sides)
+            found[MACRO] = self._less(*means, ~np.isnan(first.label).all(axis=1))
         return found
 
-    def _replicates(self, scored: Scored, names: Collection[str]) -> dict[str, np.ndarray]:
+    def _aucs(self, scored: Scored, names: Sequence[str]) -> dict[str, Estimate]:
         cells = []
         for name in names:
             k, rows = scored.classes.index(name), np.flatnonzero(scored.known(name))
             cells.append(RankedCell(rows, scored.label[rows, k] == 1, scored.score[rows, k]))
-        return dict(zip(names, self._bootstrap.ranking(cells)[0], strict=True))
+        return {name: _with_reason(auc) for name, (auc, _) in zip(names, self._estimator.rank(cells), strict=True)}
 
-    def _paired(self, test: comparisons.Difference, replicates: np.ndarray, known: np.ndarray) -> Paired:
-        low, high, why = np.nan, np.nan, ""
-        if not np.isnan(test.value):
-            low, high, why = percentile_interval(replicates, self._level)
-            if low == high:
-                low, high, why = np.nan, np.nan, "interval withheld: every replicate gives the same value"
+    def _less(self, auc: Estimate, own: Estimate, known: np.ndarray) -> Paired:
+        apart = estimates.difference(auc, own)
+        low, high, method, why, test = np.nan, np.nan, "", "", estimates.tested(auc, own)
+        if apart.defined:
+            low, high, method, why = estimates.interval(apart, self._level, self._kind)
+            if low == high:  # scores that order the images alike, whoever is drawn
+                low, high, why = np.nan, np.nan, estimates.ALIKE
         reason = "; ".join(dict.fromkeys(filter(None, (test.reason, why))))
-        return Paired(test.value, low, high, test.p, reason, int(known.sum()), len(np.unique(self._bootstrap.patient[known])))
+        patients = len(np.unique(self._first.patient[known]))
+        return Paired(apart.value, low, high, "" if np.isnan(low) else method, test.p, reason, int(known.sum()), patients)
+
+
+def _with_reason(auc: Estimate) -> Estimate:
+    if auc.defined:
+        return auc
+    return dataclasses.replace(auc, reason="no positive or no negative image" if auc.images else "no image with a known label")

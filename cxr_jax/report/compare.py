@@ -258,7 +258,7 @@ def _differences(runs: Sequence[Run], target: str, audited: Sequence[pd.DataFram
     scored, why_none = _scored(first, target, rows)
     if why_none:
         return [({}, {"": "" if run is first else f"no difference: of the first run, {why_none}"}) for run in runs]
-    reference = Reference(scored, types.SimpleNamespace(**{name: first.settings[name] for name in ("level", "replicates", "seed")}))
+    reference = Reference(scored, _of_intervals(first))
     found: list[tuple[dict[str, Paired], dict[str, str]]] = [({}, {"": ""})]
     for run, its in zip(runs[1:], audited[1:], strict=True):
         other, why = _scored(run, target, its)
@@ -275,6 +275,15 @@ def _differences(runs: Sequence[Run], target: str, audited: Sequence[pd.DataFram
             reasons[subgroups.MACRO] = withheld
         found.append((reference.less(other, whole, macro), {"": "", **reasons}))
     return found
+
+
+def _of_intervals(run: Run) -> types.SimpleNamespace:
+    """What the run's audit was told of the bootstrap and of intervals. UserError where its config is of before there was such a field."""
+    names = ("level", "interval", "replicates", "seed")
+    for name in names:
+        if name not in run.settings:
+            raise UserError(f"{run.folder / 'config.json'}: no field 'audit.{name}'; run the audit stage again")
+    return types.SimpleNamespace(**{name: run.settings[name] for name in names})
 
 
 def _row(rows: pd.DataFrame, name: str) -> pd.Series:
@@ -508,9 +517,13 @@ def write(comparison: Comparison, path: os.PathLike | str) -> None:
         notes=comparison.notes,
         rounded=any(run.read.rounded for run in runs),
         least=max(run.settings["min_patients"] for run in runs),
-        replicates=runs[0].settings["replicates"],
+        methods=audit_rows.in_order(of.method for target in comparison.targets for of in _paired(target) if of.method),
         level=runs[0].settings["level"],
     ))  # fmt: skip
+
+
+def _paired(target: Compared) -> list[Paired]:
+    return [line.difference for table in (target.macro, target.classes) for line in table.lines if line.difference is not None]
 
 
 def _on_page(table: Table) -> dict:

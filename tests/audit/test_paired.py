@@ -1,19 +1,19 @@
-"""Paired differences of two runs against DeLong's formula, a plain loop of scikit-learn over the same draws, and the jackknife."""
+"""Paired differences of two runs against DeLong's formula, SciPy's BCa of a plain loop over the same draws, and the jackknife."""
 
 import types
 
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.special
 import scipy.stats
-import sklearn.metrics
 
 from cxr_jax.audit import intervals
 from cxr_jax.audit.paired import Reference, Scored
 from cxr_jax.audit.subgroups import MACRO
 from cxr_jax.tables import Predictions, Target
 
-SETTINGS = types.SimpleNamespace(level=0.9, replicates=40, seed=3)
+SETTINGS = types.SimpleNamespace(level=0.9, interval="percentile", replicates=40, seed=3)
 CLASSES = ("Alder", "Birch", "Cedar")
 
 
@@ -47,8 +47,8 @@ def scored(predictions):
     return Scored.of(predictions, "findings")
 
 
-def less(first, other, names=CLASSES, macro=True):
-    reference = Reference(scored(first), SETTINGS)
+def less(first, other, names=CLASSES, macro=True, **settings):
+    reference = Reference(scored(first), types.SimpleNamespace(**{**vars(SETTINGS), **settings}))
     assert reference.why_not(scored(other), 11) == ""
     return reference.less(scored(other), names, macro)
 
@@ -63,45 +63,108 @@ def placements(positive, score):
     return wins[0] + ties[0] / 2, wins[1] + ties[1] / 2
 
 
-def test_with_one_image_a_patient_p_is_delongs():
+def test_with_one_image_a_patient_p_and_analytic_interval_are_delongs():
+    """The test on the logit scale, where the variance of each placement is divided by that of its AUC's logit."""
     first, other = pair(np.random.default_rng(0), most=1)
-    found = less(first, other)
+    found = less(first, other, interval="analytic")
     truth, old, new = values(first, "label_"), values(first, "score_"), values(other, "score_")
     for k, name in enumerate(CLASSES):
         positive = truth[:, k] == 1
         (v10, v01), (w10, w01) = placements(positive, new[:, k]), placements(positive, old[:, k])
-        variance = np.var(v10 - w10, ddof=1) / positive.sum() + np.var(v01 - w01, ddof=1) / (~positive).sum()
-        z = (v10.mean() - w10.mean()) / np.sqrt(variance)
-        assert found[name].p == pytest.approx(2 * scipy.stats.norm.sf(abs(z)), rel=1e-9)
-        assert found[name].value == pytest.approx(v10.mean() - w10.mean(), abs=1e-12)
+        a, b = v10.mean(), w10.mean()
+        t = scipy.stats.t(min(positive.sum(), (~positive).sum()) - 1)
+
+        def error(of_a, of_b):
+            apart = (v10 * of_a - w10 * of_b, v01 * of_a - w01 * of_b)
+            return np.sqrt(sum(np.var(side, ddof=1) / len(side) for side in apart))
+
+        on_logits = error(1 / (a * (1 - a)), 1 / (b * (1 - b)))
+        z = (scipy.special.logit(a) - scipy.special.logit(b)) / on_logits
+        assert found[name].p == pytest.approx(2 * t.sf(abs(z)), rel=1e-9)
+        assert found[name].value == pytest.approx(a - b, abs=1e-12)
+        half = t.ppf(0.95) * error(1, 1)
+        np.testing.assert_allclose((found[name].low, found[name].high), (a - b - half, a - b + half), rtol=1e-9)
         assert (found[name].n_images, found[name].n_patients) == (60, 60)
+
+
+class Loop:
+    """The differences of all classes and of their mean, pair by pair of images, of patients drawn so and so often."""
+
+    def __init__(self, first, other):
+        self.ids, self.whose = np.unique(first.table.sort_values("image_id")["patient_id"].to_numpy(str), return_inverse=True)
+        self.truth, *scores = values(first, "label_"), values(other, "score_"), values(first, "score_")
+        self.known, self.pairs = ~np.isnan(self.truth), []
+        for k in range(3):
+            sides = positive, negative = [np.flatnonzero(self.truth[:, k] == side) for side in (1, 0)]
+            won = [np.sign(score[positive, k][:, None] - score[negative, k]) / 2 + 0.5 for score in scores]
+            self.pairs.append((*(self.whose[side] for side in sides), won))
+
+    def aucs(self, counts):
+        """float [3, 2]: of each class, of the other and of the first run."""
+        found = []
+        for positive, negative, won in self.pairs:
+            weight = np.outer(counts[positive], counts[negative])
+            found.append([(weight * of).sum() / weight.sum() for of in won])
+        return np.array(found)
+
+    def __call__(self, counts):
+        apart = self.aucs(counts) @ (1, -1)
+        return [*apart, np.mean(apart)]
+
+    def replicates(self, replicates):
+        drawn = intervals.draw(len(self.ids), replicates, SETTINGS.seed).T
+        return dict(zip((*CLASSES, MACRO), np.transpose([self(counts) for counts in drawn]), strict=True))
+
+    def fewest(self, k):
+        """Patients of the side that has fewer."""
+        return min(len(np.unique(self.whose[self.known[:, k] & (self.truth[:, k] == side)])) for side in (0, 1))
 
 
 def test_intervals_are_those_of_a_plain_loop_over_the_same_draws():
     """And where a label is unknown, its image counts for other classes alone."""
     first, other = pair(np.random.default_rng(1), patients=40, unknown=0.2)
-    found = less(first, other)
-    table = first.table.sort_values("image_id")
-    ids, whose = np.unique(table["patient_id"].to_numpy(str), return_inverse=True)
-    truth, old, new = values(first, "label_"), values(first, "score_"), values(other, "score_")
-    apart = []
-    for draw in intervals.draw(len(ids), SETTINGS.replicates, SETTINGS.seed).T:
-        weight, line = draw[whose], []
-        for k in range(3):
-            known = ~np.isnan(truth[:, k]) & (weight > 0)
-            auc = [sklearn.metrics.roc_auc_score(truth[known, k], s[known, k], sample_weight=weight[known]) for s in (new, old)]
-            line.append(auc[0] - auc[1])
-        apart.append([*line, np.mean(line)])
-    for name, replicates in zip((*CLASSES, MACRO), np.transpose(apart), strict=True):
+    found, loop = less(first, other), Loop(first, other)
+    for name, replicates in loop.replicates(SETTINGS.replicates).items():
         np.testing.assert_allclose((found[name].low, found[name].high), np.quantile(replicates, (0.05, 0.95)), atol=1e-12)
-    k = 1
-    known = ~np.isnan(truth[:, k])
-    assert found["Birch"].n_images == known.sum() and found["Birch"].n_patients == len(np.unique(whose[known]))
-    assert found["Birch"].n_images < len(truth)
-    assert found[MACRO].n_images == (~np.isnan(truth)).any(axis=1).sum()
+        assert found[name].method == "patient bootstrap, percentile, 40 replicates"
+    known = loop.known[:, 1]
+    assert found["Birch"].n_images == known.sum() and found["Birch"].n_patients == len(np.unique(loop.whose[known]))
+    assert found["Birch"].n_images < len(known)
+    assert found[MACRO].n_images == loop.known.any(axis=1).sum()
 
 
-def test_the_macro_s_p_is_about_that_of_the_jackknife_over_patients():
+def test_bca_is_scipy_s_of_the_same_draws_but_for_the_expansion():
+    """SciPy's bias and its acceleration, from leaving out each patient with all her images, of the replicates of the plain loop.
+
+    The expansion is put in by the level that SciPy is asked for. The first run is nearly always right, so that differences are skewed.
+    """
+    rng = np.random.default_rng(12)
+    table = images(rng, 60, 2)
+    first = findings(rng, 3.5, table, unknown=0.1)
+    other = findings(rng, 1.0, table, first.table[[f"label_{c}" for c in CLASSES]].to_numpy())
+    found, loop = less(first, other, interval="bca", replicates=200), Loop(first, other)
+    fewest, corrected = [loop.fewest(k) for k in range(3)], {}
+    for j, (name, replicates) in enumerate(loop.replicates(200).items()):
+        k = min(fewest) if name == MACRO else fewest[j]
+        half = scipy.stats.t.ppf(0.95, k - 1) * np.sqrt(k / (k - 1))
+        theirs = scipy.stats.bootstrap(
+            (np.arange(len(loop.ids)),),
+            lambda who, j=j: loop(np.bincount(who, minlength=len(loop.ids)))[j],
+            n_resamples=0,
+            bootstrap_result=types.SimpleNamespace(bootstrap_distribution=replicates),
+            vectorized=False,
+            method="BCa",
+            confidence_level=2 * scipy.stats.norm.cdf(half) - 1,
+        ).confidence_interval
+        plain = np.quantile(replicates, scipy.stats.norm.cdf((-half, half)))
+        width = plain[1] - plain[0]
+        np.testing.assert_allclose((found[name].low, found[name].high), theirs, atol=0.005 * width)
+        corrected[name] = np.abs(np.subtract(theirs, plain)).max() / width
+        assert found[name].method == "patient bootstrap, BCa, expanded, 200 replicates"
+    assert min(corrected["Cedar"], corrected[MACRO]) > 0.05, "else percentiles would pass"
+
+
+def test_the_macro_s_errors_are_about_those_of_the_jackknife_over_patients():
     """The classes go together, so that it matters whose influence on one is whose on another; and some patients have not all of them."""
     first, other = pair(np.random.default_rng(2), patients=60, most=2)
     rng = np.random.default_rng(0)
@@ -111,20 +174,21 @@ def test_the_macro_s_p_is_about_that_of_the_jackknife_over_patients():
             one.table[f"label_{name}"] = one.table["label_Alder"].where(known[:, k]) if k else one.table["label_Alder"]
             one.table[f"score_{name}"] = one.table["score_Alder"] * (1 - 0.01 * rng.random(len(known)))
         one.table["label_Alder"] = one.table["label_Alder"].where(known[:, 0])
-    found = less(first, other)[MACRO]
-    truth, old, new = values(first, "label_"), values(first, "score_"), values(other, "score_")
-    whose, known = first.table.sort_values("image_id")["patient_id"].to_numpy(), ~np.isnan(truth)
-    assert len(np.unique(whose[known[:, 0]])) < 60
+    found = less(first, other, interval="analytic")[MACRO]
+    loop = Loop(first, other)
+    assert len(np.unique(loop.whose[loop.known[:, 0]])) < 60
 
-    def difference(keep):
-        of = [np.mean([sklearn.metrics.roc_auc_score(truth[keep & known[:, k], k], s[keep & known[:, k], k]) for k in range(3)]) for s in (new, old)]
-        return of[0] - of[1]
+    def error(of):
+        return np.sqrt((len(of) - 1) * np.var(of[:, 0] - of[:, 1]))
 
-    assert found.value == pytest.approx(difference(np.ones(len(whose), bool)), abs=1e-12)
-    left_out = np.array([difference(whose != one) for one in np.unique(whose)])
-    error = np.sqrt((len(left_out) - 1) * np.var(left_out))
-    assert abs(found.value) / scipy.stats.norm.isf(found.p / 2) == pytest.approx(error, rel=0.05)
-    assert np.mean([found.low, found.high]) == pytest.approx(found.value, abs=error)
+    each = np.ones(len(loop.ids), np.int64)
+    both, left_out = loop.aucs(each).mean(axis=0), np.array([loop.aucs(each - one).mean(axis=0) for one in np.eye(len(each), dtype=int)])
+    t = scipy.stats.t(min(map(loop.fewest, range(3))) - 1)
+    assert found.value == pytest.approx(both[0] - both[1], abs=1e-12)
+    assert (found.high - found.low) / 2 / t.ppf(0.95) == pytest.approx(error(left_out), rel=0.05)
+    assert np.mean([found.low, found.high]) == pytest.approx(found.value, abs=1e-12)
+    apart = abs(np.diff(scipy.special.logit(both))[0])
+    assert apart / t.isf(found.p / 2) == pytest.approx(error(scipy.special.logit(left_out)), rel=0.05)
 
 
 def test_rows_and_classes_come_in_any_order():
@@ -133,11 +197,22 @@ def test_rows_and_classes_come_in_any_order():
     assert less(first, turned) == less(first, other)
 
 
-def test_the_same_scores_differ_by_nothing_and_have_no_p():
+@pytest.mark.parametrize("kind", ["bca", "percentile", "analytic"])
+def test_the_same_scores_differ_by_nothing_and_have_no_p(kind):
     first, _ = pair(np.random.default_rng(4))
-    for found in less(first, first).values():
-        assert found.value == 0 and np.isnan([found.low, found.high, found.p]).all()
+    for found in less(first, first, interval=kind).values():
+        assert found.value == 0 and np.isnan([found.low, found.high, found.p]).all() and found.method == ""
         assert "no variance" in found.reason and "every replicate gives the same value" in found.reason
+
+
+def test_a_run_that_errs_nowhere_has_a_difference_without_test_or_interval():
+    """None of its patients says how far its AUC could be from 1."""
+    first, other = pair(np.random.default_rng(9))
+    first.table["score_Alder"] = first.table["label_Alder"]
+    found = less(first, other)
+    assert -1 < found["Alder"].value < 0 and np.isnan([found["Alder"].low, found["Alder"].p]).all()
+    assert "no logit" in found["Alder"].reason and "interval withheld" in found["Alder"].reason
+    assert np.isfinite([found[MACRO].low, found[MACRO].p, found["Birch"].p]).all()
 
 
 def test_a_class_of_one_value_has_no_difference():
@@ -145,10 +220,12 @@ def test_a_class_of_one_value_has_no_difference():
     for one in (first, other):
         one.table["label_Cedar"] = 0.0
         one.table["label_Birch"] = np.nan
-    found = less(first, other, macro=False)
+    found = less(first, other)
     assert np.isnan([found["Cedar"].value, found["Cedar"].p]).all() and "no positive or no negative" in found["Cedar"].reason
     assert np.isnan(found["Birch"].value) and found["Birch"].n_images == 0 and "known label" in found["Birch"].reason
     assert np.isfinite(found["Alder"].value)
+    assert np.isnan(found[MACRO].value) and "no positive or no negative" in found[MACRO].reason and "known label" in found[MACRO].reason
+    assert MACRO not in less(first, other, macro=False)
     assert set(less(first, other, names=("Alder",))) == {"Alder", MACRO}
 
 

@@ -173,6 +173,22 @@ def test_the_page_holds_the_same_and_needs_nothing_else(pair, tmp_path):
     assert (tmp_path / "again.html").read_bytes() == (tmp_path / "page.html").read_bytes()
 
 
+def test_intervals_of_differences_are_of_the_audit_s_kind_and_the_page_says_which(pair, copied):
+    """That of the first run, as all else of how a difference is judged."""
+    found = {}
+    for kind, method in (("bca", "BCa, expanded, 100 replicates"), ("percentile", "percentile, 100 replicates"), ("analytic", "Student's, by patients' influence")):
+        config = tables.read_json(copied[0] / "config.json")
+        config["audit"]["interval"] = kind
+        tables.write_json(copied[0] / "config.json", config)
+        read = compare.read(copied)
+        found[kind] = line_of(read.targets[0].macro, "weak").difference
+        assert method in found[kind].method
+    _, page = told(read)
+    assert page.count("Student&#39;s, by patients&#39; influence") == 1 and " replicates)" not in page
+    assert found["bca"] == line_of(compare.read(pair).targets[0].macro, "weak").difference
+    assert len({one.low for one in found.values()}) == 3 and len({one.p for one in found.values()}) == 1
+
+
 def test_rows_in_another_order_say_the_same(pair, copied):
     path = copied[1] / "predictions.parquet"
     predictions = Predictions.read(path)
@@ -183,12 +199,12 @@ def test_rows_in_another_order_say_the_same(pair, copied):
 @pytest.mark.parametrize(
     ("found", "adjusted", "family", "said"),
     [
-        (Paired(0.1, 0.05, 0.15, 0.01, "", 9, 9), 0.04, 4, "is higher than that of first: 0.100 (0.050 to 0.150), adjusted p .0400"),
-        (Paired(-0.1, -0.15, -0.05, 0.01, "", 9, 9), 0.04, 4, "is lower than that of first: \N{MINUS SIGN}0.100"),
-        (Paired(0.1, 0.05, 0.15, 0.02, "", 9, 9), 0.08, 4, "is higher than that of first by its interval, but not after correction for 4 comparisons"),
-        (Paired(0.1, 0.05, 0.15, np.nan, "few", 9, 9), np.nan, 0, "by its interval, but not by a test, of which there is none"),
-        (Paired(0.1, -0.01, 0.2, 0.01, "", 9, 9), 0.01, 1, "is not shown to differ from that of first"),
-        (Paired(0.1, np.nan, np.nan, 0.01, "interval withheld", 9, 9), 0.01, 1, "nothing can be said of it: interval withheld"),
+        (Paired(0.1, 0.05, 0.15, "", 0.01, "", 9, 9), 0.04, 4, "is higher than that of first: 0.100 (0.050 to 0.150), adjusted p .0400"),
+        (Paired(-0.1, -0.15, -0.05, "", 0.01, "", 9, 9), 0.04, 4, "is lower than that of first: \N{MINUS SIGN}0.100"),
+        (Paired(0.1, 0.05, 0.15, "", 0.02, "", 9, 9), 0.08, 4, "is higher than that of first by its interval, but not after correction for 4 comparisons"),
+        (Paired(0.1, 0.05, 0.15, "", np.nan, "few", 9, 9), np.nan, 0, "by its interval, but not by a test, of which there is none"),
+        (Paired(0.1, -0.01, 0.2, "", 0.01, "", 9, 9), 0.01, 1, "is not shown to differ from that of first"),
+        (Paired(0.1, np.nan, np.nan, "", 0.01, "interval withheld", 9, 9), 0.01, 1, "nothing can be said of it: interval withheld"),
     ],
 )
 def test_words_claim_no_more_than_interval_and_test_allow(pair, found, adjusted, family, said):
@@ -366,6 +382,14 @@ def of_status(status):
     return lambda folder: tables.write_json(folder / "run.json", {**tables.read_json(folder / "run.json"), "status": status})
 
 
+def of_older_audit(folder):
+    """Whose config has no word on intervals; of the first run, since a difference is judged by its settings."""
+    path = folder.parent / "strong" / "config.json"
+    config = tables.read_json(path)
+    del config["audit"]["interval"]
+    tables.write_json(path, config)
+
+
 def stage_undone(folder):
     record = tables.read_json(folder / "run.json")
     del record["stages"]["audit"]
@@ -381,6 +405,7 @@ def stage_undone(folder):
         (lambda f: (f / "run.json").write_text("[]"), "run.json: not the record of a run"),
         (lambda f: (f / "run.json").write_text('{"stages": {}}'), "run.json: not the record of a run that was begun"),
         (stage_undone, "weak: its stage audit is not done"),
+        (of_older_audit, "strong/config.json: no field 'audit.interval'; run the audit stage again"),
         (lambda f: (f / "config.json").unlink(), "config.json: no such file"),
         (lambda f: (f / "audit.json").unlink(), "weak: nothing was judged in this run"),
         (lambda f: (f / "audit.json").write_text("[]"), "audit.json: no rows"),
