@@ -47,6 +47,7 @@ PHANTOM_VARIANTS = ("planted", "null", "confounded", "acquisition", "underdiagno
 SIZES = ("tiny", "paper")
 PROBES = ("logistic_regression", "knn", "kmeans", "network")
 THRESHOLD = re.compile(r"youden|f1|(sensitivity|specificity|fixed):(0|0?\.\d+|1|[01]\.0*)")
+THRESHOLDS = "youden, f1, sensitivity:0.9, specificity:0.9 or fixed:0.5, the number from 0 to 1"
 CONTROLS = ("shuffled", "untrained", "findings", "demographics", "histogram", "as_many")
 
 
@@ -244,12 +245,20 @@ def validate(config: ml_collections.ConfigDict) -> None:
         require("audit.reference", attribute in a.attributes and equals and group, f"{entry!r}: ATTRIBUTE=GROUP, the attribute of audit.attributes")
     require("audit.reference", len({entry.partition("=")[0] for entry in a.reference}) == len(a.reference), "one group an attribute")
     require("audit.truth", a.truth in ("recorded", "true"), "recorded or true")
-    require("audit.threshold", bool(THRESHOLD.fullmatch(a.threshold)), "youden, f1, sensitivity:0.9, specificity:0.9 or fixed:0.5, the number from 0 to 1")
+    require("audit.threshold", bool(THRESHOLD.fullmatch(a.threshold)), THRESHOLDS)
     require("audit.interval", a.interval in ("bca", "percentile", "analytic"), "bca, percentile or analytic")
     require("audit.level", 0 < a.level < 1, "between 0 and 1")
     require("audit.replicates", a.replicates >= 100, "at least 100")
     require("audit.min_patients", a.min_patients >= 1, "at least 1")
     require("audit.age_bands", len(a.age_bands) > 0 and list(a.age_bands) == sorted(set(a.age_bands)), "at least one age, rising, years")
+
+
+def threshold_rule(rule: str) -> tuple[str, float]:
+    """What `audit.threshold` says: ('youden', NaN) or ('sensitivity', 0.9). Raises ValueError for what is no rule."""
+    if not THRESHOLD.fullmatch(rule):
+        raise ValueError(f"{rule!r}: {THRESHOLDS}")
+    name, _, number = rule.partition(":")
+    return name, float(number or "nan")
 
 
 def _check_mappings(audit: ml_collections.ConfigDict, require) -> None:

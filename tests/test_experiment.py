@@ -62,6 +62,27 @@ def test_a_bad_value_is_named(field, value):
         experiment.validate(config)
 
 
+NO_RULES = ["", "best", "youden:0.5", "sensitivity", "sensitivity:", "sensitivity:2", "sensitivity:1.1", "fixed:-1", "fixed:x", "fixed:nan", "fixed:0.5\n", "fixed: 0.5"]
+
+
+@pytest.mark.parametrize("rule", NO_RULES)
+def test_what_is_no_rule_for_thresholds_is_named_with_those_there_are(rule):
+    told = f"{rule!r}: youden, f1, sensitivity:0.9, specificity:0.9 or fixed:0.5, the number from 0 to 1"
+    with pytest.raises(ValueError) as caught:
+        experiment.threshold_rule(rule)
+    assert str(caught.value) == told
+    with pytest.raises(UserError) as caught:
+        experiment.validate(experiment.apply_diff(race.get_config(), {"audit.threshold": rule}))
+    assert str(caught.value) == f"config.audit.threshold={told}"
+
+
+def test_rules_for_thresholds():
+    found = {"sensitivity:0.9": 0.9, "specificity:.95": 0.95, "fixed:0": 0.0, "fixed:0.": 0.0, "fixed:1": 1.0, "fixed:1.00": 1.0, "youden": None, "f1": None}
+    for rule, number in found.items():
+        experiment.validate(experiment.apply_diff(race.get_config(), {"audit.threshold": rule}))
+        assert experiment.threshold_rule(rule) == (rule.partition(":")[0], pytest.approx(float("nan") if number is None else number, nan_ok=True))
+
+
 @pytest.mark.parametrize(
     ("diff", "told"),
     [

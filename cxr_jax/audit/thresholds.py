@@ -21,34 +21,18 @@ import hashlib
 import numpy as np
 
 from cxr_jax.audit import metrics
+from cxr_jax.experiment import threshold_rule
 
-RULES = ("youden", "f1", "sensitivity", "specificity", "fixed")
 FOLDS = 5
-
-
-def parse(rule: str) -> tuple[str, float]:
-    """('youden', NaN) or ('sensitivity', 0.9). Raises ValueError for what is no rule."""
-    name, colon, number = rule.partition(":")
-    if name not in RULES or bool(colon) != (name in ("sensitivity", "specificity", "fixed")):
-        raise ValueError(f"{rule!r} is no rule for thresholds; there are youden, f1, sensitivity:0.9, specificity:0.9, fixed:0.5")
-    if not colon:
-        return name, np.nan
-    try:
-        value = float(number)
-    except ValueError:
-        value = np.nan
-    if not 0 <= value <= 1:
-        raise ValueError(f"{rule!r}: a number from 0 to 1 expected after the colon")
-    return name, value
 
 
 def choose(positive: np.ndarray, score: np.ndarray, rule: str) -> float:
     """The threshold that a rule gives on some images: one of their scores; above the highest where none must be called.
 
     positive: bool [n]; score: float [n]. Of equally good ones the highest. NaN unless there are positives and negatives; a
-    fixed one needs neither. Raises ValueError as `parse`, and for a NaN score.
+    fixed one needs neither. Raises ValueError as `threshold_rule`, and for a NaN score.
     """
-    name, wanted = parse(rule)
+    name, wanted = threshold_rule(rule)
     if name == "fixed":
         return wanted
     ranking = metrics.rank(positive, score)
@@ -102,7 +86,7 @@ def call(judged: Scored, chosen_on: Scored | None, rule: str, by: str, least: in
     """
     n, classes = judged.scores.shape
     threshold = np.full((n, classes), np.nan)
-    name, _ = parse(rule)
+    name, _ = threshold_rule(rule)
     if name == "fixed":
         parts, how = [(np.ones(n, bool), judged, np.ones(n, bool))], f"fixed at {rule.partition(':')[2]}"
     elif chosen_on is not None:
