@@ -2,6 +2,7 @@
 judged by the real audit with few replicates.
 """
 
+import contextlib
 import csv
 import json
 import pathlib
@@ -145,10 +146,20 @@ def history(epochs: int, classes) -> str:
     return "".join(json.dumps(line) + "\n" for line in lines)
 
 
+@contextlib.contextmanager
+def undrawn_cohort():
+    """No figures of the cohort, which take most of the time and hold no number that the table lacks."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("counts", "ages", "prevalence", "differences"):
+            patch.setattr(demographics.figures, name, lambda *_: None)
+        yield
+
+
 def make_workdir(
-    path: pathlib.Path, target: str = "race", patients: int = 700, replicates: int = 50, table=None, steps=None
+    path: pathlib.Path, target: str = "race", patients: int = 700, replicates: int = 50, table=None, steps=None, cohort=None
 ) -> pathlib.Path:
-    """Writes every file that the report reads. table, steps: a cohort and its attrition, else one is drawn."""
+    """Writes every file that the report reads. table, steps: a cohort and its attrition, else one is drawn; cohort: where its
+    cohort.csv may be already."""
     path.mkdir(parents=True, exist_ok=True)
     table, steps = narrowed(draw_cohort(patients)) if table is None else (table, steps)
     rng = np.random.default_rng(2)
@@ -250,7 +261,11 @@ def make_workdir(
     }
     settings = types.SimpleNamespace(**config["audit"])
     tables.write_json(path / "audit.json", subgroups.audit(predictions, settings))
-    demographics.write(path, table, steps, run["dataset"], settings, races)
+    if cohort is not None and cohort.exists():
+        shutil.copy(cohort, path)
+    else:
+        with undrawn_cohort():
+            demographics.write(path, table, steps, run["dataset"], settings, races)
     tables.write_json(path / "config.json", config)
     tables.write_json(path / "config_diff.json", diff)
     tables.write_json(path / "run.json", run)
@@ -294,7 +309,6 @@ def audit_only(workdir):
 
 
 @pytest.fixture
-def undrawn(monkeypatch):
-    """No figures of the cohort, which take most of the time and hold no number that the table lacks."""
-    for name in ("counts", "ages", "prevalence", "differences"):
-        monkeypatch.setattr(demographics.figures, name, lambda *_: None)
+def undrawn():
+    with undrawn_cohort():
+        yield

@@ -127,7 +127,7 @@ def probed_cohort(table, targets, seed) -> Readings:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_no_small_cell_follows_from_the_pages_of_cohort_model_and_probes(tmp_path, undrawn, seed):
+def test_no_small_cell_follows_from_the_pages_of_cohort_model_and_probes(tmp_path, seed):
     """Groups and findings are rare, ages and views are missing; everybody has a race and a sex, or the pages would tell no count."""
     whole = odd_cohort(400, seed).fillna({"race": "A", "sex": "F"})
     table, steps = narrowed(whole, ("view is AP", lambda t: t["view"] == "AP"))
