@@ -16,7 +16,7 @@ from scipy import stats
 
 from cxr_jax import tables
 from cxr_jax.audit import subgroups
-from cxr_jax.report import demographics
+from cxr_jax.report import demographics, figures
 
 FINDINGS = (
     "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation",
@@ -312,3 +312,17 @@ def audit_only(workdir):
 def undrawn():
     with undrawn_cohort():
         yield
+
+
+@pytest.fixture
+def unpainted(monkeypatch):
+    """Figures are laid out and told of as ever, but no picture is painted, which takes most of a page's time."""
+
+    class Canvas:
+        def __init__(self, figure):
+            pass
+
+        def print_svg(self, text, metadata):
+            text.write("<svg></svg>")
+
+    monkeypatch.setattr(figures, "FigureCanvasSVG", Canvas)

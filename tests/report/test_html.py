@@ -229,7 +229,7 @@ def test_undefined_and_withheld_figures_say_why(written):
     assert few and all("withheld" in line and "undefined" not in line for line in few)
 
 
-def test_other_measures_have_n_and_say_why_one_is_missing(audit_only, made):
+def test_other_measures_have_n_and_say_why_one_is_missing(audit_only, made, unpainted):
     path = audit_only("sex")
     few = {"value": None, "low": None, "high": None, "n_images": None, "n_patients": None, "suppressed": True}
 
@@ -244,7 +244,7 @@ def test_other_measures_have_n_and_say_why_one_is_missing(audit_only, made):
     assert "withheld" in lines["F"] and lines["F"][-1] == "Brier score: fewer than 11 patients"
 
 
-def test_a_page_on_other_data_than_those_of_training_is_about_them(workdir, made):
+def test_a_page_on_other_data_than_those_of_training_is_about_them(workdir, made, unpainted):
     path = workdir("race")
     shutil.move(path / "cohort.csv", path / "judged_cohort.csv")
     of_training = demographics.read(path / "judged_cohort.csv")
@@ -285,7 +285,7 @@ def test_what_was_run_is_told(written):
     assert ["truncated", "2"] in found.table("reason", "files")
 
 
-def test_invented_groups_are_never_called_race(written, audit_only):
+def test_invented_groups_are_never_called_race(written, audit_only, unpainted):
     assert "group (invented)" in written["race"][1].text and "groups here are invented" in written["race"][1].text
     assert "race as recorded" not in written["race"][1].text
     path = audit_only("sex")
@@ -307,7 +307,7 @@ def test_what_is_shown_is_escaped(audit_only):
     assert "<script" not in source and source.count("&lt;script&gt;") >= 8
 
 
-def test_predictions_from_outside_get_a_report(audit_only):
+def test_predictions_from_outside_get_a_report(audit_only, unpainted):
     path = audit_only("sex")
     change(
         path / "run.json",
@@ -319,7 +319,7 @@ def test_predictions_from_outside_get_a_report(audit_only):
     assert "not to be shown" not in found.text
 
 
-def test_several_targets_stand_side_by_side(audit_only, made):
+def test_several_targets_stand_side_by_side(audit_only, made, unpainted):
     path = audit_only("sex")
     other = [row | {"target": "a/b"} for row in tables.read_json(made["race"] / "audit.json")]
     change(path / "audit.json", lambda rows: rows.extend(other))
@@ -328,14 +328,14 @@ def test_several_targets_stand_side_by_side(audit_only, made):
     assert "Overall: a/b" in found.text and "Overall: sex" in found.text
 
 
-def test_two_classes_show_one_curve(audit_only):
+def test_two_classes_show_one_curve(audit_only, unpainted):
     path = audit_only("sex")
     found = page(path)
     assert "the curve for M is this one mirrored" in found.text
     assert "the model's AUC for telling the 2 classes of sex apart is" in found.text
 
 
-def test_images_are_shown_of_open_data_alone(audit_only):
+def test_images_are_shown_of_open_data_alone(audit_only, unpainted):
     path = audit_only()
     examples = [(np.full((8, 8), i, np.uint8), f"picture {i}") for i in range(3)]
     shown = [i for i in page(path, examples).images() if i["src"].startswith("data:image/png")]
@@ -474,7 +474,7 @@ def test_groups_are_compared_by_overlap_alone():
     assert across(("F", 0.6, 0.5, 0.7), ("M", None, None, None)) == ""
 
 
-def test_a_run_that_is_not_done_says_so(audit_only):
+def test_a_run_that_is_not_done_says_so(audit_only, unpainted):
     path = audit_only()
     change(path / "run.json", lambda run: run["stages"].update(report={"status": "running"}))
     assert "This run is not done" not in page(path).text
