@@ -47,9 +47,9 @@ def _config(parameters: phantom.Parameters, storage: str = "png") -> PhantomConf
 class Builder(tfds.core.GeneratorBasedBuilder):
     """Chest-like phantoms with known truth, in six variants of what a made-up group changes."""
 
-    # Whatever changes a pixel needs another version, or records drawn before would pass for today's.
-    VERSION = tfds.core.Version("1.1.0")
-    RELEASE_NOTES = {"1.0.0": "First release.", "1.1.0": "A texture of 7 gray levels instead of 8."}
+    # Whatever changes a pixel, or a label, needs another version, or records drawn before would pass for today's.
+    VERSION = tfds.core.Version("1.2.0")
+    RELEASE_NOTES = {"1.0.0": "First release.", "1.1.0": "A texture of 7 gray levels instead of 8.", "1.2.0": "Dogwood is underdiagnosed instead of Cedar."}
     BUILDER_CONFIGS = [_config(phantom.Parameters(variant=variant)) for variant in phantom.VARIANTS]
     DEFAULT_BUILDER_CONFIG_NAME = "planted"
 

@@ -41,7 +41,7 @@ def test_everything_drawn_is_stored_and_reads_back(tmp_path):
     assert metadata["findings"] == list(phantom.FINDINGS) and metadata["races"] == list(phantom.GROUPS)
     assert metadata["shapes"] == list(phantom.SHAPES)
     assert metadata["open_data"] is True and metadata["invented_groups"] is True and metadata["ceiling"] is True
-    assert metadata["underdiagnosed_group"] == "Cedar" and metadata["underdiagnosed_share"] == 0.4
+    assert metadata["underdiagnosed_group"] == "Dogwood" and metadata["underdiagnosed_share"] == 0.4
     assert (metadata["variant"], metadata["patients"], metadata["seed"]) == ("underdiagnosed", 12, 3)
 
 

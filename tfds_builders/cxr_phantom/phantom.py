@@ -47,7 +47,7 @@ LATENT_VARIANTS = ("planted", "underdiagnosed", "shortcut")  # those whose laten
 
 LATENT_MEANS = (-2.35, -0.85, 0.65, 2.35)  # of the latent by group, in units of its standard deviation within a group
 LATENT_PATIENT_SHARE = 0.7  # of the latent's variance within a group, that lies between patients
-UNDERDIAGNOSED_GROUP = "Cedar"
+UNDERDIAGNOSED_GROUP = "Dogwood"  # whom pictures tell best, so that a model of findings can learn to whom the record denies them
 SHORTCUT_FINDING = "Lung Lesion"
 
 # The findings other than No Finding, in the order in which they are drawn: a finding is a Bernoulli variable whose

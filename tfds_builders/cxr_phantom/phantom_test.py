@@ -157,10 +157,10 @@ def test_variants_differ_in_what_they_change_and_in_nothing_else():
 def test_underdiagnosis_hides_its_share_of_one_group_and_leaves_the_picture():
     people = population("underdiagnosed", patients=20000)
     sick = people["true_findings"][:, INDEX["No Finding"]] == 0
-    cedar = people["group"] == GROUPS.index("Cedar")
+    dogwood = people["group"] == GROUPS.index("Dogwood")
     hidden = people["relabelled"] == 1
-    assert not hidden[~(sick & cedar)].any()
-    n = (sick & cedar).sum()
+    assert not hidden[~(sick & dogwood)].any()
+    n = (sick & dogwood).sum()
     assert abs(hidden.sum() - 0.4 * n) < 4 * math.sqrt(n * 0.24)
     recorded = people["findings"][hidden]
     assert (recorded[:, INDEX["No Finding"]] == 1).all()
