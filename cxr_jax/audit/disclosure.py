@@ -20,6 +20,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from cxr_jax.audit.intervals import distinct
 from cxr_jax.audit.suppression import Ledger, withhold
 from cxr_jax.tables import IDENTIFIERS, Predictions, Target, UserError
 
@@ -98,7 +99,7 @@ def _too_few(
     target: the attribute is itself a target, and how many are 'missing' therefore known (all less the labelled):
         hiding them would protect nobody.
     """
-    patients = {name: np.unique(patient[mask]) for name, mask in masks.items()}
+    patients = {name: distinct(patient[mask]) for name, mask in masks.items()}
     gone = {name for name, who in patients.items() if len(who) and (name in hidden or len(who) < settings.min_patients)}
     secret = [name for name in masks if not (target and name == MISSING)]
     if secret:
@@ -135,7 +136,7 @@ class Labels:
 
     def patients(self, mask: np.ndarray) -> np.ndarray:
         """The distinct patients of some images, sorted. mask: bool [n]."""
-        return np.unique(self.patient[mask])
+        return distinct(self.patient[mask])
 
     def too_few_to_rank(self, mask: np.ndarray, c: int) -> str:
         """Which side of class c has too few patients among some images, or ''."""

@@ -37,7 +37,7 @@ import numpy as np
 from scipy import special, stats
 
 from cxr_jax.audit import comparisons, metrics
-from cxr_jax.audit.intervals import MAX_UNDEFINED, Bootstrap, MeanCell, RankedCell, percentile_interval, wilson
+from cxr_jax.audit.intervals import MAX_UNDEFINED, Bootstrap, MeanCell, RankedCell, distinct, percentile_interval, wilson
 
 KINDS = ("bca", "percentile", "analytic")
 ALIKE = "interval withheld: every replicate gives the same value"
@@ -183,7 +183,7 @@ class Estimator:
     def _auc_influence(self, cell: RankedCell) -> np.ndarray:
         found = np.zeros(self.bootstrap.patients)
         who = self.bootstrap.patient[cell.rows]
-        found[np.unique(who)] = comparisons.influence(cell.positive, cell.score[:, None], who, cell.weight)[1][:, 0]
+        found[distinct(who)] = comparisons.influence(cell.positive, cell.score[:, None], who, cell.weight)[1][:, 0]
         return found
 
     def means(self, cells: Sequence[MeanCell], scale: str = "") -> list[Estimate]:
@@ -206,7 +206,7 @@ class Estimator:
         rows: int [m], positions in the split; moves: float [m]. NaN of one patient.
         """
         who = self.bootstrap.patient[rows]
-        k = len(np.unique(who))
+        k = len(distinct(who))
         factor = np.sqrt(k / (k - 1)) if k > 1 else np.nan
         return np.bincount(who, moves, minlength=self.bootstrap.patients) * factor
 
@@ -225,7 +225,7 @@ class Estimator:
     def _calibration(self, rows, positive, score, bins, cells, drawn) -> dict[str, Estimate]:
         apart = np.array([metrics.mean(cell.value) for cell in cells])
         error = np.array([np.sqrt(i @ i) for i in map(self._mean_influence, cells)])
-        sizes = {"patients": len(np.unique(self.bootstrap.patient[rows])), "images": len(rows)}
+        sizes = {"patients": count(self.bootstrap.patient[rows]), "images": len(rows)}
         fit = metrics.recalibration(positive, score)
         reason = "" if np.isfinite(fit.slope) else "no slope: one class, one score, or classes told apart without error"
         return {
@@ -236,14 +236,14 @@ class Estimator:
 
 
 def count(patient: np.ndarray, weight: np.ndarray | None = None) -> int:
-    """How many patients some images are of; with weights, as many of equal weight as would tell as much (Kish 1965), rounded down.
+    """How many patients some images are of; less what unequal weights cost, (Σw)² / m Σw² of m images (Kish 1965), rounded down.
 
-    patient: int [m]; weight: float [m].
+    patient: int [m]; weight: float [m], above 0.
     """
-    if weight is None or not len(patient):
-        return len(np.unique(patient))
-    total = np.bincount(patient, weight)
-    return int(total.sum() ** 2 / (total @ total) + _NOTHING)
+    patients = len(distinct(patient))
+    if weight is None or not patients:
+        return patients
+    return int(patients * weight.sum() ** 2 / (len(weight) * (weight @ weight)) + _NOTHING)
 
 
 # --- intervals -------------------------------------------------------------------------------------------------------

@@ -58,6 +58,11 @@ class MeanCell(NamedTuple):
     weight: np.ndarray | None = None
 
 
+def distinct(patient: np.ndarray) -> np.ndarray:
+    """The distinct patients of some images, sorted. patient: int [m], numbers from 0 on: counted, which is quicker than to sort them."""
+    return np.flatnonzero(np.bincount(patient))
+
+
 class Bootstrap:
     """Replicates of one split, drawn once.
 
@@ -90,7 +95,7 @@ class Bootstrap:
 
     def _strata(self, groups: Sequence[np.ndarray]) -> np.ndarray | None:
         """The stratum of each patient, int [patients]; None for a single one."""
-        members = sorted((np.unique(self.patient[mask]) for mask in groups), key=len, reverse=True)
+        members = sorted((distinct(self.patient[mask]) for mask in groups), key=len, reverse=True)
         members = [who for who in members if len(who) < SMALL]
         stratum = np.zeros(self.patients, np.int64)
         for k, who in enumerate(members, 1):  # the smallest comes last, and stays

@@ -64,7 +64,7 @@ from cxr_jax.audit.disclosure import (
     ALL, MISSING, TIMES, Group, Labels, age_band, check_attributes, groups, hidden_groups, intersections, masks_of, protected,
 )  # fmt: skip
 from cxr_jax.audit.estimates import Estimate
-from cxr_jax.audit.intervals import Bootstrap, MeanCell, RankedCell
+from cxr_jax.audit.intervals import Bootstrap, MeanCell, RankedCell, distinct
 from cxr_jax.tables import CEILING, LABEL, TRUE, Predictions, UserError
 
 __all__ = ["ALL", "MACRO", "MISSING", "TIMES", "KEYS", "age_band", "audit", "check_attributes", "groups", "hidden_groups", "select"]
@@ -601,7 +601,7 @@ class Judgement:
         if not why:
             mask = group.known.any(axis=0) if c is None else group.known[c]
             rows = np.flatnonzero(mask) if rows is None else rows
-            counts |= {"n_images": len(rows), "n_patients": len(np.unique(self.patient[rows]))}
+            counts |= {"n_images": len(rows), "n_patients": len(distinct(self.patient[rows]))}
             if c is not None and metric not in ("calibration", "confusion"):
                 if not group.hidden_positives[c]:
                     counts["n_positive"] = int(self.positive[rows, c].sum())
@@ -654,7 +654,7 @@ class Judgement:
             cell = RankedCell(at, self.positive[at, c], self.scores[at, c])
             values = metrics.tpr_at_fpr(cell.positive, cell.score, FALSE_POSITIVE_RATES)
             replicates = self.bootstrap.roc(cell, FALSE_POSITIVE_RATES)
-            sides = min(len(np.unique(self.patient[at[cell.positive == side]])) for side in (True, False))
+            sides = min(len(distinct(self.patient[at[cell.positive == side]])) for side in (True, False))
             for fpr, value, band in zip(FALSE_POSITIVE_RATES, values, replicates):
                 figure = Estimate(float(value), band, patients=sides, images=len(at))
                 rows.append(self.row("roc_tpr", name, self.everyone, c, figure, float(fpr)))
@@ -682,7 +682,7 @@ class Judgement:
                 for bins in range(CALIBRATION_BINS if group is self.everyone else CALIBRATION_BINS_OF_A_GROUP, 0, -1):
                     bin_of = metrics.calibration_bins(score, bins)
                     inside = [at[bin_of == b] for b in np.unique(bin_of)]
-                    if all(len(np.unique(self.patient[i])) >= self.settings.min_patients for i in inside):
+                    if all(len(distinct(self.patient[i])) >= self.settings.min_patients for i in inside):
                         break
                 for images, x, _ in zip(inside, *metrics.calibration(positive, score, bin_of)):
                     cells.append(MeanCell(images, self.positive[images, c]))

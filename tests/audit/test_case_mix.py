@@ -135,7 +135,7 @@ def test_weighted_influence_is_the_derivative_by_a_patients_weight():
 
 def test_patients_are_counted_by_their_weight():
     patient = np.array([0, 0, 1, 2])
-    assert estimates.count(patient) == estimates.count(patient, np.array([0.5, 0.5, 1, 1])) == 3
+    assert estimates.count(patient) == estimates.count(patient, np.full(4, 0.7)) == 3 and estimates.count(patient[:0], np.zeros(0)) == 0
     assert estimates.count(patient, np.array([50.0, 50, 1, 1])) == 1
 
 
