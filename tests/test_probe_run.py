@@ -14,7 +14,7 @@ from tests.phantoms import PLAIN, small_config
 PROBE = {
     "name": "Probes", "train.targets": ("findings",), "stages": ("prepare", "train", "extract", "probe", "audit", "report"),
     "probe.probes": ("logistic_regression", "knn"), "probe.penalties": (1e-2, 1e1, 4), "probe.refits": 3, "probe.neighbours": (1, 5),
-    "probe.permutations": 20,
+    "probe.permutations": 20, "probe.strata": ("view",),  # of findings: tests/probes
 }  # fmt: skip
 
 
