@@ -271,10 +271,9 @@ def _interval(a: Estimate, level: float, kind: str, drawn: int) -> Limits:
     bootstrap = f"patient bootstrap, {'percentile' if kind == 'percentile' else 'BCa, expanded'}, {drawn} replicates"
     if a.no_interval:
         return Limits(np.nan, np.nan, bootstrap, a.no_interval)
-    if a.of is not None and kind != "analytic":
-        if all(one.scale == "share" for one in a.of):
-            if kind == "bca" and min(map(_events, a.of)) < FEW_EVENTS:
-                return _of_two_shares(a, level)
+    if a.of is not None:
+        if all(one.scale == "share" for one in a.of) and kind != "percentile" and min(map(_events, a.of)) < FEW_EVENTS:
+            return _of_two_shares(a, level)
         if any(_certain(one) for one in a.of):
             return Limits(np.nan, np.nan, bootstrap, CERTAIN)
     if a.scale == "share" and a.patients:

@@ -8,6 +8,7 @@ import scipy.stats
 
 from cxr_jax.audit import estimates, metrics
 from cxr_jax.audit.estimates import Estimate, bca_interval, difference, interval, logit, mean, ratio, spread, undefined
+from cxr_jax.audit.intervals import Bootstrap, RankedCell
 
 
 def estimate(values, patients=None, scale="", replicates=400, seed=0):
@@ -230,3 +231,14 @@ def test_calibration_error_is_the_plain_sum_and_its_bias_is_taken_off():
     assert np.mean(plain) > 0.05 and np.mean(corrected) / np.mean(plain) == pytest.approx(left, abs=0.06)
     far = metrics.calibration_error(np.array([[0.3, -0.3]]).T, np.array([0.01, 0.01]))
     assert far == pytest.approx(0.6, abs=1e-9), "where the distance is far beyond its error there is nothing to take off"
+
+
+@pytest.mark.parametrize("kind", estimates.KINDS)
+def test_what_cannot_vary_lends_a_difference_no_certainty(kind):
+    """Of two AUCs one is 1: its error comes out as 0, and the other's alone would be too little."""
+    rng = np.random.default_rng(0)
+    positive = rng.random(80) < 0.4
+    estimator = estimates.Estimator(Bootstrap(np.arange(80).astype(str), 100, 0))
+    (sure, _), (other, _) = estimator.rank([RankedCell(np.arange(80), positive, score) for score in (positive.astype(float), positive + 2 * rng.random(80))])
+    found = interval(estimates.difference(sure, other), 0.95, kind)
+    assert np.isnan(found.low) and found.reason == estimates.CERTAIN
