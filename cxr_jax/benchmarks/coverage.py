@@ -214,7 +214,7 @@ def figure(found: Sequence[np.ndarray], simulations: int) -> str:
         panel.set_yticks(range(len(names)), [drawings.wrapped(name) for name in names])
         panel.set_ylim(len(names) - 0.5, -0.5)
         panel.grid(axis="y", visible=False)
-        panel.set_xlabel("intervals that cover the truth, per cent; 95 are promised")
+        panel.set_xlabel("per cent of intervals that cover the truth")
         canvas.legend(loc="outside upper left", ncols=1, handlelength=1.4)
         return "coverage", canvas, "Coverage. " + "; ".join(told) + ".", f"{simulations:,} simulations of {POPULATIONS[0].name}"
 

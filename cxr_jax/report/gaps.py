@@ -31,6 +31,8 @@ CALLED = {
     "false_negative_rate": ("{} missed", True),
 }
 
+IN_SHORT = {"auc": "AUC", "false_positive_rate": "falsely called", "false_negative_rate": "missed"}  # before the class, whose name may be cut
+
 
 def gaps(rows: pd.DataFrame, split: str) -> pd.DataFrame:
     """Differences of groups to all others that are tested, of two groups that are each other's rest the worse alone.
@@ -59,6 +61,12 @@ def title(row: pd.Series, targets: int) -> str:
     what = row["class"] if row["class"] != subgroups.MACRO else "all classes (macro)"
     said = CALLED[row["metric"]][0].format(what)
     return f"{row['target']}: {said}" if targets > 1 else said
+
+
+def _in_short(row: pd.Series, targets: int) -> str:
+    """`missed: Edema`."""
+    said = f"{IN_SHORT[row['metric']]}: {row['class'] if row['class'] != subgroups.MACRO else 'all classes'}"
+    return f"{row['target']}, {said}" if targets > 1 else said
 
 
 def who(row: pd.Series, name_of: Callable[[str], str]) -> str:
@@ -166,7 +174,7 @@ def forest(found: pd.DataFrame, name_of: Callable[[str], str], level: float) -> 
         panel.annotate(n, (1, y), (34, 0), xycoords=panel.get_yaxis_transform(), textcoords="offset points", va="center", ha="right", fontsize=8, color=INK)
         said.append(f"{title(row, targets)}, {who(row, name_of)}: {difference(row, 'worse')}{', survives correction' if real else ''}")
     panel.axvline(0, color=INK, lw=0.8)
-    panel.set_yticks(range(len(shown)), [f"{short(title(row, targets), 32)}\n{short(who(row, name_of), 32)}" for _, row in shown.iterrows()], fontsize=8)
+    panel.set_yticks(range(len(shown)), [f"{short(_in_short(row, targets), 34)}\n{short(who(row, name_of), 34)}" for _, row in shown.iterrows()], fontsize=8)
     panel.set_ylim(len(shown) - 0.5, -0.7)
     panel.annotate("patients", (1, -0.7), (34, 2), xycoords=panel.get_yaxis_transform(), textcoords="offset points", ha="right", fontsize=8, color=FAINT)
     panel.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
