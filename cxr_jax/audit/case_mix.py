@@ -9,14 +9,18 @@ so that the others have the group's own mix of strata, and the group stays as it
 group as the standard (Rothman, Greenland and Lash, Modern Epidemiology, chapter 15). Drawing test sets of equal mix, patients
 and all, gives the same figures on the average of many draws, but adds the luck of each draw; a test draws them.
 
-A stratum is of the class's own label, of whether there is another finding, and of the attributes of `audit.case_mix` in their
-order. Where fewer than `FEWEST` images of the others are in a stratum of the group, its images are compared with those of a
-wider one, without the last attribute, and so on down to those with the same label: nobody of the group is left out, and the
-mix is the more alike the more images have their like.
+A stratum is of the class's own label, of whether there is another finding (one whose label is unknown counts as absent), and of
+the attributes of `audit.case_mix` in their order. Where fewer than `FEWEST` images of the others are in a stratum of the group, its
+images are compared with those of a wider one, without the last attribute, and so on down to those with the same label: nobody of the
+group is left out, and the mix is the more alike the more images have their like. What the wider strata leave of the mix stays in the
+difference.
 
-Intervals draw patients with these weights as they are. That the mix of another sample would be another is in the differences anyhow,
-which intervals make, if anything, too wide: strata that tell of the outcome would make them narrower. What goes with the mix alone has
-none, since there it would be the better part of the error.
+Intervals draw patients with these weights as they are. In samples of known truth they cover about as they should where most images
+have others like them (94 %), and less (91 %) where few have, for what is left of the mix. What goes with the mix alone has no
+interval: that the mix of another sample would be another is the better part of its error.
+
+Of data that are not open the weights themselves could tell of few: a figure of others is the sum of its strata's, in the group's
+shares. A stratum of the group is then used only if `least` of its patients are in it.
 
 What remains is not shown to be the model's doing, nor what goes with the mix to be innocent: who is seen in which view, and when,
 is itself how groups are treated.
@@ -40,18 +44,21 @@ class Alike(NamedTuple):
     whole: float
 
 
-def alike(group: np.ndarray, others: np.ndarray, strata: Sequence[np.ndarray]) -> Alike:
+def alike(group: np.ndarray, others: np.ndarray, strata: Sequence[np.ndarray], patient: np.ndarray, least: int) -> Alike:
     """Weighs the others to be like the group.
 
     group, others: bool [n], which have no image in common. strata: int [n] each, the number of each image's stratum, from 0 on, the
-    last one the widest; each is a part of the next.
+    last one the widest; each is a part of the next. patient: int [n], from 0 on; least: how many patients of the group a stratum must
+    have to be used, the widest apart.
     """
     weight, left, whole = np.zeros(len(group)), group.copy(), np.nan
     for depth, stratum in enumerate(strata):
         size = int(stratum.max(initial=0)) + 1
         mine, theirs = (np.bincount(stratum[mask], minlength=size) for mask in (left, others))
-        least = FEWEST if depth < len(strata) - 1 else 1
-        used = (mine > 0) & (theirs >= least)
+        used = (mine > 0) & (theirs >= (FEWEST if depth < len(strata) - 1 else 1))
+        if least > 1 and depth < len(strata) - 1:
+            pairs = np.unique(np.stack([stratum[left], patient[left]]), axis=1)
+            used &= np.bincount(pairs[0], minlength=size) >= least
         each = np.where(used, mine / np.maximum(theirs, 1), 0.0)
         weight += np.where(others, each[stratum], 0.0)
         left &= ~used[stratum]

@@ -77,7 +77,7 @@ class Estimate:
 
     def rounded(self) -> "Estimate":
         """The same, its value rounded to `decimals`."""
-        return self if self.decimals is None else dataclasses.replace(self, value=round(self.value, self.decimals))
+        return self if self.decimals is None else dataclasses.replace(self, value=round(self.value, self.decimals) + 0.0)  # never -0
 
     @property
     def standard_error(self) -> float:
@@ -236,14 +236,16 @@ class Estimator:
 
 
 def count(patient: np.ndarray, weight: np.ndarray | None = None) -> int:
-    """How many patients some images are of; less what unequal weights cost, (Σw)² / m Σw² of m images (Kish 1965), rounded down.
+    """How many patients some images are of; of unequal weight as many as would tell as much, (Σw)² / Σw² (Kish 1965), rounded down.
 
-    patient: int [m]; weight: float [m], above 0.
+    patient: int [m]; weight: float [m], above 0; a patient's is the mean of her images'.
     """
-    patients = len(distinct(patient))
-    if weight is None or not patients:
-        return patients
-    return int(patients * weight.sum() ** 2 / (len(weight) * (weight @ weight)) + _NOTHING)
+    images = np.bincount(patient)
+    who = np.flatnonzero(images)
+    if weight is None or not len(who):
+        return len(who)
+    each = np.bincount(patient, weight)[who] / images[who]
+    return int(each.sum() ** 2 / (each @ each) + _NOTHING)
 
 
 # --- intervals -------------------------------------------------------------------------------------------------------

@@ -6,8 +6,9 @@ Every figure is of one target on one split, and made by a `subgroups.Judgement`;
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -60,10 +61,10 @@ def rows(judged: Judgement, figures: Sequence[Figures]) -> list[Row]:
 
 def _mark_mirrored(judged: Judgement, metric: str, group: Group, tests: Mapping[str, Row], two: bool, first_of: dict[tuple, Row]) -> None:
     """Notes in each row the one whose test it repeats: of two groups one is the other's rest; of two classes that exclude each
-    other, with scores that add up to 1, one's AUC is the other's, and their mean."""
+    other, with scores that add up to 1, one's AUC is the other's, and their mean; and of one class the mean is its own."""
     for name, row in tests.items():
         same = (metric, name) if two else (group.name, metric, name)
-        if metric == "auc" and judged.is_binary:
+        if metric == "auc" and (judged.is_binary or len(judged.classes) == 1):
             same = (*same[:-1], "")
         first = first_of.setdefault(same, row)
         row["mirrored"] = None if first is row else first
@@ -109,40 +110,56 @@ def _against(judged: Judgement, metric: str, group: Group, of: Figures, others: 
 
 def _beside_their_like(judged: Judgement, attribute: str, shown, of_rests: Sequence[Figures]) -> list[Row]:
     """Differences of groups to others like them, and what of those to all others goes with the mix; see `case_mix`."""
-    mixed = [name for name in judged.settings.case_mix if name not in (attribute, judged.name)]
-    labels = {name: _codes(masks) for name in mixed if (masks := masks_of(judged.predictions, name, judged.settings))}
-    strata = [case_mix.nested([*own, *labels.values()]) for own in _own_labels(judged)]
-    rests, weights, told = [], [], []
+    is_open, settings = judged.predictions.open_data, judged.settings
+    mixed = [name for name in settings.case_mix if name not in (attribute, judged.name)]
+    labels = {name: _codes(masks) for name in mixed if (masks := masks_of(judged.predictions, name, settings))}
+    strata = [case_mix.nested([*own, *labels.values()]) for own in _own_labels(judged, [group for group, _ in shown])]
+    rests, weights, shares = [], [], []
     for group, _ in shown:
         rest = group.rest(judged.everyone, judged.labels)
         weight, whole = np.zeros(judged.known.shape), np.full(len(judged.classes), np.nan)
         for c in (c for c, hidden in enumerate(group.suppressed) if not hidden):
-            found, whole[c] = case_mix.alike(group.known[c], rest.known[c], strata[c])
+            least = 1 if is_open else settings.min_patients
+            found, whole[c] = case_mix.alike(group.known[c], rest.known[c], strata[c], judged.patient, least)
             weight[:, c] = np.nan_to_num(found)
         # Who has no weight is not there, and of those who are there must be enough.
         known = rest.known & (weight > 0).T
         few = tuple(judged.labels.too_few_to_rank(mask, c) for c, mask in enumerate(known))
         rests.append(dataclasses.replace(rest, name=LIKE, known=known, few=few))
         weights.append(weight)
-        told.append(whole)
+        shares.append(whole)
     rows = []
     of_like = judged.figures(rests, lambda _: COMPARED, weights)
-    for (group, of), of_rest, like, whole in zip(shown, of_rests, of_like, told, strict=True):
+    for (group, of), of_rest, like, whole in zip(shown, of_rests, of_like, shares, strict=True):
         for metric in COMPARED:
             for name, a in of[metric].items():
                 c = judged.classes.index(name) if name in judged.classes else None
                 if c is not None and group.suppressed[c]:
                     continue
+                b, all_others = like[metric][name], of_rest[metric][name]
+                if _tells(judged, group, c):
+                    a = b = estimates.undefined(f"hidden {judged.lest_few_show}")
+                apart, mix = estimates.difference(a, b), estimates.difference(b, all_others)
+                mix = dataclasses.replace(mix, replicates=None, influence=None, no_interval=MIX) if a.defined else estimates.undefined(a.reason)
                 keys = {"threshold": judged.threshold(metric, group, c), "reference": LIKE}
-                mixed = dataclasses.replace(estimates.difference(like[metric][name], of_rest[metric][name]), replicates=None, influence=None, no_interval=MIX)
-                for effect, figure in (("difference", estimates.difference(a, like[metric][name])), ("mix", mixed)):
-                    if not judged.predictions.open_data:
-                        figure = dataclasses.replace(figure, decimals=min(DECIMALS, DECIMALS if figure.decimals is None else figure.decimals)).rounded()
+                for effect, figure in (("difference", apart), ("mix", mix)):
+                    if figure.defined and not is_open:
+                        figure = dataclasses.replace(figure, decimals=DECIMALS if figure.decimals is None else min(DECIMALS, figure.decimals)).rounded()
                     row = judged.row(metric, name, group, c, figure, effect=effect, **keys)
                     if figure.defined and effect == "difference":
-                        row["reason"] = "; ".join(filter(None, [row["reason"], _told(whole, c, [*labels], judged.predictions.open_data)]))
+                        used = [k for k, one in enumerate(judged.classes) if of[metric][one].defined] if c is None else [c]
+                        row["reason"] = "; ".join(filter(None, [row["reason"], told(float(np.min(whole[used])), [*labels], is_open)]))
                     rows.append(row)
     return rows
+
+
+def _tells(judged: Judgement, group: Group, c: int | None) -> bool:
+    """Whether weights by the labels of a group would tell of a number of positives that is hidden.
+
+    Others that are called as often as a group is ill, times what is known of both, are an equation for how many are ill. Of classes
+    that exclude one another all are in each one's weights.
+    """
+    return bool(group.hidden_positives.any()) if c is None or judged.target.kind == "multiclass" else bool(group.hidden_positives[c])
 
 
 def _codes(masks: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -150,21 +167,45 @@ def _codes(masks: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.argmax(list(masks.values()), axis=0)
 
 
-def _own_labels(judged: Judgement) -> list[list[np.ndarray]]:
-    """For each class, what of the labels is a stratum: int [n] each. Its own; of findings, whether there is another, too."""
+def _own_labels(judged: Judgement, groups: Sequence[Group]) -> list[list[np.ndarray]]:
+    """For each class, what of the labels is a stratum: int [n] each. Its own; of findings, whether there is another, too, of
+    those whose numbers are hidden in none of the groups."""
     positive = judged.positive & judged.known
     if judged.target.kind == "multiclass":
         return [[positive.argmax(axis=1)]] * len(judged.classes)
-    found = np.array([name != NO_FINDING for name in judged.classes])
-    others = [positive[:, found & (np.arange(len(found)) != c)].any(axis=1) for c in range(len(found))]
+    hidden = np.any([group.hidden_positives | np.array([bool(why) for why in group.suppressed]) for group in (judged.everyone, *groups)], axis=0)
+    used = ~hidden & np.array([name != NO_FINDING for name in judged.classes])
+    others = [positive[:, used & (np.arange(len(used)) != c)].any(axis=1) for c in range(len(used))]
     return [[positive[:, c].astype(int), other.astype(int)] for c, other in enumerate(others)]
 
 
-def _told(whole: np.ndarray, c: int | None, names: Sequence[str], is_open: bool) -> str:
-    """How far the others are like the group, in words; of data that are not open in tens of per cent."""
-    share = float(np.nanmin(whole)) if c is None else float(whole[c])
-    rounded = f"{100 * share:.0f} %" if is_open else f"about {10 * round(10 * share)} %"
-    return f"{rounded} of the images have others like them in labels{''.join(f', {name}' for name in names)}, the rest in fewer of these"
+def told(share: float, names: Sequence[str], is_open: bool) -> str:
+    """How far the others are like the group, in words, which `how_alike` reads. names: of attributes, beside labels.
+
+    share: of the group's images, that have others like them in all; of data that are not open it is not told in numbers, which
+    would count those who have not.
+    """
+    rest = ", the rest in fewer of these"
+    if not is_open:
+        many = "most" if share >= 0.5 else "fewer than half"
+    elif share == 1:
+        many, rest = "all", ""
+    else:
+        many = "more than 99 %" if share > 0.99 else "fewer than 1 %" if share < 0.01 else f"{100 * share:.0f} %"
+    return f"{many} of the images have others like them in {', '.join(['labels', *names])}{rest}"
+
+
+class Like(NamedTuple):
+    """How many of a group's images have others like them, in words; in which attributes, beside labels."""
+
+    many: str
+    names: tuple[str, ...]
+
+
+def how_alike(reason: str | None) -> Like | None:
+    """What `told` says in a row's reason; None where it says nothing."""
+    found = re.search(r"(?:^|; )([^;]*) of the images have others like them in labels((?:, (?!the rest)[^,;]*)*)", reason or "")
+    return None if found is None else Like(found[1], tuple(name.strip() for name in found[2].split(",") if name.strip()))
 
 
 # --- ranges ----------------------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def model_card(
         use, training = [UNKNOWN], [UNKNOWN]
     else:
         blocks, size = _said(config, "model.blocks"), _said(config, "dataset.image_size")
-        model = [run["headline"]] if "headline" in run else []
+        model = [run["headline"].rstrip(".") + "."] if "headline" in run else []
         if blocks:
             depth = "DenseNet-121" if list(blocks) == [6, 12, 24, 16] else f"DenseNet with blocks of {', '.join(map(str, blocks))} layers"
             model.append(f"{depth}, growth {_said(config, 'model.growth')}, on one channel of {size}×{size} pixels; a head for each of: {', '.join(name_of(t) for t in targets)}.")
@@ -67,7 +67,8 @@ def model_card(
         use = [f"To measure how much of {', '.join(name_of(t) for t in of_groups)} images carry, and nothing else. It must not be used on anybody: what it puts out about a person is no fact about that person."] if of_groups else []
         use += ["To be audited, as an example of a model that finds diseases. It is no medical device, and no doctor should see its output."] if "findings" in targets else []
         training = [f"Images of {page.called(run['dataset'])}, split train; see the data sheet."] if "dataset" in run else [UNKNOWN]
-    attributes = [a for a in audit_rows.in_order(rows["attribute"]) if a != subgroups.ALL]
+    recorded = rows[rows["n_images"] != 0]
+    attributes = [a for a in audit_rows.in_order(recorded["attribute"]) if a != subgroups.ALL]
     factors = [f"Groups by {', '.join(name_of(a) for a in attributes)}." if attributes else "Nothing that makes groups is recorded."]
     if crossed := _said(config, "audit.intersections"):
         factors.append(f"Where groups meet: {', '.join(' × '.join(name_of(a) for a in entry.split(subgroups.TIMES)) for entry in crossed)}, as far as they are recorded.")
@@ -106,10 +107,10 @@ def data_sheet(config: Mapping, run: Mapping, dataset: Mapping | None, cohort: M
     """Of the data that were judged. dataset: as run.json has it; None where the predictions came from outside. cohort: as the
     page's tables have it. quarantined: how many files could not be read, in words, or ''."""
     if dataset is None:
-        file = run["outside"]["file"] if "outside" in run else "a table"
-        rows = f"{run['outside']['images']:,} rows, one an image" if "outside" in run else "rows of vectors, one an image"
-        composition = [f"{file[:1].upper() + file[1:]}: {rows}; what was taken for what is said above."]
-        if "outside" in run and run["outside"]["without_patients"]:
+        outside = run.get("outside", {})
+        images = f"{outside['images']:,} rows" if "images" in outside else "rows"
+        composition = [f"The file {outside['file']}: {images}, one an image; what was taken for what is said above." if outside else "A table of vectors, one row an image."]
+        if outside.get("without_patients"):
             composition.append("It does not say which images are of the same patient.")
         return [("Motivation", [UNKNOWN]), ("Composition", composition), ("Collection", [UNKNOWN]), ("Preprocessing and labels", [UNKNOWN]),
                 ("Uses", [UNKNOWN]), ("Distribution", ["Nothing of the file is on this page but aggregates."]), ("Maintenance", [UNKNOWN])]  # fmt: skip
@@ -117,7 +118,10 @@ def data_sheet(config: Mapping, run: Mapping, dataset: Mapping | None, cohort: M
     settings = config["dataset"] if "dataset" in config and not elsewhere else {}
     motivation = ["To test audits on data whose truth is known, and to let anybody run them without credentials." if invented else UNKNOWN]
     composition = [dataset["description"]] if dataset.get("description") else []
-    composition.append(f"One row an image: {dataset['images']:,} of {dataset['patients']:,} patients in {page.called(dataset)}." if dataset["open_data"] or cohort is None else f"One row an image, of {page.called(dataset)}; how many of whom is in the tables above.")
+    if dataset["open_data"] and {"images", "patients"} <= dataset.keys():
+        composition.append(f"One row an image: {dataset['images']:,} of {dataset['patients']:,} patients in {page.called(dataset)}.")
+    else:  # totals beside tables in which some cells are withheld could give these away
+        composition.append(f"One row an image, of {page.called(dataset)}" + ("; how many of whom is in the tables above." if cohort is not None else "."))
     if quarantined:
         composition.append(f"{quarantined} of the release could not be read and are in nothing here.")
     if cohort is not None:

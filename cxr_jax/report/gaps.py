@@ -6,6 +6,7 @@ written, and drawn, in whole per cent: exact ones are fractions, whose denominat
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -15,7 +16,7 @@ from matplotlib.lines import Line2D
 
 from cxr_jax.audit import subgroups
 from cxr_jax.audit.disclosure import LIKE
-from cxr_jax.audit.gaps import NO_FINDING, TESTED
+from cxr_jax.audit.gaps import NO_FINDING, TESTED, how_alike
 from cxr_jax.audit.subgroups import TIMES
 from cxr_jax.report import rows as audit_rows
 from cxr_jax.report.figures import COLOURS, FAINT, INK, MARKERS, VERMILION, Drawing, new_figure, short, styled, wrapped
@@ -74,14 +75,15 @@ def who(row: pd.Series, name_of: Callable[[str], str]) -> str:
     return f"{name_of(row['attribute']).removesuffix(' (years)')}: {audit_rows.group_name(row['group'])}"
 
 
-def difference(row: pd.Series, prefix: str = "") -> str:
-    """`12 points (5 to 19)` of a rate, `0.042 (0.010 to 0.080)` of an AUC. prefix: of the columns."""
+def difference(row: pd.Series, prefix: str = "", digits: int = 3) -> str:
+    """`12 points (5 to 19)` of a rate, `0.042 (0.010 to 0.080)` of an AUC. prefix: of the columns; digits: of an AUC."""
     value, low, high = row[prefix or "value"], row[f"{prefix}_low" if prefix else "low"], row[f"{prefix}_high" if prefix else "high"]
     if row["metric"] == "auc":
-        ends = f" ({audit_rows.number(low)} to {audit_rows.number(high)})" if np.isfinite(low) else ""
-        return audit_rows.number(value) + ends
+        ends = f" ({audit_rows.number(low, digits)} to {audit_rows.number(high, digits)})" if np.isfinite(low) else ""
+        return audit_rows.number(value, digits) + ends
     ends = f" ({audit_rows.number(100 * low, 0)} to {audit_rows.number(100 * high, 0)})" if np.isfinite(low) else ""
-    return f"{audit_rows.number(100 * value, 0)} points{ends}"
+    told = audit_rows.number(100 * value, 0)
+    return f"{told} point{'' if told.lstrip(chr(0x2212)) == '1' else 's'}{ends}"
 
 
 def share(row: pd.Series | None) -> str:
@@ -110,6 +112,8 @@ def sentences(found: pd.DataFrame, name_of: Callable[[str], str], level: float, 
         f" findings called where there are none (false-positive rates). Of these {_number(len(real))} survive{'s' if len(real) == 1 else ''} Holm's correction at"
         f" {100 * ERROR:g} %" + (f", and {_number(len(several))} Benjamini and Yekutieli's, of which one in twenty may be false." if len(several) != len(real) else ".")
     ]
+    if family == 1:
+        said = [f"One difference between a group and all others was tested; it {'survives' if len(real) else 'does not survive'} at {100 * ERROR:g} %."]
     worse = real[real["worse"] > 0].sort_values("worse", ascending=False)
     for _, row in worse.head(6).iterrows():
         where = f"in {name_of(row['attribute']).removesuffix(' (years)')} {audit_rows.group_name(row['group'])}"
@@ -257,6 +261,8 @@ def mix_table(rows: pd.DataFrame, found: pd.DataFrame, split: str, name_of: Call
     keys = ["target", "class", "metric", "attribute", "group"]
     beside = {tuple(row[k] for k in keys): row for _, row in here[here["effect"] == "difference"].iterrows()}
     mixed = {tuple(row[k] for k in keys): row for _, row in here[here["effect"] == "mix"].iterrows()}
+    aucs = here.loc[here["metric"] == "auc", "value"].dropna()
+    digits = 2 if (aucs.round(2) == aucs).all() else 3  # of data that are not open the audit rounds
     targets, lines = found["target"].nunique(), []
     for _, row in found.iterrows():
         key = tuple(row[k] for k in keys)
@@ -264,13 +270,14 @@ def mix_table(rows: pd.DataFrame, found: pd.DataFrame, split: str, name_of: Call
             continue
         sign = 1 if CALLED[row["metric"]][1] else -1
         like, mix = (_turned(of[key], sign) for of in (beside, mixed))
-        # How many images have others like them in all is the first thing that the audit says of such a row.
-        said, of_images, _ = audit_rows.note(like, positives=False).partition(" of the images have others like them")
-        alike, note = (said.rpartition("; ")[2], said.rpartition("; ")[0]) if of_images else ("", said)
+        alike = how_alike(like["reason"])
+        others = [part for part in audit_rows.note(like, positives=False).split("; ") if how_alike(part) is None]
         lines.append({
             "what": title(row, targets), "who": who(row, name_of), "rest": difference(row, "worse"), "patients": audit_rows.count(row["n_patients"]),
-            "like": difference(like) if np.isfinite(like["value"]) else audit_rows.value(like), "mix": difference(mix) if np.isfinite(mix["value"]) else audit_rows.value(mix),
-            "real": row["p_holm"] < ERROR, "clear": like["low"] > 0, "alike": alike, "note": note,
+            "like": difference(like, digits=digits) if np.isfinite(like["value"]) else audit_rows.value(like),
+            "mix": difference(mix, digits=digits) if np.isfinite(mix["value"]) else audit_rows.value(mix),
+            "real": row["p_holm"] < ERROR, "worse": row["worse"] > 0, "clear": None if np.isnan(like["low"]) else bool(like["low"] > 0),
+            "many": "" if alike is None else alike.many, "names": () if alike is None else alike.names, "note": "; ".join(others),
         })  # fmt: skip
     return lines
 
@@ -279,23 +286,33 @@ def _turned(row: pd.Series, sign: int) -> pd.Series:
     """The difference as how much worse the group fares; rates to two decimals."""
     row = row.copy()
     ends = sorted([sign * row["low"], sign * row["high"]]) if np.isfinite(row["low"]) else [np.nan, np.nan]
-    row["value"], row["low"], row["high"] = sign * row["value"], *ends
+    row["value"], row["low"], row["high"] = (x if row["metric"] == "auc" else np.round(x, 2) for x in (sign * row["value"], *ends))
     return row
 
 
-def mix_sentence(lines: Sequence[dict], name_of: Callable[[str], str], case_mix: Sequence[str]) -> str:
-    """What becomes of the differences that survive correction, beside others like the group. lines: of `mix_table`; '' where there are none."""
-    worse = [line for line in lines if line["real"] and not line["rest"].startswith("\N{MINUS SIGN}")]
+def mix_sentences(lines: Sequence[dict], name_of: Callable[[str], str]) -> list[str]:
+    """What becomes of the differences that survive correction, beside others like the group. lines: of `mix_table`; [] where there are none."""
+    worse = [line for line in lines if line["real"] and line["worse"]]
     if not worse:
-        return ""
-    stay = sum(bool(line["clear"]) for line in worse)
-    alike = ", ".join(name_of(name).removesuffix(" (years)") for name in case_mix)
-    subject = "The one difference to a group's disadvantage that survives correction" if len(worse) == 1 else f"Of the {len(worse)} differences to a group's disadvantage that survive correction, {_number(stay)}"
+        return []
+    clear, covers, unknown = (sum(line["clear"] is kind for line in worse) for kind in (True, False, None))
+    subject = "The one difference" if len(worse) == 1 else f"Of the {_number(len(worse))} differences"
+    subject += f" to a group's disadvantage that survive{'s' if len(worse) == 1 else ''} correction"
     if len(worse) == 1:
-        kept = "stays clear of 0" if stay else "is no longer clear of 0"
+        kept = "stays clear of 0" if clear else "is no longer clear of 0" if covers else "cannot be told"
     else:
-        kept = "stays clear of 0" if stay == 1 else "stay clear of 0"
-    return f"{subject} {kept} when others are weighted to be like the group in labels and, but for the attribute itself, in {alike}."
+        parts = [f"{_number(clear)} stay{'s' if clear == 1 else ''} clear of 0"] if clear else []
+        parts += [f"{_number(covers)} {'is' if covers == 1 else 'are'} no longer clear of 0"] if covers else []
+        parts += [f"of {_number(unknown)} it cannot be told"] if unknown else []
+        kept = ", ".join(parts)
+    names = list(dict.fromkeys(name for line in worse for name in line["names"]))
+    told = [name_of(name).removesuffix(" (years)") for name in names]
+    attribute = " and, but for the attribute itself, in " + ", ".join(told) if names else " alone, since nothing else is recorded"
+    said = [f"{subject} {kept} when others are weighted to be like the group in labels{attribute}."]
+    few = [line for line in worse if line["many"].startswith("fewer than") or re.fullmatch(r"[1-4]?\d %", line["many"])]
+    if few:
+        said.append(f"For {_number(len(few))} of them fewer than half of the images have others like them in all of these: part of the mix remains there.")
+    return said
 
 
 def missed_tables(rows: pd.DataFrame, split: str, name_of: Callable[[str], str]) -> list[dict]:
@@ -376,7 +393,8 @@ def intersection_tables(rows: pd.DataFrame, split: str, name_of: Callable[[str],
 def unsaid(rows: pd.DataFrame, split: str, name_of: Callable[[str], str], least: int) -> list[str]:
     """What cannot be said, and why."""
     here = rows[(rows["split"] == split) & rows["effect"].isna()]
-    said = []
+    absent = [name_of(a).removesuffix(" (years)") for a, cell in here.groupby("attribute", sort=False) if (cell["n_images"] == 0).all()]
+    said = [f"By {', '.join(absent)} nothing can be said: it is not recorded."] if absent else []
     for attribute, cell in here[~here["attribute"].isin((subgroups.ALL,))].groupby("attribute", sort=False):
         called = " × ".join(name_of(a).removesuffix(" (years)") for a in attribute.split(TIMES))
         groups = cell.groupby("group", sort=False)["suppressed"].all()
@@ -398,7 +416,6 @@ def context(rows: pd.DataFrame, split: str, name_of: Callable[[str], str], setti
     if not (rows["effect"] == "difference").any():
         return None
     level, found = settings["level"], gaps(rows, split)
-    case_mix = settings["case_mix"] if "case_mix" in settings else ()  # which audits of before do not have
     mixed = mix_table(rows, found, split, name_of)
     plain = rows[~rows["attribute"].str.contains(TIMES, regex=False)]
     drawings: Sequence[Drawing | None] = [forest(found, name_of, level)]
@@ -419,8 +436,7 @@ def context(rows: pd.DataFrame, split: str, name_of: Callable[[str], str], setti
         "missed": missed_tables(plain, split, name_of),
         "intersections": intersection_tables(rows, split, name_of),
         "mix": mixed,
-        "mix_sentence": mix_sentence(mixed, name_of, case_mix),
-        "alike": [name_of(name).removesuffix(" (years)") for name in case_mix],
+        "mix_sentences": mix_sentences(mixed, name_of),
         "calibration": calibration_table(plain, split, name_of),
         "unsaid": unsaid(rows, split, name_of, settings["min_patients"]),
         "thresholds": _thresholds(plain, split),

@@ -409,7 +409,7 @@ def _in_short(read: _Read, words: Sequence[dict], probed: Sequence[dict], worse:
     for word in words:
         short.append(("How good it is" + (f": {word['what']}" if len(words) > 1 else ""), word["sentences"]))
     if worse:
-        parts = [("For whom it is worse", worse["sentences"]), ("Who is missed", worse["underdiagnosis"]), ("What case mix explains", [worse["mix_sentence"]])]
+        parts = [("For whom it is worse", worse["sentences"]), ("Who is missed", worse["underdiagnosis"]), ("What case mix explains", worse["mix_sentences"])]
         short += [(asked, said[:4]) for asked, said in parts if any(said)]
         short.append(("What cannot be said", worse["unsaid"][:3] or ["No group is withheld. Intervals do not cover training the model again, nor another hospital."]))
     return short

@@ -139,29 +139,52 @@ def test_what_cannot_be_said_names_whom(made):
 
 def like(base, value, **more):
     """The same difference to others like the group."""
-    return base | {"reference": "like", "value": value, "low": value - 0.1, "high": value + 0.1, "p": None, "p_holm": None, "p_by": None} | more
+    return base | {"reference": "like", "value": value, "low": value - 0.1, "high": value + 0.1, "p": None, "p_holm": None, "p_by": None, "family": None} | more
 
 
 def test_case_mix_stands_beside_what_was_found():
     real = row("false_negative_rate", group="a", value=0.2, p=1e-6, holm=1e-5)
     other = row("auc", group="b", value=-0.2, p=0.2, holm=1.0)
-    rows = frame(*THREE, real, other, like(real, 0.15), like(real, 0.05, effect="mix", low=None, high=None), like(other, -0.05, reason="84 % of the images have others like them in labels, view, the rest in fewer of these"), like(other, -0.15, effect="mix", low=None, high=None))
+    rows = frame(*THREE, real, other, like(real, 0.15), like(real, 0.05, effect="mix", low=None, high=None), like(other, -0.055, reason="84 % of the images have others like them in labels, view, the rest in fewer of these"), like(other, -0.145, effect="mix", low=None, high=None))
     found = gaps.mix_table(rows, gaps.gaps(rows, "test"), "test", name_of)
     assert [(line["rest"], line["like"], line["mix"], line["real"]) for line in found] == [
         ("20 points (10 to 30)", "15 points (5 to 25)", "5 points", True),
-        ("0.200 (0.100 to 0.300)", "0.050 (\N{MINUS SIGN}0.050 to 0.150)", "0.150", False),  # of an AUC less is worse
+        ("0.200 (0.100 to 0.300)", "0.055 (\N{MINUS SIGN}0.045 to 0.155)", "0.145", False),  # of an AUC less is worse
     ]
-    assert [(line["alike"], line["note"]) for line in found] == [("", ""), ("84 %", "")]
-    said = gaps.mix_sentence(found, name_of, ("sex", "view"))
-    assert said.startswith("The one difference to a group's disadvantage that survives correction stays clear of 0 when") and "in sex, view" in said
-    rows = frame(*THREE, real, like(real, 0.05), like(real, 0.15, effect="mix"))
-    assert "is no longer clear of 0" in gaps.mix_sentence(gaps.mix_table(rows, gaps.gaps(rows, "test"), "test", name_of), name_of, ())
+    assert [(line["many"], line["names"], line["note"]) for line in found] == [("", (), ""), ("84 %", ("view",), "")]
+
+
+def mix_said(*pairs):
+    """What is said of differences, and of the same to others like the group."""
+    rows = frame(*THREE, *(row for one, other in pairs for row in (one, other, other | {"effect": "mix", "low": None, "high": None})))
+    return " ".join(gaps.mix_sentences(gaps.mix_table(rows, gaps.gaps(rows, "test"), "test", name_of), name_of))
+
+
+def test_words_for_what_case_mix_leaves():
+    real = [row("false_negative_rate", name, "a", 0.2, p=1e-6, holm=1e-5) for name in ("Edema", "Fracture", "Other")]
+    labels = {"reason": "most of the images have others like them in labels, view, sex, the rest in fewer of these"}
+    stays, goes, withheld = ({"value": 0.15}, {"value": 0.05}, {"value": 0.15, "low": None, "high": None})
+    beside = [like(one, **kind, **labels) for one, kind in zip(real, (stays, goes, withheld))]
+    one = "The one difference to a group's disadvantage that survives correction"
+    tail = "when others are weighted to be like the group in labels and, but for the attribute itself, in view, sex."
+    assert mix_said((real[0], beside[0])) == f"{one} stays clear of 0 {tail}"
+    assert mix_said((real[1], beside[1])) == f"{one} is no longer clear of 0 {tail}"
+    assert mix_said((real[2], beside[2])) == f"{one} cannot be told {tail}"
+    assert mix_said(*zip(real, beside)).startswith("Of the three differences to a group's disadvantage that survive correction one stays clear of 0, one is no longer clear of 0, of one it cannot be told when")
+    # At 0 by what is shown it is not clear of it.
+    assert "no longer clear" in mix_said((real[0], like(real[0], 0.1, low=0.004, high=0.2)))
+    assert mix_said((real[0], like(real[0], 0.15))).endswith("in labels alone, since nothing else is recorded.")
+    thin = like(real[0], 0.15, reason="31 % of the images have others like them in labels, view, the rest in fewer of these")
+    assert "For one of them fewer than half of the images have others like them" in mix_said((real[0], thin))
     # Of what does not survive nothing is said, nor of a group that fares better.
-    better = row("false_negative_rate", group="a", value=-0.2, p=1e-6, holm=1e-5)
-    for one in (other, better):
-        rows = frame(*THREE, one, like(one, one["value"]), like(one, 0.0, effect="mix"))
-        assert gaps.mix_sentence(gaps.mix_table(rows, gaps.gaps(rows, "test"), "test", name_of), name_of, ()) == ""
-    assert gaps.mix_table(frame(*THREE, real), gaps.gaps(frame(*THREE, real), "test"), "test", name_of) == []
+    for one in (row("auc", group="b", value=-0.2, p=0.2, holm=1.0), row("false_negative_rate", group="a", value=-0.2, p=1e-6, holm=1e-5)):
+        assert mix_said((one, like(one, one["value"]))) == ""
+    assert gaps.mix_table(frame(*THREE, real[0]), gaps.gaps(frame(*THREE, real[0]), "test"), "test", name_of) == []
+
+
+def test_one_point_is_one_point():
+    assert gaps.difference(row("false_negative_rate", value=-0.01, low=-0.03, high=0.01)) == "\N{MINUS SIGN}1 point (\N{MINUS SIGN}3 to 1)"
+    assert gaps.difference(row("false_negative_rate", value=0.11)) == "11 points (1 to 21)"
 
 
 def test_what_is_missed_where_no_class_is_no_finding():
