@@ -1,6 +1,6 @@
 """How much worse a group fares than others: differences, ratios and their tests, ranges, and the same beside others like it.
 
-Every figure is of one target on one split, and made by a `subgroups.Judgement`; the rows are those that `subgroups` describes.
+Every figure is of one target on one split, and made by a `Judgement`; the rows are those that `subgroups` describes.
 """
 
 from __future__ import annotations
@@ -8,38 +8,32 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from cxr_jax.audit import case_mix, estimates
 from cxr_jax.audit.disclosure import ALL, LIKE, MISSING, REST, Group, masks_of
 from cxr_jax.audit.estimates import Estimate
-
-if TYPE_CHECKING:
-    from cxr_jax.audit.subgroups import Judgement
+from cxr_jax.audit.judgement import MACRO, Judgement, Row
 
 COMPARED = ("auc", "false_positive_rate", "false_negative_rate", "ppv", "called", "calibration_in_the_large")
 TESTED = ("auc", "false_positive_rate", "false_negative_rate")
 RATIOS = ("false_positive_rate", "false_negative_rate", "ppv", "called")
 RANGES = ("auc", "false_positive_rate", "false_negative_rate", "called")
-MACRO, NO_FINDING = "macro", "No Finding"
+NO_FINDING = "No Finding"
 # Of data that are not open: to how many decimals what is made of weights is rounded. Of the sizes of strata nothing is told.
 DECIMALS = 2
 MIX = "no interval: it is of the mix of these images, whose weights are taken as they are"
 
-Row = dict[str, Any]
 Figures = Mapping[str, Mapping[str, Estimate]]
 
 
-def rows(judged: Judgement, figures: Sequence[Figures]) -> list[Row]:
-    """Of each attribute that is not the target: every group against all others, others like it and a reference group, and ranges.
-
-    figures: of the groups of `judged`, in their order.
-    """
+def rows(judged: Judgement) -> list[Row]:
+    """Of each attribute that is not the target: every group against all others, others like it and a reference group, and ranges."""
     found: list[Row] = []
     for attribute in dict.fromkeys(group.attribute for group in judged.groups[1:] if group.attribute != judged.name):
-        here = [(g, of) for g, of in zip(judged.groups, figures, strict=True) if g.attribute == attribute]
+        here = [(g, of) for g, of in zip(judged.groups, judged.of_groups, strict=True) if g.attribute == attribute]
         shown = [(group, of) for group, of in here if not group.any_suppressed]
         of_rests = judged.figures([group.rest(judged.everyone, judged.labels) for group, _ in shown], lambda _: COMPARED)
         mirrored: dict[tuple, Row] = {}

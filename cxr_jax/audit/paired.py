@@ -20,7 +20,7 @@ import numpy as np
 from cxr_jax.audit import estimates, metrics
 from cxr_jax.audit.estimates import Estimate, Estimator
 from cxr_jax.audit.intervals import Bootstrap, RankedCell
-from cxr_jax.audit.subgroups import MACRO
+from cxr_jax.audit.judgement import MACRO
 from cxr_jax.tables import Predictions
 
 

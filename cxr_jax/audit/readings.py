@@ -34,7 +34,7 @@ import ml_collections
 import numpy as np
 import pandas as pd
 
-from cxr_jax.audit import comparisons, estimates, feature_space, subgroups
+from cxr_jax.audit import comparisons, estimates, feature_space, judgement, subgroups
 from cxr_jax.audit.estimates import Estimate
 from cxr_jax.audit.intervals import Bootstrap
 from cxr_jax.tables import AS_MANY, CEILING, FEATURES, LABEL, SCORE, SHUFFLED, STRATUM, Predictions, Reading, Readings, Target
@@ -178,7 +178,7 @@ def _judge(readings: Readings, target: str, shuffled: bool, attributes, settings
     predictions = Predictions(table, {target: Target("multiclass", classes)})
     settings = ml_collections.ConfigDict(settings)
     settings.attributes = attributes
-    (found,) = subgroups.judgements(predictions, SPLIT, settings, bootstrap)
+    (found,) = judgement.judgements(predictions, SPLIT, settings, bootstrap)
     return found
 
 

@@ -9,7 +9,7 @@ import pytest
 import sklearn.metrics
 
 from configs import base
-from cxr_jax.audit import comparisons, gaps, subgroups
+from cxr_jax.audit import comparisons, gaps, judgement
 from cxr_jax.audit.subgroups import audit, select
 from cxr_jax.audit.suppression import null_space
 from cxr_jax.tables import Predictions, Target, UserError
@@ -199,7 +199,7 @@ def test_everything_of_a_hidden_cell_is_null():
     for row in gone:
         assert all(row[k] is None for k in ("value", "low", "high", "n_images", "n_patients", "n_positive", "p")) and row["reason"]
     hidden = {(row["class"], row["attribute"], row["group"]) for row in rows if row["metric"] == "auc" and row["effect"] is None and row["n_positive"] is None}
-    label_based = set(subgroups.RATES) - {"called"} | {"accuracy", "calibration_in_the_large", "ece", "ece_debiased", "calibration_slope"}
+    label_based = set(judgement.RATES) - {"called"} | {"accuracy", "calibration_in_the_large", "ece", "ece_debiased", "calibration_slope"}
     for row in rows:
         if (row["class"], row["attribute"], row["group"]) in hidden and row["class"] != "macro" and row["metric"] in label_based and row["effect"] != "range":
             assert row["value"] is None, row
