@@ -105,11 +105,12 @@ def sentences(found: pd.DataFrame, name_of: Callable[[str], str], level: float, 
     if not len(tested):
         return ["Differences between groups have no tests here; the table says why."]
     family, targets = int(tested["family"].iloc[0]), tested["target"].nunique()
+    kind = _kind(tested)
     real = tested[tested["p_holm"] < ERROR]
     several = tested[tested["p_by"] < ERROR]
     said = [
-        f"{family:,} difference{'s' if family > 1 else ''} between a group and all others {'were' if family > 1 else 'was'} tested: AUCs, findings missed (false-negative rates) and"
-        f" findings called where there are none (false-positive rates). Of these {_number(len(real))} survive{'s' if len(real) == 1 else ''} Holm's correction at"
+        f"{family:,} difference{'s' if family > 1 else ''} between a group and all others {'were' if family > 1 else 'was'} tested: AUCs, {kind} missed (false-negative rates) and"
+        f" {kind} called where there are none (false-positive rates). Of these {_number(len(real))} survive{'s' if len(real) == 1 else ''} Holm's correction at"
         f" {100 * ERROR:g} %" + (f", and {_number(len(several))} Benjamini and Yekutieli's, of which one in twenty may be false." if len(several) != len(real) else ".")
     ]
     if family == 1:
@@ -148,6 +149,11 @@ def underdiagnosis(found: pd.DataFrame, name_of: Callable[[str], str], exclusive
     if len(called):
         return [f"Underdiagnosis, images with a finding that are called {NO_FINDING}, is highest, against all others, in {who(row, name_of)}: {tail}"]
     return [f"The clearest difference in what is missed: {title(row, tested['target'].nunique())}, in {who(row, name_of)}, against all others {tail}"]
+
+
+def _kind(rows: pd.DataFrame) -> str:
+    """What is missed or called: of a target of races, say, no findings."""
+    return "findings" if (rows["target"] == "findings").any() else "classes"
 
 
 def _number(n: int) -> str:
@@ -407,7 +413,7 @@ def unsaid(rows: pd.DataFrame, split: str, name_of: Callable[[str], str], least:
     rates = here[here["metric"].isin(("false_positive_rate", "false_negative_rate")) & ~here["suppressed"] & here["value"].isna()]
     if len(rates):
         total = len(here[here["metric"].isin(("false_positive_rate", "false_negative_rate"))])
-        said.append(f"Of {total:,} rates of missed and of falsely called findings, {len(rates):,} are not shown, of groups with too few patients with, or without, the finding.")
+        said.append(f"Of {total:,} rates of missed and of falsely called {_kind(here)}, {len(rates):,} are not shown, of groups with too few patients on one side.")
     return said
 
 
