@@ -234,14 +234,16 @@ def percentile_interval(replicates: np.ndarray, level: float) -> Interval:
 
 
 def wilson(share: float, n: float, level: float) -> tuple[float, float]:
-    """Wilson's (1927) interval at `level` for a share of n independent observations, n > 0: (low, high) in [0, 1].
+    """Wilson's (1927) interval at `level` for a share of n independent observations, n > 0: (low, high) in [0, 1]; NaN for NaN.
 
     Unlike resampling it has a width where all are alike: none of 20 is not none of the world.
     """
     z = statistics.NormalDist().inv_cdf(0.5 + level / 2)
     centre, half = share + z**2 / (2 * n), z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     low, high = np.clip(np.array([centre - half, centre + half]) / (1 + z**2 / n), 0, 1)
-    return float(low) if share > 0 else 0.0, float(high) if share < 1 else 1.0  # which rounding would miss by a hair
+    if np.isfinite(low):  # of an unknown n nothing is known
+        low, high = low if share > 0 else 0.0, high if share < 1 else 1.0  # which rounding would miss by a hair
+    return float(low), float(high)
 
 
 @jax.jit

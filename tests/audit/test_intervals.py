@@ -227,3 +227,7 @@ def test_patient_intervals_cover_where_image_intervals_do_not():
     held = coverage(simulations=300, replicates=1000, patients=200)
     assert 0.90 <= held["patient"] <= 0.99, held
     assert held["image"] < 0.90, held
+
+
+def test_of_an_unknown_number_there_is_no_interval():
+    assert np.isnan(intervals.wilson(0.0, np.nan, 0.95)).all() and np.isnan(intervals.wilson(1.0, np.nan, 0.95)).all()
