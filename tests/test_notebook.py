@@ -91,7 +91,6 @@ pathlib.Path("facts.json").write_text(json.dumps(facts))
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory) -> dict:
     """The committed notebook, run in a folder of its own with one cell more, and what that cell wrote."""
-    pytest.importorskip("nbclient")
     folder = tmp_path_factory.mktemp("notebook")
     notebook = json.loads(PATH.read_text(encoding="utf-8"))
     notebook["cells"].append({"cell_type": "code", "id": "facts", "execution_count": None, "metadata": {}, "outputs": [], "source": FACTS})
@@ -105,7 +104,6 @@ def executed(tmp_path_factory) -> dict:
     return json.loads((folder / "facts.json").read_text()) | {"text": outputs(folder / PATH.name)}
 
 
-@pytest.mark.slow
 @pytest.mark.peers
 def test_it_runs_and_finds_what_was_planted_and_not_what_was_not(executed):
     value, low, high = executed["macro"]
@@ -115,7 +113,6 @@ def test_it_runs_and_finds_what_was_planted_and_not_what_was_not(executed):
     assert executed["compared"] == 4 and executed["apart"] < 1e-12
 
 
-@pytest.mark.slow
 @pytest.mark.peers
 def test_other_packages_stand_beside_ours(executed):
     models = executed["models"]
@@ -125,7 +122,6 @@ def test_other_packages_stand_beside_ours(executed):
     assert models["sklearn_pixels"][2] < 0.6 < 0.75 < models["sklearn_spectrum"][1]
 
 
-@pytest.mark.slow
 @pytest.mark.peers
 def test_the_record_and_what_drives_the_model_come_out_as_planted(executed):
     missed = executed["missed"]
@@ -143,7 +139,6 @@ def test_the_record_and_what_drives_the_model_come_out_as_planted(executed):
     assert family > uncorrected > holm > 0
 
 
-@pytest.mark.slow
 @pytest.mark.peers
 def test_a_fresh_copy_tells_nothing_of_the_machine(executed):
     assert NOT_FOR_READERS.search(executed["text"]) is None

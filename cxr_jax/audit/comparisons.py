@@ -89,7 +89,8 @@ def influence(
     """AUC of each score and what each patient does to it: (float64 [m], float64 [patients, m]).
 
     positive: bool [n]; scores: float [n, m], of m models; patient: [n], whose image each is; weight: float [n], how often
-    each image counts, once where it is None; taken as given, not as estimated. Patients are in the order of their sorted ids. The influence of several classes, averaged, is that of the macro AUC; of two values the sum of
+    each image counts, once where it is None; taken as given, not as estimated. Patients are in the order of their sorted
+    ids. The influence of several classes, averaged, is that of the macro AUC; of two values the sum of
     products over patients is the covariance of the AUCs, as said above under Macro.
 
     NaN where a side has no image; influence alone is NaN where it has fewer than 2 patients. Raises ValueError for

@@ -172,8 +172,8 @@ class Estimator:
 
     def _ranked(self, cell: RankedCell, auc: np.ndarray, precision: np.ndarray) -> tuple[Estimate, Estimate]:
         who = self.bootstrap.patient[cell.rows]
-        weight = np.ones(len(who)) if cell.weight is None else cell.weight
-        positives, negatives = (count(who[cell.positive == side], weight[cell.positive == side]) for side in (True, False))
+        sides = [np.asarray(cell.positive) == side for side in (True, False)]
+        positives, negatives = (count(who[side], None if cell.weight is None else cell.weight[side]) for side in sides)
         images, influence = len(cell.rows), functools.partial(self._auc_influence, cell)
         value = metrics.auc(cell.positive, cell.score, cell.weight)
         area = Estimate(value, auc, influence, min(positives, negatives), images, "auc")

@@ -15,7 +15,7 @@ import numpy as np
 from cxr_jax.audit import case_mix, estimates
 from cxr_jax.audit.disclosure import ALL, LIKE, MISSING, REST, Group, masks_of
 from cxr_jax.audit.estimates import Estimate
-from cxr_jax.audit.judgement import MACRO, Judgement, Row
+from cxr_jax.audit.judgement import MACRO, Judgement, Row, or_null
 
 COMPARED = ("auc", "false_positive_rate", "false_negative_rate", "ppv", "called", "calibration_in_the_large")
 TESTED = ("auc", "false_positive_rate", "false_negative_rate")
@@ -35,7 +35,8 @@ def rows(judged: Judgement) -> list[Row]:
     for attribute in dict.fromkeys(group.attribute for group in judged.groups[1:] if group.attribute != judged.name):
         here = [(g, of) for g, of in zip(judged.groups, judged.of_groups, strict=True) if g.attribute == attribute]
         shown = [(group, of) for group, of in here if not group.any_suppressed]
-        of_rests = judged.figures([group.rest(judged.everyone, judged.labels) for group, _ in shown], lambda _: COMPARED)
+        rests = [group.rest(judged.everyone, judged.labels) for group, _ in shown]
+        of_rests = judged.figures(rests, lambda _: COMPARED)
         mirrored: dict[tuple, Row] = {}
         for (group, of), of_rest in zip(shown, of_rests, strict=True):
             for metric in COMPARED:
@@ -43,7 +44,7 @@ def rows(judged: Judgement) -> list[Row]:
                 if metric in TESTED:
                     _mark_mirrored(judged, metric, group, tests, len(here) == 2, mirrored)
         if judged.settings.case_mix:
-            found += _beside_their_like(judged, attribute, shown, of_rests)
+            found += _beside_their_like(judged, attribute, shown, rests, of_rests)
         reference = _reference(judged, attribute, shown)
         for group, of in shown:
             if reference is not None and group is not reference[0]:
@@ -86,12 +87,11 @@ def _against(judged: Judgement, metric: str, group: Group, of: Figures, others: 
         row = judged.row(metric, name, group, c, apart, effect="difference", **keys)
         if metric in TESTED and reference == REST and apart.defined:
             if apart.decimals is not None:
-                row["reason"] = "; ".join(filter(None, [row["reason"], f"without p {judged.lest_few_show}"]))
+                row["reason"] = _joined(row["reason"], f"without p {judged.lest_few_show}")
             else:
                 found = estimates.tested(a, b)
-                reason = f"no p: {found.reason}" if found.reason else None
-                row |= {"p": _or_null(found.p), "p_bootstrap": _or_null(found.p_bootstrap)}
-                row["reason"] = "; ".join(filter(None, [row["reason"], reason])) or None
+                row |= {"p": or_null(found.p), "p_bootstrap": or_null(found.p_bootstrap)}
+                row["reason"] = _joined(row["reason"], found.reason and f"no p: {found.reason}")
         added.append(row)
         rows.append(row)
         if metric in RATIOS:
@@ -99,18 +99,21 @@ def _against(judged: Judgement, metric: str, group: Group, of: Figures, others: 
     return added
 
 
+def _joined(*reasons: str | None) -> str | None:
+    return "; ".join(filter(None, reasons)) or None
+
+
 # --- others like the group -------------------------------------------------------------------------------------------
 
 
-def _beside_their_like(judged: Judgement, attribute: str, shown, of_rests: Sequence[Figures]) -> list[Row]:
+def _beside_their_like(judged: Judgement, attribute: str, shown, rests: Sequence[Group], of_rests: Sequence[Figures]) -> list[Row]:
     """Differences of groups to others like them, and what of those to all others goes with the mix; see `case_mix`."""
     is_open, settings = judged.predictions.open_data, judged.settings
     mixed = [name for name in settings.case_mix if name not in (attribute, judged.name)]
     labels = {name: _codes(masks) for name in mixed if (masks := masks_of(judged.predictions, name, settings))}
     strata = [case_mix.nested([*own, *labels.values()]) for own in _own_labels(judged, [group for group, _ in shown])]
-    rests, weights, shares = [], [], []
-    for group, _ in shown:
-        rest = group.rest(judged.everyone, judged.labels)
+    likes, weights, shares = [], [], []
+    for (group, _), rest in zip(shown, rests, strict=True):
         weight, whole = np.zeros(judged.known.shape), np.full(len(judged.classes), np.nan)
         for c in (c for c, hidden in enumerate(group.suppressed) if not hidden):
             least = 1 if is_open else settings.min_patients
@@ -119,11 +122,11 @@ def _beside_their_like(judged: Judgement, attribute: str, shown, of_rests: Seque
         # Who has no weight is not there, and of those who are there must be enough.
         known = rest.known & (weight > 0).T
         few = tuple(judged.labels.too_few_to_rank(mask, c) for c, mask in enumerate(known))
-        rests.append(dataclasses.replace(rest, name=LIKE, known=known, few=few))
+        likes.append(dataclasses.replace(rest, name=LIKE, known=known, few=few))
         weights.append(weight)
         shares.append(whole)
     rows = []
-    of_like = judged.figures(rests, lambda _: COMPARED, weights)
+    of_like = judged.figures(likes, lambda _: COMPARED, weights)
     for (group, of), of_rest, like, whole in zip(shown, of_rests, of_like, shares, strict=True):
         for metric in COMPARED:
             for name, a in of[metric].items():
@@ -142,7 +145,7 @@ def _beside_their_like(judged: Judgement, attribute: str, shown, of_rests: Seque
                     row = judged.row(metric, name, group, c, figure, effect=effect, **keys)
                     if figure.defined and effect == "difference":
                         used = [k for k, one in enumerate(judged.classes) if of[metric][one].defined] if c is None else [c]
-                        row["reason"] = "; ".join(filter(None, [row["reason"], told(float(np.min(whole[used])), [*labels], is_open)]))
+                        row["reason"] = _joined(row["reason"], told(float(np.min(whole[used])), [*labels], is_open))
                     rows.append(row)
     return rows
 
@@ -240,9 +243,5 @@ def _range_row(judged: Judgement, metric, name, c, attribute, used, number: int,
     # Patients of several groups would be counted once, and so tell of those who are in another group alone.
     patients = [judged.labels.patients(g.mask) for g in groups]
     shared = len(np.unique(np.concatenate(patients))) < sum(map(len, patients))
-    row["reason"] = "; ".join(filter(None, [row["reason"], apart.no_interval])) or None
+    row["reason"] = _joined(row["reason"], apart.no_interval)
     return row | {"n_patients": None if shared else row["n_patients"]}
-
-
-def _or_null(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)

@@ -250,7 +250,8 @@ def wilson(share: float, n: float, level: float) -> tuple[float, float]:
 def _ranking(counts, patient, positive, tied, closes, own, starts, stops):
     """AUC and average precision, [cells, lanes] each; `patient` to `own` hold all cells' sorted images in a row.
 
-    own: an image's own weight, by which its patient's count is multiplied. Walking down the scores, with w an image's weight and ties sorted positives first:
+    own: an image's own weight, by which its patient's count is multiplied.
+    Walking down the scores, with w an image's weight and ties sorted positives first:
         true    weight of the positives so far          level   weight of the positives of the present score
         called  weight of all images so far             won     pairs won: a negative loses to every positive above it
         gained  sum of precision x positives                    and to half of those level with it

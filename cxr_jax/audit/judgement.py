@@ -211,7 +211,7 @@ class Judgement:
     def _pooled_row(self, metric: str, name: str, cell: Group, c: int, moved: pooling.Shrunk) -> Row:
         threshold = self.threshold(metric, cell, c)
         row = self.row(metric, name, cell, c, Estimate(moved.value, reason=moved.reason), threshold=threshold, effect="shrunk")
-        return row | {"low": _or_null(moved.low), "high": _or_null(moved.high), "method": pooling.METHOD}
+        return row | {"low": or_null(moved.low), "high": or_null(moved.high), "method": pooling.METHOD}
 
     def _rows_of(self, metric: str, group: Group, by_class: ByClass, **keys) -> list[Row]:
         rows = []
@@ -226,7 +226,7 @@ class Judgement:
         if c is None or metric not in (*RATES, "equalised_odds"):
             return None
         used = np.unique(self.calls.threshold[group.known[c], c])
-        return _or_null(used[0]) if len(used) == 1 else None
+        return or_null(used[0]) if len(used) == 1 else None
 
     def _metrics(self, group: Group) -> tuple[str, ...]:
         if group.attribute == self.name:
@@ -462,14 +462,14 @@ class Judgement:
                 reasons.append(figure.no_interval)
             elif figure.defined and (figure.replicates is not None or figure.influence is not None):
                 low, high, method, reason = estimates.interval(figure, self.settings.level, self.settings.interval)
-                low, high = _or_null(low), _or_null(high)
+                low, high = or_null(low), or_null(high)
                 reasons.append(reason)
         if figure.how:
             method = f"{method}; threshold {figure.how}, held fixed"
         values = {
             "metric": metric, "target": self.name, "class": name, "attribute": group.attribute, "group": group.name,
             "split": self.split, "threshold": threshold, "effect": effect, "reference": reference,
-            "value": None if why else _or_null(figure.value), "low": low, "high": high,
+            "value": None if why else or_null(figure.value), "low": low, "high": high,
             "level": float(self.settings.level), "method": method, **counts,
             "p": None, "p_bootstrap": None, "p_holm": None, "p_by": None, "family": None,
             "suppressed": bool(why), "reason": "; ".join(r for r in reasons if r) or None,
@@ -584,5 +584,6 @@ def _one_class(positive: np.ndarray) -> str:
     return "" if positive.any() else "one class only: no positive"
 
 
-def _or_null(value: float) -> float | None:
+def or_null(value: float) -> float | None:
+    """The value, None where it is NaN, for which JSON has no word."""
     return None if np.isnan(value) else float(value)

@@ -128,9 +128,9 @@ def data_sheet(config: Mapping, run: Mapping, dataset: Mapping | None, cohort: M
         composition.append(f"Recorded of each, as far as it is: {', '.join(table['name'] for table in cohort['groups'])}; how many are not recorded stands in the tables above, and on {cohort['page']}.")
     collection = ["Drawn by a program; no patient, no hospital and no consent are in it." if invented else "As the release's own documentation has it: who was seen where, how race and sex were asked or assumed, and who agreed, are there and not in this workdir."]
     made = []
-    if aspect := _said({"d": settings}, "d.aspect"):
+    if aspect := settings.get("aspect"):
         made.append(f"Pictures were brought to 256×256 gray levels ({'squashed' if aspect == 'squash' else 'padded'} where they are not square) and are read at {settings['image_size']}×{settings['image_size']}.")
-    if views := _said({"d": settings}, "d.views"):
+    if views := settings.get("views"):
         made.append(f"Only images whose view is {' or '.join(views)} were kept.")
     made += [table[settings[field]] for field, table in (("uncertain", _UNCERTAIN), ("unmentioned", _UNMENTIONED), ("split_rule", _SPLITS)) if settings.get(field) in table]
     if settings.get("race_rule") and not invented:

@@ -105,7 +105,7 @@ def write(
         if len(rows)
         else [],
         sheet=cards.data_sheet(
-            config, run, run["judged" if read.elsewhere else "dataset"] if "dataset" in run else None, cohort,
+            config, run, read.judged if "dataset" in run else None, cohort,
             quarantine["told"] if quarantine and quarantine["total"] else "", read.elsewhere,
         ),
         diff=[(f, _shown(v["base"]), _shown(v["run"])) for f, v in sorted(diff.items())],
