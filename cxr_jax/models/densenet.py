@@ -2,17 +2,23 @@
 
 Every layer of a dense block reads all the maps made before it through a batch normalisation of its own. The batch mean
 and variance of a map are the same whoever reads it; only scale and offset differ. So they are computed once, when the
-map is made, the block keeps its maps *normalised*, and a reader applies no more than its scale and offset:
+map is made, and a reader of the maps x_0 .. x_{c-1} of a block applies one scale and one offset a channel:
 
-    map k of a block:     m_k = mean(x_k),  v_k = var(x_k),  u_k = (x_k - m_k) / sqrt(v_k + 1e-5)
-    layer l, reading u = (u_0 .. u_{c-1}):
-                          z = squeeze_l^T relu(scale_l * u + offset_l)           1x1, to bottleneck * growth channels
-                          x_{c ..} = kernel_l (*) relu(inner_scale_l * normalise(z) + inner_offset_l)      3x3
+    map k of a block:     m_k = mean(x_k),  v_k = var(x_k)
+    layer l, reading x:   z = squeeze_l^T relu(a_l * (x - m) + offset_l),  a_l = scale_l / sqrt(v + 1e-5)     1x1
+                          x_{c ..} = kernel_l (*) relu(the same of z, with statistics of its own)             3x3
 
 This is the published network, not an approximation: forward, gradients and running statistics agree with one that
-normalises anew at every reader (Ioffe and Szegedy 2015). Running statistics, too, belong to the map. A checkpoint from
-elsewhere that keeps a mean r and a variance s for each reader still fits: with the map's own m and v, the reader's
-scale a and offset b become a * sqrt((v + 1e-5) / (s + 1e-5)) and b + a * (m - r) / sqrt(s + 1e-5).
+computes statistics anew at every reader (Ioffe and Szegedy 2015). Running statistics, too, belong to the map. A
+checkpoint from elsewhere that keeps a mean r and a variance s for each reader still fits: with the map's own m and v,
+the reader's scale a and offset b become a * sqrt((v + 1e-5) / (s + 1e-5)) and b + a * (m - r) / sqrt(s + 1e-5).
+
+The gradient through the statistics needs no look at the maps beyond what each reader's own gradient takes. Of a reader
+let g be the gradient by its output where that is above 0, and u = (x - m) / sqrt(v + 1e-5). It gives
+
+    to offset: G = sum(g);  to scale: U = sum(g u);  to x: a g;  to m: -a G;  to v: -scale U / (2 (v + 1e-5))
+
+and since m and v are means over n values, x gets (what all readers give to m)/n + 2 (x - m) (what all give to v)/n.
 
 Arrays are NHWC. Parameters and statistics are float32, activations float32 or bfloat16.
 """
@@ -76,6 +82,17 @@ class _LayerParameters(NamedTuple):
     kernel: jax.Array
 
 
+class _Rows(NamedTuple):
+    """Which rows of a batch statistics are taken of.
+
+    mask: bool [b, 1, 1, 1], False where padded; None where none is.
+    counts: float [shards], how many count on each device that shares the statistics; [1] where they are not shared.
+    """
+
+    mask: jax.Array | None
+    counts: jax.Array
+
+
 # --------------------------------------------------------------------------------------------------------------- pieces
 
 
@@ -84,12 +101,15 @@ def _wide(x):
     return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 
-def _count(x, mask):
+def _rows(axis, batch: int, mask, dtype) -> _Rows:
+    """axis: of the mesh, inside a shard_map, over which statistics are shared; None: they are of the rows at hand."""
+    here = jnp.asarray(batch, dtype) if mask is None else mask.sum().astype(dtype)
+    return _Rows(mask, here[None] if axis is None else lax.all_gather(here, axis))
+
+
+def _count(x, rows: _Rows):
     """Values of one channel that statistics are taken of; at least those of one row, so that no division is by 0."""
-    pixels = x.shape[1] * x.shape[2]
-    if mask is None:
-        return x.shape[0] * pixels
-    return jnp.maximum(mask.sum(), 1).astype(_wide(x).dtype) * pixels
+    return jnp.maximum(rows.counts.sum(), 1) * (x.shape[1] * x.shape[2])
 
 
 def _kept(x, mask):
@@ -97,20 +117,87 @@ def _kept(x, mask):
     return x if mask is None else jnp.where(mask, x, jnp.zeros_like(x))
 
 
-def _moments(x, mask) -> Moments:
+def _moments(axis, x, rows: _Rows) -> Moments:
+    """Mean and variance of each channel over the rows that count, on all devices along `axis`."""
     # Two passes, not E[x^2] - E[x]^2: a dim, even picture has a mean far above its deviation, where that cancels.
-    count = _count(x, mask)
-    mean = _kept(_wide(x), mask).sum(_OVER) / count
-    return Moments(mean, jnp.square(_kept(_wide(x) - mean, mask)).sum(_OVER) / count)
+    pixels = x.shape[1] * x.shape[2]
+    here = x.shape[0] if rows.mask is None else jnp.maximum(rows.mask.sum(), 1).astype(_wide(x).dtype)
+    mean = _kept(_wide(x), rows.mask).sum(_OVER) / (here * pixels)
+    squares = jnp.square(_kept(_wide(x) - mean, rows.mask)).sum(_OVER)
+    if axis is None:
+        return Moments(mean, squares / (here * pixels))
+    # Sums of squares about the devices' own means, and those means about the common one (Chan et al. 1983): one
+    # collective, where a mean that all must know before they square takes two.
+    means, squares = jnp.moveaxis(lax.all_gather(jnp.stack([mean, squares]), axis), 1, 0)
+    share = (rows.counts / jnp.maximum(rows.counts.sum(), 1))[:, None]
+    mean = (share * means).sum(0)
+    return Moments(mean, squares.sum(0) / _count(x, rows) + (share * jnp.square(means - mean)).sum(0))
 
 
-def _normalise(x, moments: Moments):
-    return ((_wide(x) - moments.mean) * lax.rsqrt(moments.variance + EPSILON)).astype(x.dtype)
+def _slope(moments: Moments, scale):
+    return scale * lax.rsqrt(moments.variance + EPSILON)
 
 
-def _read(maps, scale, offset):
-    """relu(scale * maps + offset), in the type of `maps`."""
-    return jax.nn.relu(_wide(maps) * scale + offset).astype(maps.dtype)
+def _read(maps, moments: Moments, scale, offset):
+    """relu(scale * (maps - mean) / sqrt(variance + eps) + offset), in the type of `maps`."""
+    return jax.nn.relu((_wide(maps) - moments.mean) * _slope(moments, scale) + offset).astype(maps.dtype)
+
+
+class _ReadGradient(NamedTuple):
+    """maps: gradient of a reader by its maps, as if moments were constants. scale, offset: by these, of the rows at hand."""
+
+    maps: jax.Array
+    scale: jax.Array
+    offset: jax.Array
+
+
+def _read_backward(cotangent, maps, moments: Moments, scale, offset) -> _ReadGradient:
+    slope = _slope(moments, scale)
+    g = jnp.where((_wide(maps) - moments.mean) * slope + offset > 0, _wide(cotangent), 0)
+    by_offset = g.sum(_OVER)
+    # The mean is taken off the sum and not off the maps, of which XLA would write another copy on CPU.
+    by_scale = ((g * _wide(maps)).sum(_OVER) - moments.mean * by_offset) * lax.rsqrt(moments.variance + EPSILON)
+    return _ReadGradient((g * slope).astype(cotangent.dtype), by_scale, by_offset)
+
+
+def _to_moments(axis, gradient: _ReadGradient, moments: Moments, scale) -> Moments:
+    """Gradient of a reader by its moments, of the rows on all devices along `axis`."""
+    sums = jnp.stack([gradient.scale, gradient.offset])
+    by_scale, by_offset = sums if axis is None else lax.psum(sums, axis)
+    return Moments(-_slope(moments, scale) * by_offset, -scale * by_scale / (2 * (moments.variance + EPSILON)))
+
+
+def _through_moments(cotangent, maps, moments: Moments, to_moments: Moments, rows: _Rows):
+    """Gradient by maps: `cotangent`, what comes by another way, and what comes through their moments."""
+    count = _count(maps, rows)
+    own = to_moments.mean / count + (_wide(maps) - moments.mean) * (2 * to_moments.variance / count)
+    return (_wide(cotangent) + _kept(own, rows.mask)).astype(cotangent.dtype)
+
+
+def _channels(moments: Moments, start: int, stop: int) -> Moments:
+    return Moments(moments.mean[start:stop], moments.variance[start:stop])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _normalised(axis, x, scale, offset, rows: _Rows):
+    """(`_read` of x by its own moments, the moments). Moments have no gradient: they are for running statistics."""
+    moments = _moments(axis, x, rows)
+    return _read(x, moments, scale, offset), moments
+
+
+def _normalised_forward(axis, x, scale, offset, rows):
+    out = _normalised(axis, x, scale, offset, rows)
+    return out, (x, out[1], scale, offset, rows)
+
+
+def _normalised_backward(axis, kept, cotangents):
+    x, moments, scale, offset, rows = kept
+    g = _read_backward(cotangents[0], x, moments, scale, offset)
+    g_x = _through_moments(g.maps, x, moments, _to_moments(axis, g, moments, scale), rows)
+    return g_x, g.scale, g.offset, None
+
+
+_normalised.defvjp(_normalised_forward, _normalised_backward)
 
 
 def _convolve(x, kernel, stride: int = 1):
@@ -121,9 +208,41 @@ def _convolve(x, kernel, stride: int = 1):
     )
 
 
+def _convolve_backward(cotangent, x, kernel):
+    """Gradients of `_convolve` at stride 1 by x and by the kernel."""
+    (g_x,) = jax.linear_transpose(lambda x: _convolve(x, kernel), x)(cotangent)
+
+    def convolution(x, cotangent):
+        (g_kernel,) = jax.linear_transpose(lambda kernel: _convolve(x, kernel), kernel.astype(x.dtype))(cotangent)
+        return g_kernel
+
+    def product(x, cotangent):
+        """One matrix product, of x and the cotangent moved to each place of the kernel."""
+        (b, h, w, c), side, growth = x.shape, len(kernel), kernel.shape[-1]
+        padded = jnp.pad(cotangent, [(0, 0), (side // 2, side // 2), (side // 2, side // 2), (0, 0)])
+        places = [padded[:, i : i + h, j : j + w] for i in reversed(range(side)) for j in reversed(range(side))]
+        g_kernel = x.reshape(-1, c).T @ jnp.concatenate(places, -1).reshape(b * h * w, -1)
+        return jnp.moveaxis(g_kernel.reshape(c, side, side, growth), 0, 2)
+
+    # On CPU, XLA transposes both arrays in memory for the convolution that this gradient is.
+    return g_x, lax.platform_dependent(x, cotangent, cpu=product, default=convolution).astype(kernel.dtype)
+
+
+@jax.custom_vjp
 def _mix(x, matrix):
     """A 1x1 convolution as the matrix product that it is: [b, h, w, c] and [c, k] to [b, h, w, k]."""
     return jnp.einsum("bhwc,ck->bhwk", x, matrix.astype(x.dtype))
+
+
+def _mix_backward(kept, cotangent):
+    """Gradients of `_mix` by x and by the matrix; kept: these two."""
+    x, matrix = kept
+    # Rows and pixels as one axis before the product: else XLA transposes x in memory on CPU.
+    g_matrix = x.reshape(-1, x.shape[-1]).T @ cotangent.reshape(-1, cotangent.shape[-1])
+    return jnp.einsum("bhwk,ck->bhwc", cotangent, matrix.astype(cotangent.dtype)), g_matrix.astype(matrix.dtype)
+
+
+_mix.defvjp(lambda x, matrix: (_mix(x, matrix), (x, matrix)), _mix_backward)
 
 
 def _max_pool(x):
@@ -160,117 +279,97 @@ def _average_pool(x):
 # ---------------------------------------------------------------------------------------------------------- dense block
 
 
-def _block_forward(layers: Sequence[_LayerParameters], x, mask, running: _BlockMoments | None):
-    """The block on x [b, h, w, c]: its normalised maps [b, h, w, c + layers * growth], moments, normalised bottlenecks.
+def _mean_maps(x):
+    """[b, h, w, c] to its spatial mean, at least float32 [b, c]."""
+    return _wide(x).mean((1, 2))
 
-    With `running` these statistics normalise, else the batch's own.
-    """
 
-    def normalise(x, moments):
-        moments = _moments(x, mask) if running is None else moments
-        return _normalise(x, moments), moments
-
-    def of_maps(start, stop):
-        return None if running is None else Moments(running.maps.mean[start:stop], running.maps.variance[start:stop])
-
-    made, inner, bottlenecks = [], [], []
-    maps, moments = normalise(x, of_maps(0, x.shape[-1]))
-    made.append(moments)
-    for i, p in enumerate(layers):
-        z, moments = normalise(_mix(_read(maps, p.scale, p.offset), p.squeeze), running and running.inner[i])
-        inner.append(moments)
+def _block_forward(axis, layers: Sequence[_LayerParameters], x, rows: _Rows):
+    """The block on x [b, h, w, c]: maps [b, h, w, c + layers * growth], bottlenecks of its layers, and all their moments."""
+    maps, moments, bottlenecks, inner = x, _moments(axis, x, rows), [], []
+    for p in layers:
+        z = _mix(_read(maps, moments, p.scale, p.offset), p.squeeze)
         bottlenecks.append(z)
-        new = _convolve(_read(z, p.inner_scale, p.inner_offset), p.kernel)
-        new, moments = normalise(new, of_maps(maps.shape[-1], maps.shape[-1] + new.shape[-1]))
-        made.append(moments)
+        inner.append(_moments(axis, z, rows))
+        new = _convolve(_read(z, inner[-1], p.inner_scale, p.inner_offset), p.kernel)
+        moments = Moments(*map(jnp.append, moments, _moments(axis, new, rows)))
         maps = jnp.concatenate([maps, new], -1)
-    moments = _BlockMoments(Moments(*(jnp.concatenate(m) for m in zip(*made))), tuple(inner))
-    return maps, moments, bottlenecks
+    return maps, bottlenecks, _BlockMoments(moments, tuple(inner))
 
 
-@jax.custom_vjp
-def _train_block(layers, x, mask):
-    """`_block_forward` by the batch's own statistics, with a gradient that keeps less and passes memory fewer times.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _train_block(axis, keep_bottlenecks: bool, layers, scale, offset, x, rows: _Rows):
+    """A dense block and what reads all of it, by the batch's own statistics.
+
+    layers: of the block. scale, offset: of the reader after it. x: [b, h, w, c]. Returns the reader's output [b, h, w,
+    channels], the spatial means [b, channels] of what it reads, and the moments, which have no gradient.
 
     Plain differentiation keeps what every reader read, which grows as the square of the depth. This keeps the block's
-    maps and bottlenecks, computes a reader's input again from them, and adds all readers' gradients into one array.
+    maps and, where so told, the bottlenecks; it computes a reader's input again from them, and adds all readers'
+    gradients into one array.
     """
-    maps, moments, _ = _block_forward(layers, x, mask, None)
-    return maps, moments
+    maps, _, moments = _block_forward(axis, layers, x, rows)
+    return _read(maps, moments.maps, scale, offset), _mean_maps(maps), moments
 
 
-def _train_block_forward(layers, x, mask):
-    maps, moments, bottlenecks = _block_forward(layers, x, mask, None)
-    return (maps, moments), (layers, maps, moments, bottlenecks, mask)
+def _train_block_forward(axis, keep_bottlenecks, layers, scale, offset, x, rows):
+    maps, bottlenecks, moments = _block_forward(axis, layers, x, rows)
+    out = _read(maps, moments.maps, scale, offset), _mean_maps(maps), moments
+    return out, (layers, scale, offset, maps, bottlenecks if keep_bottlenecks else None, moments, rows)
 
 
-def _normalise_backward(total, total_product, cotangent, normalised, moments, cotangent_moments, mask):
-    """Gradient by x of u = (x - m) / s, s = sqrt(v + eps), where m and v are x's own.
-
-    Given g = `cotangent` of u, its sum and that of g * u over the n kept rows' pixels, and the cotangents of m and v:
-
-        dx = g / s + kept * [ (dm - total / s) + u * (2 s dv - total_product / s) ] / n
-
-    since dm/dx = 1/n and dv/dx = 2 (x - m) / n = 2 s u / n. (u has mean 0, so m's own part in v adds nothing.)
-    """
-    inverse = lax.rsqrt(moments.variance + EPSILON)
-    count = _count(cotangent, mask)
-    constant = (cotangent_moments.mean - total * inverse) / count
-    slope = (2 * cotangent_moments.variance / inverse - total_product * inverse) / count
-    own = _kept(constant + _wide(normalised) * slope, mask)
-    return (_wide(cotangent) * inverse + own).astype(cotangent.dtype)
-
-
-def _sums(cotangent, normalised):
-    """Sums of g and of g * u: the gradients by an offset and by a scale, and what normalising itself gives back."""
-    return _wide(cotangent).sum(_OVER), (_wide(cotangent) * _wide(normalised)).sum(_OVER)
-
-
-def _train_block_backward(kept, cotangents):
-    layers, maps, moments, bottlenecks, mask = kept
-    g, g_moments = cotangents  # g: of the maps still to be dealt with; it narrows as layers are gone through backwards
-
-    def of_maps(which: Moments, start, stop):
-        return Moments(which.mean[start:stop], which.variance[start:stop])
-
-    def made_backward(g, start):
-        """Gradient by the maps from `start` on, before they were normalised, all of whose readers have been seen."""
-        u = maps[..., start : start + g.shape[-1]]
-        here = (start, start + g.shape[-1])
-        own, own_cotangents = of_maps(moments.maps, *here), of_maps(g_moments.maps, *here)
-        return _normalise_backward(*_sums(g, u), g, u, own, own_cotangents, mask)
+def _train_block_backward(axis, keep_bottlenecks, kept, cotangents):
+    layers, scale, offset, maps, bottlenecks, moments, rows = kept
+    after = _read_backward(cotangents[0], maps, moments.maps, scale, offset)
+    pixels = maps.shape[1] * maps.shape[2]
+    # Of the maps still to be dealt with, and of their moments; both narrow as layers are gone through backwards.
+    g = (_wide(after.maps) + cotangents[1][:, None, None] / pixels).astype(maps.dtype)
+    to_moments = _to_moments(axis, after, moments.maps, scale)
 
     gradients = []
     for i in reversed(range(len(layers))):
-        p, z = layers[i], bottlenecks[i]
-        width = len(p.scale)
-        g_new = made_backward(g[..., width:], width)
+        p, width, end = layers[i], len(layers[i].scale), g.shape[-1]
+        of_new = _channels(moments.maps, width, end)
+        g_new = _through_moments(g[..., width:], maps[..., width:end], of_new, _channels(to_moments, width, end), rows)
 
-        read = _read(z, p.inner_scale, p.inner_offset)
-        _, convolve_backward = jax.vjp(_convolve, read, p.kernel)
-        g_read, g_kernel = convolve_backward(g_new)
-        g_read = jnp.where(read > 0, g_read, jnp.zeros_like(g_read))
-        g_inner_offset, g_inner_scale = _sums(g_read, z)
-        g_z = _normalise_backward(
-            p.inner_scale * g_inner_offset,
-            p.inner_scale * g_inner_scale,
-            (_wide(g_read) * p.inner_scale).astype(g_read.dtype),
-            z, moments.inner[i], g_moments.inner[i], mask,
-        )  # fmt: skip
+        u, of_u = maps[..., :width], _channels(moments.maps, 0, width)
+        read = _read(u, of_u, p.scale, p.offset)
+        z, of_z = bottlenecks[i] if keep_bottlenecks else _mix(read, p.squeeze), moments.inner[i]
+        g_read, g_kernel = _convolve_backward(g_new, _read(z, of_z, p.inner_scale, p.inner_offset), p.kernel)
+        inner = _read_backward(g_read, z, of_z, p.inner_scale, p.inner_offset)
+        g_z = _through_moments(inner.maps, z, of_z, _to_moments(axis, inner, of_z, p.inner_scale), rows)
 
-        u = maps[..., :width]
-        read = _read(u, p.scale, p.offset)
-        # The narrower array stands first, since the first is what XLA transposes on CPU.
-        g_squeeze = jnp.einsum("bhwk,bhwc->kc", g_z, read).T.astype(p.squeeze.dtype)
-        g_read = jnp.einsum("bhwk,ck->bhwc", g_z, p.squeeze.astype(g_z.dtype))
-        g_read = jnp.where(read > 0, g_read, jnp.zeros_like(g_read))
-        g_offset, g_scale = _sums(g_read, u)
-        g = (_wide(g[..., :width]) + _wide(g_read) * p.scale).astype(g.dtype)
-        gradients.append(_LayerParameters(g_scale, g_offset, g_squeeze, g_inner_scale, g_inner_offset, g_kernel))
-    return gradients[::-1], made_backward(g, 0), None
+        g_read, g_squeeze = _mix_backward((read, p.squeeze), g_z)
+        outer = _read_backward(g_read, u, of_u, p.scale, p.offset)
+        g = (_wide(g[..., :width]) + _wide(outer.maps)).astype(g.dtype)
+        from_outer = _to_moments(axis, outer, of_u, p.scale)
+        to_moments = Moments(*(total[:width] + more for total, more in zip(to_moments, from_outer)))
+        gradients.append(
+            _LayerParameters(outer.scale, outer.offset, g_squeeze, inner.scale, inner.offset, g_kernel)
+        )
+    g_x = _through_moments(g, maps[..., : g.shape[-1]], _channels(moments.maps, 0, g.shape[-1]), to_moments, rows)
+    return gradients[::-1], after.scale, after.offset, g_x, None
 
 
 _train_block.defvjp(_train_block_forward, _train_block_backward)
+
+
+def _infer_block(layers: Sequence[_LayerParameters], x, running: _BlockMoments):
+    """The maps of a block, by running statistics.
+
+    A bottleneck's normalisation becomes part of the product that makes it: a scale of the matrix's columns, and an offset.
+    """
+    # Written into one array, in place. (Where a gradient keeps the maps, XLA makes copies of it, and joining them is faster.)
+    width = x.shape[-1]
+    maps = jnp.pad(x, [(0, 0)] * 3 + [(0, len(running.maps.mean) - width)])
+    for p, inner in zip(layers, running.inner):
+        slope = _slope(inner, p.inner_scale)
+        read = _read(maps[..., :width], _channels(running.maps, 0, width), p.scale, p.offset)
+        z = _wide(_mix(read, p.squeeze * slope)) + (p.inner_offset - inner.mean * slope)
+        new = _convolve(jax.nn.relu(z).astype(maps.dtype), p.kernel)
+        maps = lax.dynamic_update_slice_in_dim(maps, new, width, 3)
+        width += new.shape[-1]
+    return maps
 
 
 # -------------------------------------------------------------------------------------------------------------- modules
@@ -331,8 +430,8 @@ class Reader(nnx.Module):
         self.scale = nnx.Param(_filled(1, channels, param_dtype))
         self.offset = nnx.Param(_filled(0, channels, param_dtype))
 
-    def __call__(self, maps):
-        return _read(maps, self.scale[...], self.offset[...])
+    def arrays(self) -> tuple[jax.Array, jax.Array]:
+        return self.scale[...], self.offset[...]
 
 
 class Stem(nnx.Module):
@@ -348,15 +447,17 @@ class Stem(nnx.Module):
         self.statistics = Statistics(channels, param_dtype=param_dtype)
         self.reader = Reader(channels, param_dtype=param_dtype)
 
-    def __call__(self, images, mask, train: bool):
+    def __call__(self, images, rows: _Rows | None, axis: str | None = None):
+        """rows: those that statistics are taken of, over the devices along `axis`; None: normalise by the running ones."""
         x = _convolve(images, self.kernel[...], stride=2)
         if self.constant is not None:
             one = jnp.ones((1, *images.shape[1:]), self.constant[...].dtype)
             x = (_wide(x) + _convolve(one, self.constant[...], stride=2)).astype(x.dtype)
-        moments = _moments(x, mask) if train else self.statistics.moments()
-        if train:
-            self.statistics.update(moments, _count(x, mask))
-        return _max_pool(self.reader(_normalise(x, moments)))
+        if rows is None:
+            return _max_pool(_read(x, self.statistics.moments(), *self.reader.arrays()))
+        read, moments = _normalised(axis, x, *self.reader.arrays(), rows)
+        self.statistics.update(moments, _count(x, rows))
+        return _max_pool(read)
 
 
 class DenseLayer(nnx.Module):
@@ -377,7 +478,7 @@ class DenseLayer(nnx.Module):
 
 
 class DenseBlock(nnx.Module):
-    """[b, h, w, c] to the normalised [b, h, w, c + layers * growth], with the moments that they were normalised by."""
+    """[b, h, w, c] to what its reader makes of [b, h, w, c + layers * growth], and the spatial means of the latter."""
 
     def __init__(self, channels: int, layers: int, growth: int, bottleneck: int, *, param_dtype):
         self.layers = nnx.List(
@@ -385,24 +486,26 @@ class DenseBlock(nnx.Module):
         )
         self.statistics = Statistics(channels + layers * growth, param_dtype=param_dtype)
 
-    def __call__(self, x, mask, train: bool) -> tuple[jax.Array, Moments]:
+    def __call__(
+        self, x, reader: Reader, rows: _Rows | None, axis: str | None = None, keep_bottlenecks: bool = True
+    ) -> tuple[jax.Array, jax.Array]:
+        """reader: what reads the whole block. rows, axis: as for `Stem`. keep_bottlenecks: as for `DenseNet`."""
         layers = [layer.parameters() for layer in self.layers]
-        if not train:
-            running = _BlockMoments(
-                self.statistics.moments(), tuple(layer.inner_statistics.moments() for layer in self.layers)
-            )
-            maps, moments, _ = _block_forward(layers, x, None, running)
-            return maps, moments.maps
-        maps, moments = _train_block(layers, x, mask)
-        count = _count(x, mask)
+        if rows is None:
+            running = self.statistics.moments()
+            inner = tuple(layer.inner_statistics.moments() for layer in self.layers)
+            maps = _infer_block(layers, x, _BlockMoments(running, inner))
+            return _read(maps, running, *reader.arrays()), _mean_maps(maps)
+        read, means, moments = _train_block(axis, keep_bottlenecks, layers, *reader.arrays(), x, rows)
+        count = _count(x, rows)
         self.statistics.update(moments.maps, count)
         for layer, inner in zip(self.layers, moments.inner):
             layer.inner_statistics.update(inner, count)
-        return maps, moments.maps
+        return read, means
 
 
 class Transition(nnx.Module):
-    """Normalised [b, h, w, c] to [b, h/2, w/2, c/2].
+    """Reads a block [b, h, w, c], and makes of it [b, h/2, w/2, c/2].
 
     Pooling comes before the 1x1 convolution, a quarter of the work: both are linear, one over pixels and one over
     channels, so that their order is free.
@@ -412,8 +515,9 @@ class Transition(nnx.Module):
         self.reader = Reader(channels, param_dtype=param_dtype)
         self.squeeze = _undrawn((channels, channels // 2), param_dtype)
 
-    def __call__(self, maps):
-        return _mix(_average_pool(self.reader(maps)), self.squeeze[...])
+    def __call__(self, read):
+        """read: what `self.reader` made of the block."""
+        return _mix(_average_pool(read), self.squeeze[...])
 
 
 class DenseNet(nnx.Module):
@@ -462,35 +566,46 @@ class DenseNet(nnx.Module):
         ]
 
     def __call__(
-        self, images: jax.Array, *, train: bool, mask: jax.Array | None = None, pooled_blocks: bool = False
+        self,
+        images: jax.Array,
+        *,
+        train: bool,
+        mask: jax.Array | None = None,
+        pooled_blocks: bool = False,
+        axis: str | None = None,
+        keep_bottlenecks: bool = True,
     ) -> Output:
         """Runs the network.
 
         images: float [b, h, w, 1]. With k blocks, h and w of at least 2^(k + 1) pixels; else UserError.
         train: normalise by the batch's statistics and add them to the running ones (in place: inside a gradient, on a
-            copy of the model); else normalise by the running ones. Over sharded images the statistics are those of the
-            whole batch.
+            copy of the model); else normalise by the running ones.
         mask: bool [b]; False marks the padding of a last batch, which statistics then ignore. Their rows are computed
             all the same, and are for the caller to drop.
         pooled_blocks: whether `Output.blocks` is wanted.
+        axis: inside a `jax.shard_map`, the mesh axis over which images are split and statistics are to be those of the
+            whole batch; None: of the images at hand. Gradients by parameters are those of the rows at hand, to be added up.
+        keep_bottlenecks: whether the gradient keeps the bottlenecks, 5.6 of some 18 million numbers an image for
+            DenseNet-121 at 256 pixels, or computes them again, one more product a layer.
         """
         if images.ndim != 4 or images.shape[-1] != 1:
             raise ValueError(f"images are [batch, height, width, 1], not {list(images.shape)}")
-        if mask is not None:
-            mask = mask.reshape(-1, 1, 1, 1)
-        x = self.stem(images.astype(self.dtype), mask, train)
-        pooled = [self._pool(x)] if pooled_blocks else []
-        for i, block in enumerate(self.blocks):
-            x, moments = block(x, mask, train)
-            if pooled_blocks:  # undoing a normalisation commutes with the mean
-                pooled.append(self._pool(x) * jnp.sqrt(moments.variance + EPSILON) + moments.mean)
+        mask = None if mask is None else mask.reshape(-1, 1, 1, 1)
+        rows = _rows(axis, len(images), mask, self.param_dtype) if train else None
+        x = self.stem(images.astype(self.dtype), rows, axis)
+        pooled = [self._pool(x)]
+        readers = [*(transition.reader for transition in self.transitions), self.reader]
+        for i, (block, reader) in enumerate(zip(self.blocks, readers)):
+            x, means = block(x, reader, rows, axis, keep_bottlenecks)
+            pooled.append(means.astype(self.param_dtype))
             if i < len(self.transitions):
                 x = self.transitions[i](x)
-        features = self._pool(self.reader(x))
-        return Output({name: head(features) for name, head in self.heads.items()}, features, tuple(pooled))
+        features = self._pool(x)
+        heads = {name: head(features) for name, head in self.heads.items()}
+        return Output(heads, features, tuple(pooled) if pooled_blocks else ())
 
     def _pool(self, x):
-        return x.astype(self.param_dtype).mean((1, 2))
+        return _mean_maps(x).astype(self.param_dtype)
 
 
 def from_config(model, heads: Mapping[str, int], seed: int) -> DenseNet:

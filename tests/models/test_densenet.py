@@ -119,20 +119,36 @@ def test_block_gradient_is_that_of_plain_differentiation(masked, float64):
     model = uneven(tiny(**float64))
     layers = [layer.parameters() for layer in model.blocks[0].layers]
     rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.normal(size=(4, 5, 5, 16)))
+    x, scale, offset = (jnp.asarray(rng.normal(size=size)) for size in ((4, 5, 5, 16), 32, 32))
     mask = jnp.array([True, True, False, True]).reshape(-1, 1, 1, 1) if masked else None
+    rows = densenet._rows(None, len(x), mask, x.dtype)
 
     def value(block):
-        def of(layers, x):
-            maps, moments = block(layers, x)
-            weights = jnp.asarray(np.random.default_rng(1).normal(size=maps.shape))
-            return (weights * maps).sum() + sum(jnp.sin(3 * m).sum() for m in jax.tree.leaves(moments))
+        def of(*arrays):
+            read, means, _ = block(*arrays)
+            weights = jnp.asarray(np.random.default_rng(1).normal(size=read.shape))
+            weights = weights if mask is None else jnp.where(mask, weights, 0)  # of padding nobody makes use
+            return (weights * read).sum() + (weights.mean((1, 2)) * jnp.sin(3 * means)).sum()
 
-        return jax.jit(jax.value_and_grad(of, argnums=(0, 1)))
+        return jax.jit(jax.value_and_grad(of, argnums=(0, 1, 2, 3)))(layers, scale, offset, x)
 
-    got = value(lambda layers, x: densenet._train_block(layers, x, mask))(layers, x)
-    expected = value(lambda layers, x: densenet._block_forward(layers, x, mask, None)[:2])(layers, x)
-    assert_close(got, expected, 1e-12)
+    def plain(layers, scale, offset, x):
+        maps, _, moments = densenet._block_forward(None, layers, x, rows)
+        return densenet._read(maps, moments.maps, scale, offset), maps.mean((1, 2)), moments
+
+    expected = value(plain)
+    for keep_bottlenecks in (True, False):
+        got = value(lambda *arrays: densenet._train_block(None, keep_bottlenecks, *arrays, rows))  # noqa: B023
+        assert_close(got, expected, 1e-12)
+
+
+def test_gradient_by_a_convolution_s_kernel_is_convolution_s_own(float64):
+    """On CPU it is made of products."""
+    rng = np.random.default_rng(0)
+    x, kernel = jnp.asarray(rng.normal(size=(2, 5, 6, 3))), jnp.asarray(rng.normal(size=(3, 3, 3, 4)))
+    out, backward = jax.vjp(densenet._convolve, x, kernel)
+    cotangent = jnp.asarray(rng.normal(size=out.shape))
+    assert_close(densenet._convolve_backward(cotangent, x, kernel), backward(cotangent), 1e-13)
 
 
 def test_padding_changes_nothing(float64):
@@ -291,9 +307,8 @@ def test_foreign_statistics_fold_into_scale_and_offset(float64):
     x = rng.normal(size=(2, 3, 3, 5))
     a, b, m, r = rng.normal(size=(4, 5))
     v, s = rng.uniform(0.1, 2, (2, 5))
-    kept = densenet._normalise(jnp.asarray(x), Moments(jnp.asarray(m), jnp.asarray(v)))
-    scale = a * np.sqrt((v + 1e-5) / (s + 1e-5))
-    got = densenet._read(kept, scale, b + a * (m - r) / np.sqrt(s + 1e-5))
+    own = Moments(jnp.asarray(m), jnp.asarray(v))
+    got = densenet._read(jnp.asarray(x), own, a * np.sqrt((v + 1e-5) / (s + 1e-5)), b + a * (m - r) / np.sqrt(s + 1e-5))
     np.testing.assert_allclose(got, np.maximum(a * (x - r) / np.sqrt(s + 1e-5) + b, 0), rtol=1e-12, atol=1e-12)
 
 
@@ -307,5 +322,6 @@ def test_stem_with_a_constant(train, float64):
     nnx.update(stem, nnx.state(plain))
     stem.constant[...] = plain.kernel[...]
     images = pictures(3, 18, dtype=np.float64)
-    assert_close(stem(images, None, train), plain(images + 1, None, train), 1e-12)
+    rows = densenet._rows(None, len(images), None, images.dtype) if train else None
+    assert_close(stem(images, rows), plain(images + 1, rows), 1e-12)
     assert_close(nnx.state(stem, nnx.BatchStat), nnx.state(plain, nnx.BatchStat), 1e-12)
