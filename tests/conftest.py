@@ -47,3 +47,15 @@ def phantom(phantom_dir):
     config = small_config(phantom_dir).dataset
     dataset = datasets.prepare(config)
     return dataset, cohorts.select(dataset.keys, dataset.findings, dataset.races, config)
+
+
+@pytest.fixture(scope="session")
+def torchvision():
+    """The package, past two operators on boxes that its wheel lacks where it was compiled for another build of torch."""
+    torch = pytest.importorskip("torch")
+    try:
+        return pytest.importorskip("torchvision")
+    except RuntimeError:
+        for name in ("nms", "qnms"):
+            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        return pytest.importorskip("torchvision")

@@ -1,4 +1,5 @@
-"""Weights from elsewhere: a torch state dict of a DenseNet, read as a network of ours that gives the same numbers.
+"""Weights from elsewhere, and for elsewhere: a torch state dict of a DenseNet, read as a network of ours that gives the
+same numbers, and written of one.
 
 Names. torchvision's and TorchXRayVision's (`features.denseblock1.denselayer1.norm1.weight`), and CheXNet's, older
 (`module.densenet121.features.denseblock1.denselayer1.norm.1.weight`, `classifier.0.weight`), below any prefix. Depth,
@@ -12,13 +13,15 @@ Pictures. Our network sees x in [-1, 1], theirs saw s_c * x + l_c in channel c:
     gray       as ours: s_c = 1, l_c = 0
 
 The stem is linear, so that its kernels W_c become sum_c s_c W_c on x and sum_c l_c W_c on a picture of ones, which the
-same zeros surround. That is exact up to the border.
+same zeros surround. That is exact up to the border. So is the way back: of three channels any two are independent
+functions of x and one, so that there are W_c with these two sums, whatever they are; the smallest are written. One channel
+has its sum on x alone, and cannot stand for a network that has another on ones.
 
 Statistics. Torch keeps a running mean and variance for every reader of a map, we keep one of each for the map. It is
 given those of the first layer that reads it; the other readers' scale and offset take up the difference, by the formula
-in `cxr_jax.models.densenet`.
+in `cxr_jax.models.densenet`. On the way back every reader is given the map's.
 
-Files. `.safetensors` is read here. `.pt`, `.pth` and `.tar` are read by torch, tensors only: such a file may be a
+Files. `.safetensors` is read and written here. `.pt`, `.pth` and `.tar` are read by torch, tensors only: such a file may be a
 program, and is never run. What holds more than tensors (a whole pickled module, as TorchXRayVision publishes, or a
 checkpoint with its options) is refused. Whoever trusts it turns it into a state dict, where the code of its classes is
 installed, by:
@@ -30,19 +33,21 @@ installed, by:
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 import os
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cxr_jax.models.densenet import EPSILON, DenseNet, Stem
+from cxr_jax import tables
+from cxr_jax.models.densenet import EPSILON, DenseNet, Reader, Statistics, Stem
 from cxr_jax.tables import UserError
 
 HEAD = "imported"  # the name of the head that a file's classifier becomes
@@ -56,6 +61,8 @@ INPUTS = {"imagenet": 224, "xrv": 224, "gray": None}
 
 _TORCH_SUFFIXES = (".pt", ".pth", ".tar")
 SUFFIXES = (".safetensors", *_TORCH_SUFFIXES)  # of files that `read` takes
+WRITTEN_SUFFIXES = (".safetensors", ".pt", ".pth")  # of those that `write` makes
+WRITTEN_INPUTS = ("gray", "imagenet")  # how a network that `state_dict` gives can be fed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +71,7 @@ class Pretrained:
 
     model: growth, blocks, stem, bottleneck, dtype, as in config.model. heads: name -> outputs; {} without a classifier,
     else `HEAD` alone, whose logits are the file's own, before any sigmoid. inputs: a key of INPUTS, how it was fed.
-    image_size: pixels a side that networks so fed are published for, or None. network: takes images in [-1, 1] as any
+    image_size: pixels a side that the file asks for, or that networks so fed are published for; or None. network: takes images in [-1, 1] as any
     DenseNet of ours. Where `inputs` is imagenet its stem has a second kernel, so that its parameters are one array more
     than those of `densenet.from_config`.
     """
@@ -83,7 +90,8 @@ def read(
 
     path: .safetensors, .pt, .pth or .tar; a checkpoint that holds the state dict as `state_dict` or `model` will do.
     classifier: whether its last layer is wanted, as a head. inputs: how the network was fed, a key of INPUTS; None
-    tells it by the number of channels: imagenet for 3, xrv for 1. dtype: of activations. Parameters and statistics are
+    leaves it to what `write` noted in a .safetensors file, and else to the number of channels: imagenet for 3, xrv for 1.
+    dtype: of activations. Parameters and statistics are
     float32, computed in float64. Buffers that inference of logits has no use for are ignored: num_batches_tracked and
     TorchXRayVision's op_threshs.
     Raises UserError, which names file and key, for what is no file of that kind, no DenseNet, or has a key missing,
@@ -94,8 +102,9 @@ def read(
     path = pathlib.Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file of weights")
+    noted = _Noted()
     if path.suffix == ".safetensors":
-        found = _from_safetensors(path)
+        found, noted = _from_safetensors(path)
     elif path.suffix in _TORCH_SUFFIXES:
         found = _from_torch(path)
     else:
@@ -104,14 +113,82 @@ def read(
     keys = _plain_names(path, found, classifier)
     size = _size(path, keys, found)
     weights = _checked(path, keys, found, size, classifier)
-    if inputs is None:
-        inputs = "imagenet" if size.channels == 3 else "xrv"
+    inputs = inputs or noted.inputs or ("imagenet" if size.channels == 3 else "xrv")
     if inputs == "imagenet" and size.channels == 1:
         key = keys["features.conv0.weight"]
         raise UserError(f"{path}: {key}: reads 1 channel, and inputs='imagenet' is colour; say xrv or gray")
     model = dict(growth=size.growth, blocks=size.blocks, stem=size.stem, bottleneck=size.bottleneck, dtype=dtype)
     heads = {HEAD: len(weights["classifier.bias"])} if classifier else {}
-    return Pretrained(model, heads, inputs, INPUTS[inputs], _network(model, heads, inputs, weights))
+    image_size = noted.image_size or INPUTS[inputs]
+    return Pretrained(model, heads, inputs, image_size, _network(model, heads, inputs, weights))
+
+
+def state_dict(network: DenseNet, heads: Iterable[str], *, inputs: str = "gray") -> dict[str, np.ndarray]:
+    """The torch state dict of a network of ours, as torchvision's DenseNet of that size loads it: the inverse of `read`.
+
+    heads: the names of those that the classifier is made of; its outputs are theirs, one head's after another's. Without
+    any there is no classifier. inputs: how the written network is to be fed: `gray`, one channel of x in [-1, 1], or
+    `imagenet`, as torchvision's own weights are, in three channels.
+    Returns arrays by torchvision's names and in its order, float32, but num_batches_tracked, int64 and 0. The written network
+    gives this one's logits, up to the rounding of activations in bfloat16, where ours are: a state dict has no say in that.
+    Raises KeyError for a head that is not there; UserError for other inputs, and for `gray` where the stem has a constant, as
+    weights read as `imagenet` give it.
+    """
+    if inputs not in WRITTEN_INPUTS:
+        raise UserError(f"inputs={inputs!r}: not one of {', '.join(WRITTEN_INPUTS)}")
+    state: dict[str, np.ndarray] = {}
+
+    def put(name, values):
+        state[name] = np.array(values, np.float32, order="C")
+
+    def put_norm(name, reader: Reader, statistics: Statistics):
+        # Each reader of a block reads the maps from the first on, and has its own copy of their statistics.
+        scale, offset = reader.arrays()
+        parts = dict(weight=scale, bias=offset, running_mean=statistics.mean[...], running_var=statistics.variance[...])
+        for part, values in parts.items():
+            put(f"{name}.{part}", np.asarray(values)[: len(scale)])
+        state[f"{name}.num_batches_tracked"] = np.zeros((), np.int64)
+
+    def put_mixing(name, squeeze):
+        put(f"{name}.weight", np.asarray(squeeze[...]).T[:, :, None, None])
+
+    put(_STEM_KEY, _stem_weight(network.stem, inputs))
+    put_norm("features.norm0", network.stem.reader, network.stem.statistics)
+    for i, block in enumerate(network.blocks, 1):
+        for j, layer in enumerate(block.layers, 1):
+            name = f"features.denseblock{i}.denselayer{j}"
+            put_norm(f"{name}.norm1", layer.reader, block.statistics)
+            put_mixing(f"{name}.conv1", layer.squeeze)
+            put_norm(f"{name}.norm2", layer.inner_reader, layer.inner_statistics)
+            put(f"{name}.conv2.weight", np.asarray(layer.kernel[...]).transpose(3, 2, 0, 1))
+        if i <= len(network.transitions):
+            transition = network.transitions[i - 1]
+            put_norm(f"features.transition{i}.norm", transition.reader, block.statistics)
+            put_mixing(f"features.transition{i}.conv", transition.squeeze)
+        else:
+            put_norm("features.norm5", network.reader, block.statistics)
+    if chosen := [network.heads[name] for name in heads]:
+        put("classifier.weight", np.concatenate([np.asarray(head.kernel[...]).T for head in chosen]))
+        put("classifier.bias", np.concatenate([np.asarray(head.bias[...]) for head in chosen]))
+    return state
+
+
+def write(path: os.PathLike | str, state: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
+    """Writes what `state_dict` gave, whole or not at all; a file that is there already is replaced.
+
+    path: .safetensors, or .pt or .pth, which torch writes: the state dict itself, for `load_state_dict`. about: what else is
+    to be known of the network, as JSON, which a .safetensors file has a place for. Of that `read` takes `inputs`, a key of
+    INPUTS, and `image_size`.
+    Raises UserError for another ending, a folder, or where torch is needed and absent; OSError where it cannot be written.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file in it, ending in {', '.join(WRITTEN_SUFFIXES)}")
+    if path.suffix not in WRITTEN_SUFFIXES:
+        raise UserError(f"{path}: not a file of weights by its name; write one that ends in {', '.join(WRITTEN_SUFFIXES)}")
+    content = _as_safetensors(state, about) if path.suffix == ".safetensors" else _as_torch(path, state)
+    with tables.whole_file(path) as temporary:
+        temporary.write_bytes(content)
 
 
 # ---------------------------------------------------------------------------------------------------------------- files
@@ -127,11 +204,21 @@ def _is_count(x) -> bool:
     return isinstance(x, int) and not isinstance(x, bool) and x >= 0
 
 
-def _from_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+class _Noted(NamedTuple):
+    """What a file that `write` made says of itself; None each in a file from elsewhere."""
+
+    inputs: str | None = None
+    image_size: int | None = None
+
+
+_OWN = "cxr_jax"  # among the texts of `__metadata__`: what `write` was told about the network, as JSON
+
+
+def _from_safetensors(path: pathlib.Path) -> tuple[dict[str, np.ndarray], _Noted]:
     """Arrays by key. The file: a length n (8 bytes, little-endian), n bytes of JSON, the arrays' bytes.
 
     The JSON has, by key, `dtype`, `shape` and `data_offsets`: [first, past the last] byte of the array, counted from
-    the end of the JSON. (`__metadata__` is no array.) Nothing is taken on trust.
+    the end of the JSON. (`__metadata__` is no array, but texts by name.) Nothing is taken on trust.
     """
     content = path.read_bytes()
     length = int.from_bytes(content[:8], "little")
@@ -164,7 +251,48 @@ def _from_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
         if stop - start != math.prod(shape) * dtype.itemsize:
             raise UserError(f"{path}: {key}: {stop - start} bytes do not hold {kind} of shape {shape}; fetch it again")
         arrays[key] = np.frombuffer(data[start:stop], dtype).reshape(shape)
-    return arrays
+    return arrays, _noted(path, header.get("__metadata__"))
+
+
+def _noted(path: pathlib.Path, metadata) -> _Noted:
+    if not isinstance(metadata, dict) or _OWN not in metadata:
+        return _Noted()
+    try:
+        about = json.loads(metadata[_OWN])
+        noted = _Noted(about.get("inputs"), about.get("image_size"))
+        sound = noted.inputs in (None, *INPUTS) and (noted.image_size is None or _is_count(noted.image_size))
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        sound = False
+    if not sound:
+        raise UserError(f"{path}: what its header says under {_OWN}, of inputs and image_size, cannot be; export it again")
+    return noted
+
+
+def _as_safetensors(state: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> bytes:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", _OWN: json.dumps(about)}}
+    # Wider numbers first, so that every array begins at a multiple of its own numbers' width, where readers may map it.
+    ordered = sorted(state.items(), key=lambda item: -item[1].dtype.itemsize)
+    parts, start = [], 0
+    for key, values in ordered:
+        kind = next(kind for kind, dtype in _SAFETENSORS_TYPES.items() if dtype == values.dtype)
+        parts.append(values.astype(_SAFETENSORS_TYPES[kind]).tobytes())
+        stop = start + len(parts[-1])
+        header[key] = {"dtype": kind, "shape": list(values.shape), "data_offsets": [start, stop]}
+        start = stop
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, *parts])
+
+
+def _as_torch(path: pathlib.Path, state: Mapping[str, np.ndarray]) -> bytes:
+    try:
+        import torch
+    except ImportError:
+        raise UserError(f"{path}: torch writes such files: pip install torch; or name one that ends in .safetensors") from None
+    # By way of memory: torch's own writer says what a disk refuses in an error of its own kind.
+    content = io.BytesIO()
+    torch.save({key: torch.tensor(values) for key, values in state.items()}, content)
+    return content.getvalue()
 
 
 def _from_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -350,15 +478,33 @@ def _first_read(norms: Sequence[_Norm], part: str) -> np.ndarray:
     return np.concatenate([new[len(old) :] for old, new in zip([(), *values], values)])
 
 
-def _stem_kernels(weight: np.ndarray, inputs: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """(kernel, constant), [7, 7, 1, out] each, from torch's [out, channels, 7, 7]; None where there is no constant."""
+def _feeding(inputs: str, channels: int) -> np.ndarray:
+    """(s_c, l_c) of every channel, [2, channels]: a network so fed sees s_c x + l_c."""
     if inputs == "imagenet":
         deviation = np.array(IMAGENET_DEVIATION)
-        slope, level = 0.5 / deviation, (0.5 - np.array(IMAGENET_MEAN)) / deviation
-        constant = np.einsum("ochw,c->hwo", weight, level)[:, :, None]
-    else:
-        slope, constant = np.full(weight.shape[1], 1024.0 if inputs == "xrv" else 1.0), None
-    return np.einsum("ochw,c->hwo", weight, slope)[:, :, None], constant
+        return np.stack([0.5 / deviation, (0.5 - np.array(IMAGENET_MEAN)) / deviation])
+    return np.stack([np.full(channels, 1024.0 if inputs == "xrv" else 1.0), np.zeros(channels)])
+
+
+def _stem_kernels(weight: np.ndarray, inputs: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """(kernel, constant), [7, 7, 1, out] each, from torch's [out, channels, 7, 7]; None where there is no constant."""
+    kernel, constant = np.einsum("kc,ochw->khwo", _feeding(inputs, weight.shape[1]), weight)[..., None, :]
+    return kernel, constant if inputs == "imagenet" else None
+
+
+def _stem_weight(stem: Stem, inputs: str) -> np.ndarray:
+    """Torch's [out, channels, 7, 7], float64, from our kernel and constant: what `_stem_kernels` makes them of."""
+    kernel = np.asarray(stem.kernel[...], np.float64)[:, :, 0]
+    if inputs == "gray":
+        if stem.constant is not None:
+            raise UserError(
+                "inputs='gray': this network was read from weights that are fed as ImageNet's pictures are, and one channel"
+                " cannot stand for the level that they see; export it with inputs='imagenet'"
+            )
+        return kernel.transpose(2, 0, 1)[:, None]
+    constant = np.zeros_like(kernel) if stem.constant is None else np.asarray(stem.constant[...], np.float64)[:, :, 0]
+    # Two equations for three channels: of all that solve them, the pseudo-inverse gives the smallest, which rounds best.
+    return np.einsum("ck,khwo->ochw", np.linalg.pinv(_feeding(inputs, 3)), np.stack([kernel, constant]))
 
 
 def _network(model: Mapping, heads: Mapping[str, int], inputs: str, weights: Mapping[str, np.ndarray]) -> DenseNet:

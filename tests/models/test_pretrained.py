@@ -358,3 +358,137 @@ def test_without_torch(tmp_path, monkeypatch):
         pretrained.read(path, classifier=True)
     command = re.search(r'python -c "(.*)"$', str(refusal.value))[1]
     compile(command, "command", "exec")
+
+
+# ---------------------------------------------------------------------------------------------------- written for elsewhere
+
+
+def network_fed(tmp_path, inputs):
+    """A network of ours with every number random: read as `inputs`, so that under imagenet its stem has a constant."""
+    path = safetensors(tmp_path / "source.safetensors", state_dict(3 if inputs == "imagenet" else 1, seed=3))
+    return pretrained.read(path, classifier=True, inputs=inputs).network
+
+
+def outputs(network):
+    out = run(network, jnp.asarray(2 * gray() - 1, jnp.float32)[..., None])
+    return out.blocks, out.features, out.logits["imported"]
+
+
+@pytest.mark.parametrize("read_as, inputs", [("gray", "gray"), ("gray", "imagenet"), ("imagenet", "imagenet")])
+def test_what_is_written_gives_the_same(tmp_path, read_as, inputs):
+    network = network_fed(tmp_path, read_as)
+    state = pretrained.state_dict(network, ["imported"], inputs=inputs)
+    like = state_dict(3 if inputs == "imagenet" else 1)
+    assert [(key, x.shape, x.dtype) for key, x in state.items()] == [(key, x.shape, x.dtype) for key, x in like.items()]
+    # By the network written in NumPy, which pads with zeros what it is fed: at the border, too, it is the same.
+    assert_same(network, forward(state, fed(inputs, gray())), gray(), 1e-5)
+    pretrained.write(tmp_path / "w.safetensors", state, {"inputs": inputs})
+    again = pretrained.read(tmp_path / "w.safetensors", classifier=True)
+    assert again.inputs == inputs and again.heads == {"imported": CLASSES}
+    assert_same(again.network, outputs(network), gray(), 1e-5)
+
+
+def test_every_reader_is_given_the_statistics_of_the_maps(tmp_path):
+    network = network_fed(tmp_path, "gray")
+    state = pretrained.state_dict(network, [])
+    assert not any(key.startswith("classifier") for key in state)
+    mean = np.asarray(network.blocks[1].statistics.mean[...])
+    for name in ("features.denseblock2.denselayer1.norm1", "features.denseblock2.denselayer2.norm1", "features.norm5"):
+        values = state[f"{name}.running_mean"]
+        np.testing.assert_array_equal(values, mean[: len(values)])
+    np.testing.assert_array_equal(state["features.norm5.weight"], network.reader.scale[...])
+
+
+def test_a_classifier_of_several_heads_has_them_in_order(tmp_path):
+    network = DenseNet({"race": 3, "age": 2}, growth=4, blocks=(1,), stem=8, bottleneck=2, rngs=nnx.Rngs(0))
+    pretrained.write(tmp_path / "w.safetensors", pretrained.state_dict(network, ["race", "age"]), {})
+    again = pretrained.read(tmp_path / "w.safetensors", classifier=True, inputs="gray")
+    x = jnp.asarray(2 * gray() - 1, jnp.float32)[..., None]
+    logits = run(network, x).logits
+    wanted = np.concatenate([logits["race"], logits["age"]], axis=1)
+    np.testing.assert_allclose(run(again.network, x).logits["imported"], wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_what_one_channel_cannot_stand_for_is_refused(tmp_path):
+    network = network_fed(tmp_path, "imagenet")
+    with pytest.raises(UserError, match="fed as ImageNet's pictures are, .* export it with inputs='imagenet'"):
+        pretrained.state_dict(network, ["imported"])
+    with pytest.raises(UserError, match="inputs='xrv': not one of gray, imagenet"):
+        pretrained.state_dict(network, ["imported"], inputs="xrv")
+
+
+def test_a_file_says_how_it_is_fed_and_may_be_overruled(tmp_path):
+    state, path = pretrained.state_dict(network_fed(tmp_path, "gray"), ["imported"]), tmp_path / "w.safetensors"
+    for about, asked, wanted in (
+        ({"inputs": "gray", "image_size": 64}, None, ("gray", 64)),
+        ({"inputs": "gray", "image_size": 64}, "xrv", ("xrv", 64)),
+        ({}, None, ("xrv", 224)),
+    ):
+        pretrained.write(path, state, about)
+        got = pretrained.read(path, classifier=False, inputs=asked)
+        assert (got.inputs, got.image_size) == wanted
+    for said in ({"inputs": "rgb"}, {"inputs": ["gray"]}, {"image_size": "64"}, {"image_size": -1}, [], 3):
+        pretrained.write(path, state, said)
+        with pytest.raises(UserError, match="inputs and image_size, cannot be"):
+            pretrained.read(path, classifier=False)
+    for text in ("{", 3, "[" * 100_000):
+        spoil = {"__metadata__": {"format": "pt", "cxr_jax": text}}
+        safetensors(path, state, change=lambda header: header | spoil)
+        with pytest.raises(UserError, match="inputs and image_size, cannot be"):
+            pretrained.read(path, classifier=False)
+
+
+def test_a_written_file_is_what_the_format_asks_for(tmp_path):
+    state, about = state_dict(), {"targets": {"sex": ["F", "M"]}, "image_size": 64}
+    pretrained.write(tmp_path / "new" / "w.safetensors", state, about)
+    content = (tmp_path / "new" / "w.safetensors").read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    assert length % 8 == 0 and content[8:9] == b"{"
+    header = json.loads(content[8 : 8 + length])
+    metadata = header.pop("__metadata__")
+    assert metadata.keys() == {"format", "cxr_jax"} and metadata["format"] == "pt"
+    assert json.loads(metadata["cxr_jax"]) == about
+    assert header.keys() == state.keys()
+    end = 0  # arrays lie side by side, with no byte between them, each where its numbers may be mapped
+    for key, entry in header.items():
+        start, stop = entry["data_offsets"]
+        values, kind = state[key], "I64" if key.endswith("num_batches_tracked") else "F32"
+        assert entry["dtype"] == kind and entry["shape"] == list(values.shape)
+        assert start == end and start % values.itemsize == 0
+        stored = np.frombuffer(content[8 + length :][start:stop], TYPES[kind]).reshape(values.shape)
+        np.testing.assert_array_equal(stored, values)
+        end = stop
+    assert len(content) == 8 + length + end
+
+
+def test_refuses_to_write_there(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "folder.pt").mkdir()
+    for name, message in (
+        ("w.onnx", "write one that ends in .safetensors, .pt, .pth"),
+        ("w.tar", "write one that ends in .safetensors, .pt, .pth"),
+        ("w", "write one that ends in .safetensors, .pt, .pth"),
+        ("folder.pt", "is a folder; name a file in it"),
+        (".", "is a folder; name a file in it"),
+        ("w.pt", "pip install torch; or name one that ends in .safetensors"),
+        ("w.pth", "pip install torch; or name one that ends in .safetensors"),
+    ):
+        with pytest.raises(UserError, match=message) as refusal:
+            pretrained.write(tmp_path / name, state_dict(), {})
+        assert str(refusal.value).startswith(str(tmp_path)) and "\n" not in str(refusal.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.pt"]
+
+
+def test_a_disk_that_refuses_leaves_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(b"before")
+
+    def full(self, content):
+        with open(self, "wb") as half:
+            half.write(content[:100])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        pretrained.write(path, state_dict(), {})
+    assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
