@@ -33,6 +33,13 @@ def get_config() -> ml_collections.ConfigDict:
     d.views = ("AP", "PA")  # keep these views alone, by default the frontal ones; empty: all of them
     d.uncertain = "ignore"  # ignore | zeros | ones: what a finding recorded as -1 counts as
     d.unmentioned = "zeros"  # zeros | ignore: what a finding counts as that a report does not mention; if ignored, CheXpert's and MIMIC-CXR's No Finding has no negatives
+    # host | device: where training images are kept once decoded. device: as uint8 in the memory of the accelerators, shared out over
+    # them (cxr_jax/data/resident.py); an error where they do not fit
+    d.cache = "host"
+    d.device_cache_share = 0.75  # of a device's memory that images may take; training needs the rest
+    # global | shard: of training. global: one permutation of all images. shard: those that a device holds are shuffled among
+    # themselves, so that none moves between devices, and the order depends on how many there are. Empty: shard for device, else global
+    d.order = ""
     d.host_cache_gib = 8.0  # decoded images held in memory, GiB; a larger split streams, in a block shuffle
     d.block_images = 1024  # images that a streamed block holds
     d.phantom = p = ml_collections.ConfigDict()
@@ -53,9 +60,12 @@ def get_config() -> ml_collections.ConfigDict:
     t.targets = ("race",)  # race, findings, sex, or any other class-label attribute; several are several heads
     t.epochs = 10
     t.batch_size = 32  # images of a global batch, over all devices and processes
+    t.accumulate = 1  # parts that a batch is worked through in, for one update: less memory; batch statistics are then of a part
     t.learning_rate = 1e-4  # Adam's
     t.schedule = "constant"  # constant | cosine
     t.warmup_epochs = 0.0  # of linear warm-up; for cosine
+    t.statistics = "global"  # global | shard: whether batch statistics are of all devices' images, or of each device's by itself
+    t.recompute = "readings"  # readings | bottlenecks: what the gradient computes again instead of keeping it; bottlenecks keeps a third less
     t.evaluate_batch_size = 64  # images of a global batch when nothing is learnt
     t.log_every_steps = 10
 

@@ -1,14 +1,16 @@
-"""The device mesh, and the way of arrays between host and devices.
+"""The device mesh, what XLA is told for it, and the way of arrays between host and devices.
 
-One axis, `data`: a batch is split over it, parameters are copied to every device. `jax.jit` then inserts the collectives
-that the program needs, and batch statistics are those of the global batch.
+One axis, `AXIS`: a batch is split over it, parameters are copied to every device.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
 import os
 import pathlib
+import re
 from collections.abc import Iterator
 
 import jax
@@ -18,11 +20,14 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from cxr_jax.tables import UserError
 
 
+AXIS = "data"
+
+
 def data_mesh(devices: list[jax.Device] | None = None) -> Mesh:
     """A mesh of one axis, `data`, over `devices` (all of them by default)."""
     devices = jax.devices() if devices is None else devices
     # Auto, since under Explicit (the default) gathers on a sharded axis raise instead of being partitioned.
-    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+    return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -30,13 +35,50 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharded(mesh: Mesh) -> NamedSharding:
-    return NamedSharding(mesh, PartitionSpec("data"))
+    return NamedSharding(mesh, PartitionSpec(AXIS))
 
 
-def check_batch(size: int, mesh: Mesh, field: str) -> None:
-    """Raises UserError where a batch cannot be split evenly over the mesh."""
-    if size % mesh.size:
-        raise UserError(f"config.{field}={size}: not a multiple of the {mesh.size} devices that share a batch")
+_COLLECTIVE = re.compile(r"= (\S+|\(.*?\)) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-\w+)(?:-start)?\(")
+_ARRAY = re.compile(r"(\w+?)(\d+)\[([\d,]*)\]")
+
+
+def collectives(compiled: str) -> list[tuple[str, int]]:
+    """(kind, bytes of its result on a device) of everything that goes between devices in a compiled program's text."""
+    found = []
+    for shapes, kind in _COLLECTIVE.findall(compiled):
+        sizes = [int(bits) * math.prod(map(int, filter(None, shape.split(",")))) for _, bits, shape in _ARRAY.findall(shapes)]
+        found.append((kind, sum(sizes) // 8))
+    return found
+
+
+def check_batch(size: int, mesh: Mesh, field: str, parts: int = 1) -> None:
+    """Raises UserError where a batch cannot be split evenly over the mesh, and on each device into so many parts."""
+    if size % (mesh.size * parts):
+        in_parts = f", and on each of them in {parts} parts (train.accumulate)" if parts > 1 else ""
+        raise UserError(f"config.{field}={size}: not a multiple of the {mesh.size} devices that share a batch{in_parts}")
+
+
+def on_cpu(mesh: Mesh) -> bool:
+    return mesh.devices.flat[0].platform == "cpu"
+
+
+@functools.cache
+def compiler_options(mesh: Mesh) -> dict[str, str] | None:
+    """What XLA is told when it compiles the network, as `jax.jit` takes it. The one place for it.
+
+    On CPU, XLA hands products, convolutions and sums to a library (YNNPACK) that, in jaxlib 0.10.2, runs a convolution on
+    one core. Without it for these alone, training on two cores takes 0.8 times as long. Other versions of jaxlib may not know the option: it
+    is tried first, and done without.
+    """
+    if not on_cpu(mesh):
+        return None
+    kept = ("INDIVIDUAL_DOT", "REDUCE")
+    options = {"xla_cpu_experimental_ynn_fusion_type": ",".join(f"LIBRARY_FUSION_TYPE_{kind}" for kind in kept)}
+    try:
+        jax.jit(lambda x: x, compiler_options=options).lower(np.float32(0)).compile()
+    except Exception:  # of which kind depends on the version, too
+        return None
+    return options
 
 
 def shard_batch(mesh: Mesh, batch):

@@ -107,7 +107,12 @@ def train(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     targets, _ = cohorts.targets(cohort, config.train.targets, config.dataset)
     labels = cohorts.labels(cohort, targets, config.dataset)
 
-    sources = pipeline.sources(dataset, cohort.table, config.dataset)
+    devices = mesh.data_mesh()
+    sources = pipeline.sources(dataset, cohort.table, config.dataset, devices)
+    run.record.pop("resident", None)
+    if sources["train"].on_devices:
+        run.record["resident"] = sources["train"].told(config.train.batch_size)
+        print(run.record["resident"])
 
     def measure(index: np.ndarray, scores: dict[str, np.ndarray]) -> dict:
         """Loss as in training, and the macro AUC over the classes, of all heads, that validation can judge."""
@@ -130,7 +135,7 @@ def train(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     described = checkpoints.ModelDescription(config.model.to_dict(), targets, config.dataset.image_size)
     checkpoints.leave_errors_to_us()
     with checkpoints.Checkpoints(run.path("checkpoints"), described, config.checkpoint.keep) as kept:
-        training.fit(config, targets, labels, sources["train"], sources["validation"], measure, kept, run.workdir, mesh.data_mesh())
+        training.fit(config, targets, labels, sources["train"], sources["validation"], measure, kept, run.workdir, devices)
 
 
 def one_vs_rest(labels: np.ndarray, k: int) -> np.ndarray:
@@ -253,17 +258,17 @@ def extract(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     told, networks = frozen(config, run, cohort, sources["train"], devices)
     gray = inference.histogram(devices)
 
-    def see(images):
+    def see(images, traced=False):
         seen = {}
         for name, (forward, params, stats) in networks.items():
-            out = forward.run(params, stats, images)
+            out = (forward.plain if traced else forward.run)(params, stats, images)
             seen[name] = out.features
             if name == FEATURES and config.extract.depths:
                 seen |= dict(zip(("stem", *(f"block{i}" for i in range(1, len(out.blocks)))), out.blocks, strict=True))
         return {**seen, "histogram": gray(images)}
 
     shape = jax.ShapeDtypeStruct((batch_size, *dataset.image_shape), np.uint8)
-    widths = {name: found.shape[1] for name, found in jax.eval_shape(see, shape).items()}
+    widths = {name: found.shape[1] for name, found in jax.eval_shape(lambda images: see(images, traced=True), shape).items()}
     about = {"weights": told, "classes": {"race": list(cohort.races)}, "made_by": experiment.fingerprint(config, ("prepare", "train", "extract"))}
     table = cohort.table.drop(columns=[c for c in cohort.table if c.startswith(cohorts.FINDING)])
     if cohort.findings:

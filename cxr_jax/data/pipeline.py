@@ -7,7 +7,7 @@ and P processes take P neighbouring slices of the very batch that one would have
 Order. A split whose images fit in memory is decoded once and visited in a full random permutation each epoch. A
 larger one is block-shuffled: its rows, in stored order, are cut into blocks of `block_images`; the blocks are
 permuted; as many consecutive ones as fit in memory make a window; and rows are permuted within each window. Either
-way each epoch visits every row exactly once, and batches run across the borders of windows. See `epoch_order`.
+way each epoch visits every row exactly once, and batches run across the borders of windows. See `data.order`.
 
 Memory. One process holds a window (or the whole split), the next window while it is being read, and a few batches.
 """
@@ -22,8 +22,9 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from jax.sharding import Mesh
 
-from cxr_jax.data import datasets
+from cxr_jax.data import datasets, order, resident
 from cxr_jax.tables import SPLITS, UserError
 
 Batch = dict[str, np.ndarray]
@@ -36,42 +37,34 @@ _GAP = 512
 _GIB = 2**30
 
 
-def epoch_order(n: int, seed: int, epoch: int, block: int = 0, window_blocks: int = 0) -> list[np.ndarray]:
-    """The order in which epoch `epoch` visits rows 0 … n-1: windows, each an int64 array; together a permutation.
-
-    block: rows of a block; 0 puts everything in one window. window_blocks: blocks of a window.
-
-    Randomness is Philox (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, 2011) keyed by
-    SeedSequence((seed, epoch)): the order sorts its raw 64-bit outputs, one a block and then one a row. NumPy
-    promises these outputs for good, which it does not for its own shuffles. Sorting random keys gives every order
-    equal chances, but for ties, of chance n²/2⁶⁵.
-    """
-    random = np.random.Philox(np.random.SeedSequence((seed % 2**64, epoch)))
-
-    def shuffled(rows: np.ndarray) -> np.ndarray:
-        return rows[np.argsort(random.random_raw(len(rows)), kind="stable")]
-
-    if not block:
-        return [shuffled(np.arange(n))]
-    blocks = shuffled(np.arange(-(-n // block)))
-    windows = (blocks[i : i + window_blocks] for i in range(0, len(blocks), window_blocks))
-    return [shuffled(np.concatenate([np.arange(b * block, min(n, (b + 1) * block)) for b in w])) for w in windows]
-
-
-def sources(dataset: datasets.Dataset, cohort: pd.DataFrame, config) -> dict[str, "Source"]:
-    """A Source for each split of the cohort, all within `host_cache_gib` of `config` (a run's `config.dataset`).
+def sources(dataset: datasets.Dataset, cohort: pd.DataFrame, config, mesh: Mesh | None = None) -> dict[str, "Source | resident.Resident"]:
+    """What gives the images of each split of the cohort, all within `host_cache_gib` of `config` (a run's `config.dataset`).
 
     dataset, cohort: as for Source. Memory is given out in the order train, validation, test: a split that fits in what
-    is left is held whole; any other streams, in half of what is left.
+    is left is held whole; any other streams, in half of what is left. mesh: to be trained on; the training split is then
+    kept and shuffled as `config.cache` and `config.order` say: on the devices it takes no host memory.
+    Raises UserError where it does not fit there, or has to stream and is to be shuffled by shards.
     """
     left = config.host_cache_gib
-    given: dict[str, Source] = {}
+    given: dict[str, Source | resident.Resident] = {}
+    order_of_training = config.order or ("shard" if config.cache == "device" else "global")
     for split in SPLITS:
         if not (cohort["split"] == split).any():
             continue
         source = Source(dataset, cohort, split, host_cache_gib=left, block_images=config.block_images)
         if not source.cached:
             source = Source(dataset, cohort, split, host_cache_gib=left / 2, block_images=config.block_images)
+        if split == "train" and mesh is not None:
+            if config.cache == "device":
+                given[split] = resident.Resident.fill(source, order_of_training, mesh, config.device_cache_share)
+                continue
+            if order_of_training == "shard" and not source.cached:
+                size = len(source) * np.prod(dataset.image_shape) / _GIB
+                raise UserError(
+                    f"config.dataset.order='shard': training images take {size:.2f} GiB, more than dataset.host_cache_gib"
+                    f"={config.host_cache_gib:g}, and what streams is shuffled in blocks; raise it, or take dataset.order='global'"
+                )
+            source.shards = mesh.size if order_of_training == "shard" else 1
         given[split] = source
         left = max(0.0, left - source.gib)
     return given
@@ -85,6 +78,8 @@ class Source:
     host_cache_gib: memory for decoded images, GiB: the whole split where it fits, else two windows, each of one block
         at least.
     block_images: images of a block; one of less than a TFRecord file costs reading over what precedes it in the file.
+    shards: how many neighbouring parts of the split shuffle by themselves and share every batch, as on devices that hold them
+        (`data.resident`); for a split held whole.
 
     A batch is a dict of NumPy arrays:
         image   uint8 [b, height, width, 1]; zeros where padded
@@ -94,6 +89,9 @@ class Source:
 
     Images are decoded once and kept for as long as the Source is, whatever asks for them first; threads may share one.
     """
+
+    # None of its images is on the devices: a batch has them. See `data.resident.Resident`.
+    on_devices, gather = (), None
 
     def __init__(self, dataset, cohort: pd.DataFrame, split: str, *, host_cache_gib: float, block_images: int):
         self.dataset = dataset
@@ -114,6 +112,7 @@ class Source:
         self._window_blocks = max(1, int(host_cache_gib / 2 / (block_images * image_gib)))
         # What is held at once, GiB.
         self.gib = image_gib * (len(self) if self.cached else 2 * self._window_blocks * block_images)
+        self.shards = 1
         self._images: np.ndarray | None = None
         self._lock = threading.Lock()
 
@@ -140,8 +139,11 @@ class Source:
         not divide b. Reading and gathering run ahead in threads of their own, which end with the iterator: exhaust
         it or `close()` it. What a thread raises, the iterator raises.
         """
-        windows = epoch_order(len(self), seed, epoch, self._block, self._window_blocks)
-        return self._batches(windows, start_step, batch_size, process_index, process_count)
+        if self.shards > 1:
+            rows = order.shard_batches(len(self), seed, epoch, batch_size, self.shards)
+            return self._batches(rows, np.where(rows < 0, -1, 0), start_step, batch_size, process_index, process_count)
+        windows = order.epoch_order(len(self), seed, epoch, self._block, self._window_blocks)
+        return self._windows(windows, start_step, batch_size, process_index, process_count)
 
     def ordered(
         self, batch_size: int, process_index: int = 0, process_count: int = 1, start_step: int = 0
@@ -149,25 +151,30 @@ class Source:
         """The batches of an evaluation from `start_step` on: stored order, each image exactly once; else as `batches`."""
         size = self._window_blocks * self._block or len(self)
         windows = [np.arange(i, min(len(self), i + size)) for i in range(0, len(self), size)]
-        return self._batches(windows, start_step, batch_size, process_index, process_count)
+        return self._windows(windows, start_step, batch_size, process_index, process_count)
 
-    def _batches(self, windows, start_step, batch_size, process_index, process_count) -> Iterator[Batch]:
+    def read(self, runs: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+        """Decoded images of each run of rows, uint8 [n, height, width, 1]; rows ascend, from run to run too."""
+        return self._read(runs, threading.Event())
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(height, width, 1)"""
+        return self.dataset.image_shape
+
+    def _windows(self, windows, start_step, batch_size, process_index, process_count) -> Iterator[Batch]:
+        rows = order.in_batches(np.concatenate(windows), batch_size)
+        window = order.in_batches(np.repeat(np.arange(len(windows)), [len(w) for w in windows]), batch_size)
+        return self._batches(rows, window, start_step, batch_size, process_index, process_count)
+
+    def _batches(self, rows, window, start_step, batch_size, process_index, process_count) -> Iterator[Batch]:
+        """rows, window: int64 [steps, batch_size], of each place of each batch the row and its window, -1 where padded."""
         if batch_size % process_count or not 0 <= process_index < process_count:
             raise ValueError(f"process {process_index} of {process_count} cannot share a batch of {batch_size}")
-        steps = self.steps_per_epoch(batch_size)
         share = batch_size // process_count
         ours = (slice(start_step, None), slice(process_index * share, (process_index + 1) * share))
-
-        def padded(values: np.ndarray) -> np.ndarray:
-            """[steps from start_step on, share]: what this process has of each batch."""
-            filled = np.pad(values, (0, steps * batch_size - len(self)), constant_values=-1)
-            return filled.reshape(steps, batch_size)[ours]
-
-        rows = padded(np.concatenate(windows))
-        window = padded(np.repeat(np.arange(len(windows)), [len(w) for w in windows]))
         stop = threading.Event()
-        gathered = self._gathered(rows, window, stop)
-        return _ahead(gathered, _AHEAD, stop)
+        return _ahead(self._gathered(rows[ours], window[ours], stop), _AHEAD, stop)
 
     def _gathered(self, rows: np.ndarray, window: np.ndarray, stop: threading.Event) -> Iterator[Batch]:
         loaded = self._loaded(rows, window, stop)

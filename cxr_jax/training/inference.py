@@ -40,12 +40,13 @@ class Forward:
     """A jitted forward pass over a mesh: (params, stats, images uint8 [b, 256, 256, 1]) to `Seen`.
 
     Validation while training, `predict` and `extract` all run this one, so that it is compiled once. (The means by block,
-    which only the last one wants, cost next to nothing.)
+    which only the last one wants, cost next to nothing.) plain: the same, not jitted, to be traced inside something else.
     """
 
     targets: Mapping[str, Target]
     mesh: Mesh
     run: Callable
+    plain: Callable
 
     @classmethod
     def of(cls, graphdef: nnx.GraphDef, targets: Mapping[str, Target], image_size: int, mesh: Mesh) -> "Forward":
@@ -56,7 +57,8 @@ class Forward:
             return Seen(objectives.probabilities(targets, out.logits), features, blocks)
 
         copied, split = meshes.replicated(mesh), meshes.batch_sharded(mesh)
-        return cls(targets, mesh, jax.jit(run, in_shardings=(copied, copied, split), out_shardings=split))
+        jitted = jax.jit(run, in_shardings=(copied, copied, split), out_shardings=split, compiler_options=meshes.compiler_options(mesh))
+        return cls(targets, mesh, jitted, run)
 
 
 def restore(folder: os.PathLike | str, which: str, mesh: Mesh) -> tuple[Forward, nnx.State, nnx.State]:
@@ -107,7 +109,8 @@ def untrained(model, targets: Mapping[str, Target], image_size: int, seed: int, 
         return nnx.state(network, nnx.BatchStat)
 
     copied, split = meshes.replicated(mesh), meshes.batch_sharded(mesh)
-    settle = jax.jit(settle, in_shardings=(copied, copied, split, split), out_shardings=copied)
+    told = meshes.compiler_options(mesh)
+    settle = jax.jit(settle, in_shardings=(copied, copied, split, split), out_shardings=copied, compiler_options=told)
     processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     params, stats = meshes.replicate(mesh, (params, stats))
     step = 0

@@ -16,33 +16,63 @@ Labels = Mapping[str, ArrayLike]
 
 
 def categorical_cross_entropy(
-    logits: Float[ArrayLike, "b classes"], labels: Int[ArrayLike, " b"], mask: Bool[ArrayLike, " b"]
+    logits: Float[ArrayLike, "b classes"],
+    labels: Int[ArrayLike, " b"],
+    mask: Bool[ArrayLike, " b"],
+    count: Float[ArrayLike, ""] | None = None,
 ) -> Float[Array, ""]:
-    """Mean over the images whose label is known (>= 0) and that are not padding; nats. 0 where there is none."""
+    """Mean over the images whose label is known (>= 0) and that are not padding; nats. 0 where there is none.
+
+    count: what the sum is divided by where these images are a part of a batch: how many the whole of it has.
+    """
     known = mask & (labels >= 0)
     each = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(known, labels, 0))
-    return _mean(each, known)
+    return _mean(each, known, count)
 
 
 def binary_cross_entropy(
-    logits: Float[ArrayLike, "b findings"], labels: Float[ArrayLike, "b findings"], mask: Bool[ArrayLike, " b"]
+    logits: Float[ArrayLike, "b findings"],
+    labels: Float[ArrayLike, "b findings"],
+    mask: Bool[ArrayLike, " b"],
+    count: Float[ArrayLike, ""] | None = None,
 ) -> Float[Array, ""]:
-    """Mean over all known labels (1 or 0; NaN is unknown) of all findings; nats. 0 where there is none."""
+    """Mean over all known labels (1 or 0; NaN is unknown) of all findings; nats. 0 where there is none. count: as above."""
     known = mask[:, None] & ~jnp.isnan(labels)
     # The unknown are replaced before the loss, not after: the gradient of a NaN that is masked later is still NaN.
     each = optax.sigmoid_binary_cross_entropy(logits, jnp.where(known, labels, jnp.zeros_like(labels)))
-    return _mean(each, known)
+    return _mean(each, known, count)
 
 
-def _mean(each: Array, known: ArrayLike) -> Array:
-    count = jnp.maximum(known.sum(), 1).astype(each.dtype)
+def _mean(each: Array, known: ArrayLike, count: ArrayLike | None) -> Array:
+    count = jnp.maximum(known.sum(), 1).astype(each.dtype) if count is None else count
     return jnp.where(known, each, jnp.zeros_like(each)).sum() / count
 
 
-def total_loss(targets: Mapping[str, Target], logits: Mapping[str, Array], labels: Labels, mask: ArrayLike) -> Float[Array, ""]:
-    """The sum over heads, each a mean of its own, so that a head with fewer known labels is not drowned."""
-    losses = {"multiclass": categorical_cross_entropy, "multilabel": binary_cross_entropy}
-    return sum(losses[target.kind](logits[name], labels[name], mask) for name, target in targets.items())
+_LOSSES = {"multiclass": categorical_cross_entropy, "multilabel": binary_cross_entropy}
+
+
+def total_loss(
+    targets: Mapping[str, Target], logits: Mapping[str, Array], labels: Labels, mask: ArrayLike, counts: Mapping[str, Array] | None = None
+) -> Float[Array, ""]:
+    """The sum over heads, each a mean of its own, so that a head with fewer known labels is not drowned.
+
+    counts: by head, the whole batch's `known_labels`, where these images are a part of it; the losses of its parts then
+        add up to its loss.
+    """
+    return sum(
+        _LOSSES[target.kind](logits[name], labels[name], mask, None if counts is None else counts[name])
+        for name, target in targets.items()
+    )
+
+
+def known_labels(targets: Mapping[str, Target], labels: Labels, mask: Bool[ArrayLike, " b"]) -> dict[str, Array]:
+    """How many labels each head's loss is a mean of, float32; not yet at least 1."""
+    return {
+        name: (mask & (labels[name] >= 0) if target.kind == "multiclass" else mask[:, None] & ~jnp.isnan(labels[name]))
+        .sum()
+        .astype(jnp.float32)
+        for name, target in targets.items()
+    }
 
 
 def probabilities(targets: Mapping[str, Target], logits: Mapping[str, Array]) -> dict[str, Array]:

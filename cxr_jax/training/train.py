@@ -18,13 +18,14 @@ import ml_collections
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax import flatten_util
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
 from cxr_jax import mesh as meshes
 from cxr_jax.data import augment
 from cxr_jax.models import densenet
-from cxr_jax.tables import Target
+from cxr_jax.tables import Target, UserError
 from cxr_jax.training import inference, objectives, optimizers
 from cxr_jax.training.checkpoints import Checkpoints
 from cxr_jax.training.metrics_log import MetricsLog, Progress
@@ -35,7 +36,7 @@ class State(NamedTuple):
 
     params, stats: float32 trees of the network's parameters and running statistics. opt_state: Adam's.
     step: int32, updates done. key: uint32 key data, the root of all randomness after initialisation.
-    epoch, step_in_epoch: int32, the place in the data. best_score: float32, the best validation macro AUC so far (-inf before
+    epoch, step_in_epoch: int32, the place in the data; shards: int32, in how many the data are shuffled. best_score: float32, the best validation macro AUC so far (-inf before
     the first). best_step: int32.
     """
 
@@ -46,6 +47,7 @@ class State(NamedTuple):
     key: Array
     epoch: Array
     step_in_epoch: Array
+    shards: Array
     best_score: Array
     best_step: Array
 
@@ -62,6 +64,7 @@ def init_state(model: nnx.Module, optimizer: optax.GradientTransformation, seed:
         key=jax.random.key_data(jax.random.key(seed)),
         epoch=zero,
         step_in_epoch=zero,
+        shards=zero + 1,
         best_score=jnp.full((), -jnp.inf, jnp.float32),
         best_step=zero,
     )
@@ -75,31 +78,74 @@ def make_step(
     targets: Mapping[str, Target],
     config: ml_collections.ConfigDict,
     mesh: Mesh,
+    images_of: Callable | None = None,
 ) -> Callable:
-    """The jitted update: (state, batch) to (state, loss).
+    """The jitted update: (state, batch, *resident) to (state, loss).
 
     batch: image uint8 [b, 256, 256, 1], mask bool [b], index int32 [b], labels {target: [b] or [b, findings]}; split over
-    the mesh. loss: float32, of the whole global batch; NaN also where the update leaves parameters that are no numbers, so
-    that a state whose loss is finite is sound itself, and may be kept.
-    """
-    a = config.train.augment
-    image_size = config.dataset.image_size
+    the mesh. images_of, resident: where images lie on the devices, `data.resident.gather`'s function and the array that it
+    takes them from; batch then has `row` in the place of `image`. loss: float32, of the whole global batch; NaN also where the update leaves parameters
+    that are no numbers, so that a state whose loss is finite is sound itself, and may be kept.
 
-    def step(state: State, batch) -> tuple[State, Array]:
-        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        images = augment.augment(
-            batch["image"], key, batch["index"], flip=a.flip, rotate_degrees=a.rotate_degrees, zoom=a.zoom, shift=a.shift
-        )
+    Every device works on its rows. Between devices go, and nothing else (a test reads them off the compiled program): how
+    many labels are known; for each normalisation its moments and, backwards, the two sums that their gradient takes
+    (train.statistics=global; else running statistics, once); in one piece the gradients and the loss.
+    """
+    a, accumulate = config.train.augment, config.train.accumulate
+    image_size = config.dataset.image_size
+    alone = mesh.size == 1  # a device that is alone has nobody to ask
+    axis = meshes.AXIS if config.train.statistics == "global" and not alone else None
+
+    def part(params, stats, counts, key, images, index, mask, labels):
+        """(loss, running statistics, gradients) of some rows; loss and gradients add up to the batch's."""
+        images = augment.augment(images, key, index, flip=a.flip, rotate_degrees=a.rotate_degrees, zoom=a.zoom, shift=a.shift)
         images = augment.to_model_input(images, image_size)
 
         def loss_of(params):
             # A copy, since running statistics may not be written to a module that was traced outside the gradient.
-            model = nnx.merge(graphdef, params, state.stats, copy=True)
-            out = model(images, train=True, mask=batch["mask"])
-            loss = objectives.total_loss(targets, out.logits, batch["labels"], batch["mask"])
-            return loss, nnx.state(model, nnx.BatchStat)
+            model = nnx.merge(graphdef, params, stats, copy=True)
+            keep = config.train.recompute == "readings"
+            out = model(images, train=True, mask=mask, axis=axis, keep_bottlenecks=keep)
+            return objectives.total_loss(targets, out.logits, labels, mask, counts), nnx.state(model, nnx.BatchStat)
 
-        (loss, stats), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        (loss, stats), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
+        return loss, stats, gradients
+
+    def gradients_of(params, stats, key, batch, *resident):
+        """The same of the global batch; runs on each device, on its rows of it."""
+        counts = objectives.known_labels(targets, batch["labels"], batch["mask"])
+        counts = jax.tree.map(lambda n: jnp.maximum(n, 1), counts if alone else jax.lax.psum(counts, meshes.AXIS))
+        images = images_of(*resident, batch["row"]) if images_of else batch["image"]
+        rows = (images, batch["index"], batch["mask"], batch["labels"])
+        if accumulate == 1:
+            loss, stats, gradients = part(params, stats, counts, key, *rows)
+        else:
+            # Part j has rows j, j + k, …, which are the same however many devices share the batch.
+            parts = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, accumulate, *x.shape[1:]), 0, 1), rows)
+
+            def add(carry, rows):
+                loss, stats, gradients = carry
+                more_loss, stats, more = part(params, stats, counts, key, *rows)
+                return (loss + more_loss, stats, jax.tree.map(jnp.add, gradients, more)), None
+
+            nothing = (jnp.zeros((), jnp.float32), stats, jax.tree.map(jnp.zeros_like, params))
+            # XLA runs what is inside a loop on one core of a CPU, so that there is none there.
+            unroll = accumulate if meshes.on_cpu(mesh) else 1
+            (loss, stats, gradients), _ = jax.lax.scan(add, nothing, parts, unroll=unroll)
+        if not alone:
+            loss, gradients = _in_one_piece(jax.lax.psum, (loss, gradients))
+            stats = stats if axis else _in_one_piece(jax.lax.pmean, stats)
+        return loss, stats, gradients
+
+    here, everywhere = PartitionSpec(meshes.AXIS), PartitionSpec()
+    data = (here,) if images_of else ()
+    spread = jax.shard_map(
+        gradients_of, mesh=mesh, in_specs=(everywhere, everywhere, everywhere, here, *data), out_specs=everywhere, check_vma=False
+    )
+
+    def step(state: State, batch, *resident) -> tuple[State, Array]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        loss, stats, grads = spread(state.params, state.stats, key, batch, *resident)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         loss = jnp.where(jnp.isfinite(optax.tree.norm(params)), loss, jnp.nan)
@@ -115,7 +161,19 @@ def make_step(
         )
 
     copied, split = meshes.replicated(mesh), meshes.batch_sharded(mesh)
-    return jax.jit(step, in_shardings=(copied, split), out_shardings=copied, donate_argnums=0)
+    return jax.jit(
+        step,
+        in_shardings=(copied, split, *((split,) if images_of else ())),
+        out_shardings=copied,
+        donate_argnums=0,
+        compiler_options=meshes.compiler_options(mesh),
+    )
+
+
+def _in_one_piece(collective: Callable, tree):
+    """`collective` over the mesh of a tree of float32 arrays: one message instead of hundreds, each of which takes its time."""
+    flat, back = flatten_util.ravel_pytree(tree)
+    return back(collective(flat, meshes.AXIS))
 
 
 def take_labels(labels: Mapping[str, np.ndarray], index: np.ndarray) -> dict[str, np.ndarray]:
@@ -137,20 +195,22 @@ def fit(
     """Trains to config.train.epochs, from the last checkpoint if there is one, and returns the last state.
 
     labels: by target, over all rows of the cohort: int32 [n] (-1 unknown) or float32 [n, findings] (NaN unknown).
-    train_source: gives `steps_per_epoch(batch_size)` and `batches(seed, epoch, start_step, batch_size, process_index,
-        process_count)`. validation_source: gives `ordered(batch_size, process_index, process_count)`. Both give their number of images by `len`.
+    train_source: a `data.pipeline.Source` or a `data.resident.Resident`: gives `steps_per_epoch(batch_size)`, `batches(seed, epoch,
+        start_step, batch_size, process_index, process_count)`, `shards`, which the order depends on, and where images are on the devices
+        already `gather` and `on_devices`. validation_source: gives `ordered(batch_size, process_index, process_count)`. Both give their
+        number of images by `len`.
     measure: (rows of the cohort, scores by target) to {"macro_auc", "auc": {class: value}, "n_images", "n_patients"}.
     Raises FloatingPointError that names the step where the loss is not a number.
     """
     t = config.train
-    meshes.check_batch(t.batch_size, mesh, "train.batch_size")
+    meshes.check_batch(t.batch_size, mesh, "train.batch_size", t.accumulate)
     meshes.check_batch(t.evaluate_batch_size, mesh, "train.evaluate_batch_size")
     steps_per_epoch = train_source.steps_per_epoch(t.batch_size)
     optimizer = optimizers.adam(t, steps_per_epoch)
     rate = optimizers.learning_rate(t, steps_per_epoch)
     model = densenet.from_config(config.model, {name: len(target.classes) for name, target in targets.items()}, config.seed)
     graphdef, state = init_state(model, optimizer, config.seed, mesh)
-    train_step = make_step(graphdef, optimizer, targets, config, mesh)
+    train_step = make_step(graphdef, optimizer, targets, config, mesh, train_source.gather)
     forward = inference.Forward.of(graphdef, targets, config.dataset.image_size, mesh)
 
     # Restored in one piece: parameters, statistics, optimizer, place in the data. Then the log is cut back to that step,
@@ -158,6 +218,12 @@ def fit(
     restored = checkpoints.restore_last(state)
     state = state if restored is None else restored
     step = int(state.step)
+    if int(state.step_in_epoch) and int(state.shards) != train_source.shards:
+        raise UserError(
+            f"{checkpoints.folder}: step {step} is inside an epoch that was shuffled in {int(state.shards)} parts, one a device, and there are"
+            f" {train_source.shards} now; go on with as many devices, or train anew with --config.dataset.order=global in a folder of its own"
+        )
+    state = state._replace(shards=_like(state.shards, train_source.shards))
     log = MetricsLog(workdir, resume_after=step)
     processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
@@ -176,13 +242,13 @@ def fit(
                 sharded = meshes.shard_batch(
                     mesh,
                     {
-                        "image": batch["image"],
+                        **{name: batch[name] for name in ("image", "row") if name in batch},
                         "mask": batch["mask"],
                         "index": batch["index"].astype(np.int32),
                         "labels": take_labels(labels, batch["index"]),
                     },
                 )
-                state, loss = train_step(state, sharded)
+                state, loss = train_step(state, sharded, *train_source.on_devices)
                 step += 1
                 losses.append((step, loss))
                 progress.advance(min(t.batch_size, len(train_source) - step_in_epoch * t.batch_size))

@@ -8,13 +8,11 @@ import pandas as pd
 import pytest
 
 from configs import base
-from cxr_jax.data import cohorts, datasets, pipeline
+from cxr_jax.data import cohorts, datasets, order, pipeline
 from cxr_jax.tables import UserError
 from tests.data import tiny
 
 WHOLE = dict(host_cache_gib=1.0, block_images=1024)
-ORDER_OF_8 = [0, 3, 7, 5, 1, 2, 6, 4]  # seed 0, epoch 0, one window
-BLOCKED_ORDER_OF_8 = [3, 2, 1, 0, 7, 4, 6, 5]  # seed 5, epoch 7, blocks of 2, 2 a window
 # Two windows of 3 blocks of 8 pictures of 144 bytes.
 STREAMED = dict(host_cache_gib=2 * 3 * 8 * 144 / 2**30, block_images=8)
 
@@ -62,45 +60,6 @@ def assert_pictures(batches, cohort):
             np.testing.assert_array_equal(image, tiny.picture(int(ids[index][1:])) if masked else np.zeros_like(image))
 
 
-# ---- order ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "n, block, window_blocks", [(1, 0, 0), (13, 0, 0), (100, 8, 3), (13, 100, 1), (96, 8, 12), (5, 1, 2)]
-)
-def test_every_epoch_is_a_permutation_of_its_own(n, block, window_blocks):
-    orders = [np.concatenate(pipeline.epoch_order(n, s, e, block, window_blocks)) for s in (0, 1, -1) for e in (0, 1)]
-    for order in orders:
-        assert sorted(order) == list(range(n))
-    if n >= 13:
-        assert len({tuple(order) for order in orders}) == len(orders)
-    again = pipeline.epoch_order(n, 0, 1, block, window_blocks)
-    np.testing.assert_array_equal(np.concatenate(again), orders[1])
-
-
-def test_blocks_stay_together_and_windows_hold_as_many_as_stated():
-    windows = pipeline.epoch_order(100, seed=3, epoch=2, block=8, window_blocks=3)
-    assert len(windows) == 5  # 13 blocks, 3 a window
-    blocks = [set(window // 8) for window in windows]
-    assert [len(b) for b in blocks] == [3, 3, 3, 3, 1]
-    assert sorted(b for window in blocks for b in window) == list(range(13))
-    assert [b for window in blocks for b in sorted(window)] != list(range(13))
-    assert any((np.diff(window) < 0).any() for window in windows)
-
-
-def test_order_is_written_down():
-    # A later version that orders otherwise could not resume a run of this one.
-    np.testing.assert_array_equal(pipeline.epoch_order(8, 0, 0)[0], ORDER_OF_8)
-    np.testing.assert_array_equal(np.concatenate(pipeline.epoch_order(8, 5, 7, 2, 2)), BLOCKED_ORDER_OF_8)
-
-
-def test_order_is_uniform():
-    places = np.array([pipeline.epoch_order(6, 0, epoch)[0] for epoch in range(3000)])
-    counts = np.array([[np.sum(places[:, p] == row) for row in range(6)] for p in range(6)])
-    # chi-square on 25 degrees of freedom: above 60 once in 10,000 times
-    assert ((counts - 500) ** 2 / 500).sum() < 60
-
-
 # ---- batches -------------------------------------------------------------------------------------
 
 
@@ -119,8 +78,8 @@ def test_batches_follow_the_stated_order_and_hold_the_right_pictures(source, lar
     batches = list(source.batches(seed=1, epoch=2, start_step=0, batch_size=16))
     assert_pictures(batches, large[1])
     block, window_blocks = (0, 0) if source.cached else (8, 3)
-    order = np.concatenate(pipeline.epoch_order(len(source), 1, 2, block, window_blocks))
-    np.testing.assert_array_equal(rows(batches), source.index[order])
+    visited = np.concatenate(order.epoch_order(len(source), 1, 2, block, window_blocks))
+    np.testing.assert_array_equal(rows(batches), source.index[visited])
 
 
 def test_evaluation_is_in_stored_order(source, large):

@@ -14,6 +14,7 @@ from cxr_jax import mesh as meshes
 from cxr_jax.data import cohorts, pipeline
 from cxr_jax.models import densenet
 from cxr_jax.training import inference, metrics_log, optimizers, train
+from cxr_jax.tables import Target, UserError
 from cxr_jax.training.checkpoints import Checkpoints, ModelDescription
 from tests.phantoms import PLAIN, small_config
 
@@ -31,8 +32,8 @@ class KilledAfter:
     def __len__(self):
         return len(self._source)
 
-    def steps_per_epoch(self, batch_size):
-        return self._source.steps_per_epoch(batch_size)
+    def __getattr__(self, name):
+        return getattr(self._source, name)
 
     def batches(self, *args, **kwargs):
         for batch in self._source.batches(*args, **kwargs):
@@ -47,16 +48,17 @@ def measure(index, scores):
     return {"macro_auc": float(scores["race"][:, 0].mean()), "auc": {}, "n_images": len(index), "n_patients": 1}
 
 
-def fit(config, phantom, workdir, kill_after=None):
+def fit(config, phantom, workdir, kill_after=None, devices=8):
     dataset, cohort = phantom
     targets, _ = cohorts.targets(cohort, config.train.targets, config.dataset)
     labels = cohorts.labels(cohort, targets, config.dataset)
-    sources = pipeline.sources(dataset, cohort.table, config.dataset)
+    mesh = meshes.data_mesh(jax.devices()[:devices])
+    sources = pipeline.sources(dataset, cohort.table, config.dataset, mesh)
     source = sources["train"] if kill_after is None else KilledAfter(sources["train"], kill_after)
     description = ModelDescription(config.model.to_dict(), targets, config.dataset.image_size)
     workdir.mkdir(exist_ok=True)
     with Checkpoints(workdir / "checkpoints", description, config.checkpoint.keep) as kept:
-        return train.fit(config, targets, labels, source, sources["validation"], measure, kept, workdir, meshes.data_mesh())
+        return train.fit(config, targets, labels, source, sources["validation"], measure, kept, workdir, mesh)
 
 
 def assert_same_bits(one, other):
@@ -180,6 +182,104 @@ def test_a_step_is_the_same_on_one_device_and_on_eight(phantom, phantom_dir):
     np.testing.assert_allclose(one_loss, eight_loss, rtol=1e-5)
     for a, b in zip(jax.tree.leaves((one.params, one.stats)), jax.tree.leaves((eight.params, eight.stats))):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+
+
+def compiled_step(config, devices):
+    """The text of the program of one step of `config.train.batch_size` images over so many devices."""
+    mesh, b = meshes.data_mesh(jax.devices()[:devices]), config.train.batch_size
+    targets = {"race": Target("multiclass", ("a", "b", "c")), "findings": Target("multilabel", ("x", "y"))}
+    optimizer = optax.sgd(0.1)
+    model = densenet.from_config(config.model, {n: len(t.classes) for n, t in targets.items()}, config.seed)
+    graphdef, state = train.init_state(model, optimizer, config.seed, mesh)
+    batch = {
+        "image": jax.ShapeDtypeStruct((b, 256, 256, 1), np.uint8),
+        "mask": jax.ShapeDtypeStruct((b,), bool),
+        "index": jax.ShapeDtypeStruct((b,), np.int32),
+        "labels": {"race": jax.ShapeDtypeStruct((b,), np.int32), "findings": jax.ShapeDtypeStruct((b, 2), np.float32)},
+    }
+    return train.make_step(graphdef, optimizer, targets, config, mesh).lower(state, batch).compile().as_text(), state
+
+
+@pytest.mark.parametrize("statistics", ["global", "shard"])
+def test_between_devices_go_gradients_statistics_and_the_loss_alone(phantom_dir, statistics):
+    config = small_config(phantom_dir, train__statistics=statistics, model__blocks=(2, 1), **PLAIN)
+    text, state = compiled_step(config, 8)
+    found = meshes.collectives(text)
+    stem, growth, inner = config.model.stem, config.model.growth, config.model.bottleneck * config.model.growth
+    parameters, running = (sum(x.size for x in jax.tree.leaves(tree)) for tree in (state.params, state.stats))
+    size = 4  # bytes of a float32
+    labels = [("all-reduce", 2 * size)]  # how many are known, of two heads
+    gradients = [("all-reduce", size * (parameters + 1))]  # and the loss
+    if statistics == "shard":
+        wanted = labels + [("all-reduce", size * (parameters + 1 + running))]
+    else:
+        second = (stem + 2 * growth) // 2  # channels that the second block begins with
+        read = [stem, stem, stem + growth, stem + 2 * growth, second, second + growth]  # by the stem's reader, layers, and after each block
+        moments = [stem, stem, second, *[growth] * 3, *[inner] * 3]
+        wanted = labels + gradients + [("all-gather", 8 * size)]  # rows that are no padding
+        wanted += [("all-gather", 8 * 2 * size * c) for c in moments] + [("all-reduce", 2 * size * c) for c in [*read, *[inner] * 3]]
+    assert sorted(found) == sorted(wanted)
+    assert meshes.collectives(compiled_step(config, 1)[0]) == []
+
+
+def test_statistics_of_each_device_by_itself(phantom, phantom_dir):
+    """One device has no other; eight, of two images each, normalise otherwise, and agree on running statistics all the same."""
+    plain, by_shard = (small_config(phantom_dir, train__statistics=which, **PLAIN) for which in ("global", "shard"))
+    alone, same = (one_step(config, phantom, 1)[0] for config in (plain, by_shard))
+    for a, b in zip(jax.tree.leaves((alone.params, alone.stats)), jax.tree.leaves((same.params, same.stats))):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    eight = one_step(by_shard, phantom, 8)[0]
+    means = [state.stats["stem"]["statistics"]["mean"][...] for state in (alone, eight)]
+    assert not np.allclose(eight.params["stem"]["kernel"][...], alone.params["stem"]["kernel"][...], rtol=1e-3, atol=1e-6)
+    assert np.isfinite(means[1]).all() and all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(eight))
+
+
+def test_a_batch_in_parts_is_one_update(phantom, phantom_dir):
+    """The parts' gradients add up to the gradient of the whole, statistics apart; on any number of devices."""
+    config = small_config(phantom_dir, train__accumulate=2, train__targets=("findings", "race"), **PLAIN)
+    (one, one_loss), (four, four_loss) = (one_step(config, phantom, devices) for devices in (1, 4))
+    np.testing.assert_allclose(one_loss, four_loss, rtol=1e-5)
+    for a, b in zip(jax.tree.leaves((one.params, one.stats)), jax.tree.leaves((four.params, four.stats))):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+
+    # Of a batch that is one half twice over, the halves (rows in turn) have the statistics of the whole.
+    dataset, cohort = phantom
+    targets, _ = cohorts.targets(cohort, config.train.targets, config.dataset)
+    labels = cohorts.labels(cohort, targets, config.dataset)
+    half = next(pipeline.sources(dataset, cohort.table, config.dataset)["train"].batches(0, 0, 0, 8))
+    batch = {name: np.repeat(half[name], 2, axis=0) for name in ("image", "mask", "index")}
+    batch["labels"] = train.take_labels(labels, batch["index"])
+    mesh = meshes.data_mesh(jax.devices()[:1])
+    ends = []
+    for accumulate in (1, 2):
+        config.train.accumulate = accumulate
+        model = densenet.from_config(config.model, {n: len(t.classes) for n, t in targets.items()}, config.seed)
+        graphdef, state = train.init_state(model, optax.sgd(0.1), config.seed, mesh)
+        ends.append(train.make_step(graphdef, optax.sgd(0.1), targets, config, mesh)(state, meshes.shard_batch(mesh, batch)))
+    (whole, loss), (parts, loss_of_parts) = ends
+    np.testing.assert_allclose(loss, loss_of_parts, rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(parts.params)):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("order", ["shard", "global"])
+def test_images_on_the_devices_train_as_those_on_the_host(phantom, phantom_dir, tmp_path, order):
+    """Two epochs over eight devices, killed on the way and gone on with: the same parameters."""
+    host, device = (small_config(phantom_dir, dataset__cache=cache, dataset__order=order, **PLAIN) for cache in ("host", "device"))
+    wanted = fit(host, phantom, tmp_path / "host")
+    with pytest.raises(Killed):
+        fit(device, phantom, tmp_path / "device", kill_after=9)
+    got = fit(device, phantom, tmp_path / "device")
+    for a, b in zip(jax.tree.leaves((wanted.params, wanted.stats)), jax.tree.leaves((got.params, got.stats))):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_an_epoch_that_eight_devices_shuffled_is_not_gone_on_with_by_four(phantom, phantom_dir, tmp_path):
+    config = small_config(phantom_dir, dataset__cache="device", **PLAIN)
+    with pytest.raises(Killed):
+        fit(config, phantom, tmp_path, kill_after=3)
+    with pytest.raises(UserError, match="step 2 is inside an epoch that was shuffled in 8 parts, one a device, and there are 4 now"):
+        fit(config, phantom, tmp_path, devices=4)
 
 
 @pytest.mark.parametrize("devices", [1, 4])

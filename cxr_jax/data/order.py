@@ -1,0 +1,59 @@
+"""The order in which training visits images: a pure function of (seed, epoch), given how many there are and how they lie."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def _random(seed: int, epoch: int) -> np.random.Philox:
+    """Philox (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, 2011) keyed by SeedSequence((seed, epoch)).
+
+    Orders sort its raw 64-bit outputs, one a row. NumPy promises these outputs for good, which it does not for its own
+    shuffles. Sorting random keys gives every order equal chances, but for ties, of chance n²/2⁶⁵.
+    """
+    return np.random.Philox(np.random.SeedSequence((seed % 2**64, epoch)))
+
+
+def epoch_order(n: int, seed: int, epoch: int, block: int = 0, window_blocks: int = 0) -> list[np.ndarray]:
+    """The order in which epoch `epoch` visits rows 0 … n-1: windows, each an int64 array; together a permutation.
+
+    block: rows of a block; 0 puts everything in one window. window_blocks: blocks of a window. Blocks are shuffled by
+        outputs of their own, before the rows.
+    """
+    random = _random(seed, epoch)
+
+    def shuffled(rows: np.ndarray) -> np.ndarray:
+        return rows[np.argsort(random.random_raw(len(rows)), kind="stable")]
+
+    if not block:
+        return [shuffled(np.arange(n))]
+    blocks = shuffled(np.arange(-(-n // block)))
+    windows = (blocks[i : i + window_blocks] for i in range(0, len(blocks), window_blocks))
+    return [shuffled(np.concatenate([np.arange(b * block, min(n, (b + 1) * block)) for b in w])) for w in windows]
+
+
+def in_batches(values: np.ndarray, batch_size: int) -> np.ndarray:
+    """int64 [n] as [batches, batch_size], the last one filled up with -1."""
+    return np.pad(values, (0, -len(values) % batch_size), constant_values=-1).reshape(-1, batch_size)
+
+
+def shard_starts(n: int, shards: int) -> np.ndarray:
+    """int64 [shards + 1]: shard s has rows starts[s] to below starts[s + 1], neighbours; sizes differ by one at most."""
+    return np.cumsum([0, *(n // shards + (s < n % shards) for s in range(shards))])
+
+
+def shard_batches(n: int, seed: int, epoch: int, batch_size: int, shards: int) -> np.ndarray:
+    """The batches of an epoch in which every shard gives its share of each batch, from its own rows, shuffled: int64 [steps, b].
+
+    Each row once; -1 where a shard has no more. Columns s * b / shards on are of shard s. For one shard this is
+    `epoch_order` without blocks. Raises ValueError where the shards cannot share a batch evenly.
+    """
+    if batch_size % shards:
+        raise ValueError(f"{shards} shards cannot share a batch of {batch_size}")
+    keys, starts, share = _random(seed, epoch).random_raw(n), shard_starts(n, shards), batch_size // shards
+    steps = -(-n // batch_size)
+    out = np.full((steps, shards, share), -1, np.int64)
+    for s, (start, stop) in enumerate(zip(starts, starts[1:])):
+        rows = in_batches(start + np.argsort(keys[start:stop], kind="stable"), share)
+        out[: len(rows), s] = rows
+    return out.reshape(steps, batch_size)
