@@ -54,12 +54,20 @@ def get_config() -> ml_collections.ConfigDict:
     m.blocks = (6, 12, 24, 16)  # dense layers in each block: DenseNet-121
     m.stem = 64  # feature maps of the first convolution
     m.bottleneck = 4  # a dense layer's 1x1 convolution has bottleneck * growth maps
+    m.stem_constant = False  # a second kernel in the stem, for a picture of ones; comes by itself with weights that need it
+    # What training begins from: a state dict of torch (.safetensors, .pt, .pth, .tar), in torchvision's, TorchXRayVision's or CheXNet's
+    # naming; or the folder of another run, whose best checkpoint it takes. Empty: weights drawn from the seed
+    m.init_from = ""
+    m.init_inputs = ""  # how such a network was fed, as extract.inputs
     m.dtype = "float32"  # float32 | bfloat16: of activations; parameters and statistics stay float32
 
     c.train = t = ml_collections.ConfigDict()
     t.targets = ("race",)  # race, findings, sex, or any other class-label attribute; several are several heads
     t.epochs = 10
     t.batch_size = 32  # images of a global batch, over all devices and processes
+    # Parts of the network, from the images on, that stay as model.init_from has them, running statistics too: 1 is the stem, each further
+    # one a dense block; all of them (model.blocks + 1) leave the heads to learn. 0: everything learns
+    t.freeze = 0
     t.accumulate = 1  # parts that a batch is worked through in, for one update: less memory; batch statistics are then of a part
     t.learning_rate = 1e-4  # Adam's
     t.schedule = "constant"  # constant | cosine

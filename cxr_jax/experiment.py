@@ -187,6 +187,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
     require("train.targets", len(t.targets) > 0 and len(set(t.targets)) == len(t.targets), "at least one target, each once")
     require("train.epochs", t.epochs >= 1, "at least 1")
     require("train.batch_size", t.batch_size >= 2, "at least 2 images: batch statistics need two")
+    parts = len(config.model.blocks) + 1
+    require("train.freeze", _whole(t.freeze) and 0 <= t.freeze <= parts, f"0 to {parts}, the parts of this network")
+    require("train.freeze", not t.freeze or config.model.init_from, "what is frozen comes from somewhere: name it with --config.model.init_from")
+    require("model.init_inputs", config.model.init_inputs in ("", "imagenet", "xrv", "gray"), "imagenet, xrv, gray or empty")
     require("train.accumulate", _whole(t.accumulate) and t.accumulate >= 1 and t.batch_size % t.accumulate == 0, f"a divisor of train.batch_size, {t.batch_size}")
     require("train.statistics", t.statistics in ("global", "shard"), "global or shard")
     require("train.recompute", t.recompute in ("readings", "bottlenecks"), "readings or bottlenecks")
@@ -311,15 +315,24 @@ def fingerprint(config: ml_collections.ConfigDict | Mapping, stages: Iterable[st
 
 
 # Fields that name a file whose content results depend on.
-FILES = ("dataset.race_table", "probe.embeddings", "probe.table", "audit.predictions")
+FILES = ("dataset.race_table", "model.init_from", "probe.embeddings", "probe.table", "audit.predictions")
 
 
 def file_digests(config: ml_collections.ConfigDict | Mapping) -> dict[str, str]:
-    """Twelve hexadecimal digits of the content of each file of FILES that is named. Raises UserError for one that is not there."""
+    """Twelve hexadecimal digits of the content of each file of FILES that is named (of a run, of what its best checkpoint's files are).
+
+    Raises UserError for one that is not there.
+    """
     named, digests = fields(config), {}
     for field in (field for field in FILES if named[field]):
+        path = pathlib.Path(named[field]).expanduser()
         try:
-            with open(pathlib.Path(named[field]).expanduser(), "rb") as file:
+            if field == "model.init_from" and path.is_dir():  # of a run: its best checkpoint
+                files = sorted(p for p in (path / "checkpoints" / "best").rglob("*") if p.is_file())
+                listed = "".join(f"{p.relative_to(path)} {p.stat().st_size} {p.stat().st_mtime_ns}\n" for p in files)
+                digests[field] = hashlib.sha256(listed.encode()).hexdigest()[:12]
+                continue
+            with open(path, "rb") as file:
                 digests[field] = hashlib.file_digest(file, "sha256").hexdigest()[:12]
         except OSError as error:
             raise UserError(f"config.{field}: {named[field]}: not a readable file ({error.strerror})") from None

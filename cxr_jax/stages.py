@@ -99,7 +99,7 @@ def train(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     """Trains from the last checkpoint, or from the start, to the last epoch."""
     from cxr_jax.audit import metrics
     from cxr_jax.data import cohorts, datasets, pipeline
-    from cxr_jax.training import checkpoints, train as training
+    from cxr_jax.training import checkpoints, initial, train as training
 
     check_judged(config, run)  # again: what the model is judged on may be named only now
     dataset = datasets.open(config.dataset)
@@ -107,6 +107,10 @@ def train(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     targets, _ = cohorts.targets(cohort, config.train.targets, config.dataset)
     labels = cohorts.labels(cohort, targets, config.dataset)
 
+    network, described, told = initial.network(config, targets)
+    if told:
+        check_unseen(cohort, pathlib.Path(config.model.init_from).expanduser() / COHORT, "config.model.init_from")
+        print(told)
     devices = mesh.data_mesh()
     sources = pipeline.sources(dataset, cohort.table, config.dataset, devices)
     run.record.pop("resident", None)
@@ -132,10 +136,9 @@ def train(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
             "n_patients": int(cohort.table["patient_id"].iloc[index].nunique()),
         }
 
-    described = checkpoints.ModelDescription(config.model.to_dict(), targets, config.dataset.image_size)
     checkpoints.leave_errors_to_us()
     with checkpoints.Checkpoints(run.path("checkpoints"), described, config.checkpoint.keep) as kept:
-        training.fit(config, targets, labels, sources["train"], sources["validation"], measure, kept, run.workdir, devices)
+        training.fit(config, targets, labels, sources["train"], sources["validation"], measure, kept, run.workdir, devices, network)
 
 
 def one_vs_rest(labels: np.ndarray, k: int) -> np.ndarray:
@@ -315,7 +318,7 @@ def frozen(config: ml_collections.ConfigDict, run: experiment.Run, cohort, train
         own = weights in ("best", "last")
         folder, which = (run.path("checkpoints"), weights) if own else (given / "checkpoints", "best")
         if not own:
-            check_unseen(cohort, given / COHORT)
+            check_unseen(cohort, given / COHORT, "config.extract.weights")
         told, network = checkpoints.identity(folder, which), inference.restore(folder, which, devices)
         described = checkpoints.ModelDescription.read(folder)
         model, targets, image_size = ml_collections.ConfigDict(described.model), described.targets, described.image_size
@@ -327,8 +330,8 @@ def frozen(config: ml_collections.ConfigDict, run: experiment.Run, cohort, train
     return told, networks
 
 
-def check_unseen(cohort, there: pathlib.Path) -> None:
-    """Raises UserError where patients whom a model was trained on are to be its judges."""
+def check_unseen(cohort, there: pathlib.Path, field: str) -> None:
+    """Raises UserError where patients whom a model was trained on are to be its judges. field: that named the model."""
     from cxr_jax.data import cohorts
 
     if not there.exists():
@@ -339,7 +342,7 @@ def check_unseen(cohort, there: pathlib.Path) -> None:
     both = judged.merge(trained)
     if len(both):
         raise UserError(
-            f"config.extract.weights: {len(both):,} test patients of this cohort were in training or validation of that model;"
+            f"{field}: {len(both):,} test patients of this cohort were in training or validation of that model;"
             " take the same config.dataset.split_rule, split_fractions and split_salt as it"
         )
 

@@ -38,6 +38,7 @@ from jax import lax
 from cxr_jax.tables import UserError
 
 EPSILON = 1e-5  # added to a variance before its root is taken
+FIELDS = ("growth", "blocks", "stem", "bottleneck", "dtype", "stem_constant")  # of config.model, that say what a network is
 MOMENTUM = 0.1  # weight of the newest batch in the running statistics
 
 _OVER = (0, 1, 2)  # statistics run over rows, height and width
@@ -525,7 +526,7 @@ class DenseNet(nnx.Module):
 
     heads: name -> number of outputs. growth: maps that a layer adds. blocks: layers of each dense block. stem: maps of
     the first convolution. bottleneck: a layer's 1x1 convolution has bottleneck * growth maps. dtype: of activations.
-    param_dtype: of parameters, statistics, features and logits; float32 but for tests in float64.
+    param_dtype: of parameters, statistics, features and logits; float32 but for tests in float64. stem_constant: see `Stem`.
     """
 
     def __init__(
@@ -538,11 +539,12 @@ class DenseNet(nnx.Module):
         bottleneck: int = 4,
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
+        stem_constant: bool = False,
         rngs: nnx.Rngs,
     ):
         self.dtype, self.param_dtype = jnp.dtype(dtype), jnp.dtype(param_dtype)
         own = dict(param_dtype=self.param_dtype)
-        self.stem = Stem(stem, **own)
+        self.stem = Stem(stem, constant=stem_constant, **own)
         made, between, channels = [], [], stem
         for i, layers in enumerate(blocks):
             made.append(DenseBlock(channels, layers, growth, bottleneck, **own))
@@ -574,6 +576,7 @@ class DenseNet(nnx.Module):
         pooled_blocks: bool = False,
         axis: str | None = None,
         keep_bottlenecks: bool = True,
+        frozen: int = 0,
     ) -> Output:
         """Runs the network.
 
@@ -587,19 +590,24 @@ class DenseNet(nnx.Module):
             whole batch; None: of the images at hand. Gradients by parameters are those of the rows at hand, to be added up.
         keep_bottlenecks: whether the gradient keeps the bottlenecks, 5.6 of some 18 million numbers an image for
             DenseNet-121 at 256 pixels, or computes them again, one more product a layer.
+        frozen: how many parts, from the images on, are as in inference even where train, and have no gradient: 1 is the stem,
+            each further one a dense block with the transition or last reader after it.
         """
         if images.ndim != 4 or images.shape[-1] != 1:
             raise ValueError(f"images are [batch, height, width, 1], not {list(images.shape)}")
         mask = None if mask is None else mask.reshape(-1, 1, 1, 1)
         rows = _rows(axis, len(images), mask, self.param_dtype) if train else None
-        x = self.stem(images.astype(self.dtype), rows, axis)
+        x = self.stem(images.astype(self.dtype), rows if frozen < 1 else None, axis)
+        x = x if frozen < 1 else lax.stop_gradient(x)
         pooled = [self._pool(x)]
         readers = [*(transition.reader for transition in self.transitions), self.reader]
         for i, (block, reader) in enumerate(zip(self.blocks, readers)):
-            x, means = block(x, reader, rows, axis, keep_bottlenecks)
-            pooled.append(means.astype(self.param_dtype))
+            trained = frozen < i + 2
+            x, means = block(x, reader, rows if trained else None, axis, keep_bottlenecks)
             if i < len(self.transitions):
                 x = self.transitions[i](x)
+            x, means = (x, means) if trained else lax.stop_gradient((x, means))
+            pooled.append(means.astype(self.param_dtype))
         features = self._pool(x)
         heads = {name: head(features) for name, head in self.heads.items()}
         return Output(heads, features, tuple(pooled) if pooled_blocks else ())
@@ -609,7 +617,7 @@ class DenseNet(nnx.Module):
 
 
 def from_config(model, heads: Mapping[str, int], seed: int) -> DenseNet:
-    """The network of `config.model` (growth, blocks, stem, bottleneck, dtype), with parameters drawn from `seed`."""
+    """The network of `config.model` (its FIELDS), with parameters drawn from `seed`."""
     return DenseNet(
         heads,
         growth=model.growth,
@@ -617,6 +625,7 @@ def from_config(model, heads: Mapping[str, int], seed: int) -> DenseNet:
         stem=model.stem,
         bottleneck=model.bottleneck,
         dtype=model.dtype,
+        stem_constant=model.stem_constant,
         rngs=nnx.Rngs(seed),
     )
 

@@ -69,7 +69,7 @@ WRITTEN_INPUTS = ("gray", "imagenet")  # how a network that `state_dict` gives c
 class Pretrained:
     """A network with weights from elsewhere.
 
-    model: growth, blocks, stem, bottleneck, dtype, as in config.model. heads: name -> outputs; {} without a classifier,
+    model: densenet.FIELDS, as in config.model. heads: name -> outputs; {} without a classifier,
     else `HEAD` alone, whose logits are the file's own, before any sigmoid. inputs: a key of INPUTS, how it was fed.
     image_size: pixels a side that the file asks for, or that networks so fed are published for; or None. network: takes images in [-1, 1] as any
     DenseNet of ours. Where `inputs` is imagenet its stem has a second kernel, so that its parameters are one array more
@@ -118,6 +118,7 @@ def read(
         key = keys["features.conv0.weight"]
         raise UserError(f"{path}: {key}: reads 1 channel, and inputs='imagenet' is colour; say xrv or gray")
     model = dict(growth=size.growth, blocks=size.blocks, stem=size.stem, bottleneck=size.bottleneck, dtype=dtype)
+    model["stem_constant"] = inputs == "imagenet"
     heads = {HEAD: len(weights["classifier.bias"])} if classifier else {}
     image_size = noted.image_size or INPUTS[inputs]
     return Pretrained(model, heads, inputs, image_size, _network(model, heads, inputs, weights))
@@ -532,7 +533,6 @@ def _network(model: Mapping, heads: Mapping[str, int], inputs: str, weights: Map
 
     kernel, constant = _stem_kernels(weights[_STEM_KEY], inputs)
     if constant is not None:
-        network.stem = Stem(model["stem"], param_dtype=network.param_dtype, constant=True)
         put(network.stem.constant, constant)
     put(network.stem.kernel, kernel)
     put_norms([norm("features.norm0")], [network.stem.reader], network.stem.statistics)

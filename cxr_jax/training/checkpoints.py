@@ -34,7 +34,7 @@ from cxr_jax.tables import Target, UserError
 class ModelDescription:
     """What a checkpoint must say of its network.
 
-    model: the fields of config.model. targets: its heads. image_size: pixels a side that it was trained on.
+    model: densenet.FIELDS of config.model. targets: its heads. image_size: pixels a side that it was trained on.
     """
 
     model: Mapping
@@ -53,7 +53,8 @@ class ModelDescription:
             raise UserError(f"{folder}: holds no checkpoint of ours (no model.json); train first, or name a run's folder")
         stored = tables.read_json(path)
         try:
-            return cls(stored["model"], tables.targets_from_json(stored["targets"]), stored["image_size"])
+            # What was written before stems could have a constant had none.
+            return cls({"stem_constant": False, **stored["model"]}, tables.targets_from_json(stored["targets"]), stored["image_size"])
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: lacks {error}; it was not written by this version of cxr_jax") from None
 

@@ -105,7 +105,7 @@ def make_step(
             # A copy, since running statistics may not be written to a module that was traced outside the gradient.
             model = nnx.merge(graphdef, params, stats, copy=True)
             keep = config.train.recompute == "readings"
-            out = model(images, train=True, mask=mask, axis=axis, keep_bottlenecks=keep)
+            out = model(images, train=True, mask=mask, axis=axis, keep_bottlenecks=keep, frozen=config.train.freeze)
             return objectives.total_loss(targets, out.logits, labels, mask, counts), nnx.state(model, nnx.BatchStat)
 
         (loss, stats), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
@@ -191,6 +191,7 @@ def fit(
     checkpoints: Checkpoints,
     workdir: pathlib.Path,
     mesh: Mesh,
+    network: densenet.DenseNet | None = None,
 ) -> State:
     """Trains to config.train.epochs, from the last checkpoint if there is one, and returns the last state.
 
@@ -200,6 +201,7 @@ def fit(
         already `gather` and `on_devices`. validation_source: gives `ordered(batch_size, process_index, process_count)`. Both give their
         number of images by `len`.
     measure: (rows of the cohort, scores by target) to {"macro_auc", "auc": {class: value}, "n_images", "n_patients"}.
+    network: what a run that has no checkpoint begins from; None draws it from config.seed.
     Raises FloatingPointError that names the step where the loss is not a number.
     """
     t = config.train
@@ -208,8 +210,9 @@ def fit(
     steps_per_epoch = train_source.steps_per_epoch(t.batch_size)
     optimizer = optimizers.adam(t, steps_per_epoch)
     rate = optimizers.learning_rate(t, steps_per_epoch)
-    model = densenet.from_config(config.model, {name: len(target.classes) for name, target in targets.items()}, config.seed)
-    graphdef, state = init_state(model, optimizer, config.seed, mesh)
+    if network is None:
+        network = densenet.from_config(config.model, {name: len(target.classes) for name, target in targets.items()}, config.seed)
+    graphdef, state = init_state(network, optimizer, config.seed, mesh)
     train_step = make_step(graphdef, optimizer, targets, config, mesh, train_source.gather)
     forward = inference.Forward.of(graphdef, targets, config.dataset.image_size, mesh)
 

@@ -48,17 +48,17 @@ def measure(index, scores):
     return {"macro_auc": float(scores["race"][:, 0].mean()), "auc": {}, "n_images": len(index), "n_patients": 1}
 
 
-def fit(config, phantom, workdir, kill_after=None, devices=8):
+def fit(config, phantom, workdir, kill_after=None, devices=8, network=None, description=None):
     dataset, cohort = phantom
     targets, _ = cohorts.targets(cohort, config.train.targets, config.dataset)
     labels = cohorts.labels(cohort, targets, config.dataset)
     mesh = meshes.data_mesh(jax.devices()[:devices])
     sources = pipeline.sources(dataset, cohort.table, config.dataset, mesh)
     source = sources["train"] if kill_after is None else KilledAfter(sources["train"], kill_after)
-    description = ModelDescription(config.model.to_dict(), targets, config.dataset.image_size)
+    description = description or ModelDescription(config.model.to_dict(), targets, config.dataset.image_size)
     workdir.mkdir(exist_ok=True)
     with Checkpoints(workdir / "checkpoints", description, config.checkpoint.keep) as kept:
-        return train.fit(config, targets, labels, source, sources["validation"], measure, kept, workdir, mesh)
+        return train.fit(config, targets, labels, source, sources["validation"], measure, kept, workdir, mesh, network)
 
 
 def assert_same_bits(one, other):

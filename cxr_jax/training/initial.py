@@ -1,0 +1,69 @@
+"""What training begins from: drawn weights, those of another run, or weights from elsewhere."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+
+import jax
+import ml_collections
+from flax import nnx
+
+from cxr_jax import mesh as meshes
+from cxr_jax.models import densenet, pretrained
+from cxr_jax.tables import Target, UserError
+from cxr_jax.training import checkpoints
+from cxr_jax.training.checkpoints import ModelDescription
+
+# Of a network's description; the rest of it is what both must have in common.
+_MAY_DIFFER = ("dtype", "stem_constant")
+
+
+def network(config: ml_collections.ConfigDict, targets: Mapping[str, Target]) -> tuple[densenet.DenseNet, ModelDescription, str]:
+    """(the network with the weights that training begins from, what it is, where they are from in a sentence, or "").
+
+    config.model.init_from: a torch state dict (see `models.pretrained`), of which the classifier is left out, since what its outputs mean
+    is not known; or a run's folder, whose best checkpoint it takes, with the heads whose classes are these targets'. Everything else is
+    drawn from config.seed. Raises UserError where that is no such file or folder, or of a network of another size.
+    """
+    m = config.model
+    given = pathlib.Path(m.init_from).expanduser()
+    model = {name: m[name] for name in densenet.FIELDS}
+    if not m.init_from:
+        params, told, there = None, "", model
+    elif given.suffix in pretrained.SUFFIXES:
+        found = pretrained.read(given, classifier=False, inputs=m.init_inputs or None)
+        params, told, there = nnx.state(found.network), f"{given.name} (inputs {found.inputs})", found.model
+    else:
+        params, told, there = _of_run(given, targets)
+    for field in densenet.FIELDS:
+        theirs = tuple(there[field]) if field == "blocks" else there[field]
+        ours = tuple(model[field]) if field == "blocks" else model[field]
+        if theirs != ours and field not in _MAY_DIFFER:
+            raise UserError(f"config.model.init_from={m.init_from}: model.{field} is {theirs} there, and {ours} here; set --config.model.{field}='{theirs}'")
+    model["stem_constant"] = bool(model["stem_constant"] or there["stem_constant"])
+
+    heads = {name: len(target.classes) for name, target in targets.items()}
+    drawn = densenet.from_config(ml_collections.ConfigDict(model), heads, config.seed)
+    if params is not None:
+        nnx.update(drawn, params)
+    return drawn, ModelDescription(model, targets, config.dataset.image_size), f"training begins from {told}" if told else ""
+
+
+def _of_run(given: pathlib.Path, targets: Mapping[str, Target]) -> tuple[nnx.State, str, Mapping]:
+    """(parameters and statistics, which they are, the network's description) of a run's best checkpoint."""
+    if not given.is_dir():
+        raise UserError(f"config.model.init_from={given}: no folder of a run, and no file of weights ({', '.join(pretrained.SUFFIXES)})")
+    folder = given / "checkpoints"
+    described = ModelDescription.read(folder)
+    heads = {name: len(target.classes) for name, target in described.targets.items()}
+    theirs = nnx.eval_shape(lambda: densenet.from_config(ml_collections.ConfigDict(described.model), heads, seed=0))
+    _, params, stats = nnx.split(theirs, nnx.Param, nnx.BatchStat)
+    one = meshes.replicated(meshes.data_mesh(jax.local_devices()[:1]))
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), {"params": params, "stats": stats})
+    found = checkpoints.restore(folder, "best", like)
+    state = jax.device_get(nnx.merge_state(found["params"], found["stats"]))
+    shared = [name for name in heads if name in targets and targets[name] == described.targets[name]]
+    state = nnx.State({**state, "heads": {name: state["heads"][name] for name in shared}})
+    heads_told = f", with its head{'s' * (len(shared) > 1)} for {' and '.join(shared)}" if shared else ", without its heads"
+    return state, f"the {checkpoints.identity(folder, 'best')} of {given}{heads_told}", described.model
