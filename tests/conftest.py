@@ -51,11 +51,11 @@ def phantom(phantom_dir):
 
 @pytest.fixture(scope="session")
 def torchvision():
-    """The package, past two operators on boxes that its wheel lacks where it was compiled for another build of torch."""
-    torch = pytest.importorskip("torch")
+    """The package, as our benchmarks import it."""
+    from cxr_jax import benchmarks
+
+    pytest.importorskip("torch")
     try:
-        return pytest.importorskip("torchvision")
-    except RuntimeError:
-        for name in ("nms", "qnms"):
-            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        return pytest.importorskip("torchvision")
+        return benchmarks.import_torchvision()[1]
+    except ImportError:
+        pytest.skip("torchvision is not installed")

@@ -15,7 +15,7 @@ def test_import_contracts():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("module", ["models.densenet", "training.train", "audit.readings", "probes.protocol", "report.html", "data.augment"])
+@pytest.mark.parametrize("module", ["models.densenet", "training.train", "audit.readings", "probes.protocol", "report.html", "data.augment", "benchmarks.train_step", "benchmarks.inference", "benchmarks.input_pipeline"])
 def test_no_tensorflow_behind(module):
     program = f"import sys, cxr_jax.{module}; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0

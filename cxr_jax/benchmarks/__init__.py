@@ -14,3 +14,32 @@ def machine(*packages: str) -> str:
         model = platform.processor() or platform.machine()
     versions = [f"{name} {importlib.import_module(name).__version__}" for name in packages]
     return ", ".join([model, f"{os.cpu_count()} cores", f"Python {platform.python_version()}", *versions])
+
+
+def load() -> float:
+    """How many cores' worth of processes have lately been running or waiting to (over a minute); NaN where nobody tells."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):
+        return float("nan")
+
+
+def leave_memory_to_torch() -> None:
+    """Of an accelerator's memory JAX would take most at once. To be called before it starts; what the user has set stays."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+
+def import_torchvision():
+    """(torch, torchvision), past two operators on boxes that the latter's wheel lacks where it was compiled for another build of torch.
+
+    A DenseNet makes no use of these. Raises ImportError where either is not installed.
+    """
+    import torch
+
+    try:
+        import torchvision
+    except RuntimeError:
+        for name in ("nms", "qnms"):
+            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        import torchvision
+    return torch, torchvision
