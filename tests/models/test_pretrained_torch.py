@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from PIL import Image
 
-from cxr_jax.models import pretrained
+from cxr_jax.models import densenet, pretrained
 from cxr_jax.tables import UserError
 
 torch = pytest.importorskip("torch")
@@ -129,7 +130,8 @@ def test_densenet121(tmp_path, densenet121, channels, save, inputs):
         network.features.norm0.running_mean *= 1024
         network.features.norm0.running_var *= 1024**2
     read = pretrained.read(save(network, tmp_path), classifier=True)
-    assert read.model == dict(growth=32, blocks=(6, 12, 24, 16), stem=64, bottleneck=4, dtype="float32")
+    size = dict(growth=32, blocks=(6, 12, 24, 16), stem=64, bottleneck=4, dtype="float32")
+    assert read.model == {**size, "stem_constant": inputs == "imagenet"}
     assert (read.inputs, read.heads) == (inputs, {"imported": 18})
     gray = np.random.default_rng(0).uniform(size=(3, 1, PIXELS, PIXELS))
     if inputs == "imagenet":
@@ -147,13 +149,57 @@ def test_densenet121(tmp_path, densenet121, channels, save, inputs):
         assert error <= 1e-5, f"output {i}: {error:.2g} of the largest"
 
 
+def maps_of(network, x):
+    """What each dense block hands on, whole [b, h, w, c], and before them what the stem does; in inference."""
+    x = network.stem(x, None)
+    found = [x]
+    readers = [*(transition.reader for transition in network.transitions), network.reader]
+    for i, (block, reader) in enumerate(zip(network.blocks, readers)):
+        layers = [layer.parameters() for layer in block.layers]
+        inner = tuple(layer.inner_statistics.moments() for layer in block.layers)
+        found.append(densenet._infer_block(layers, x, densenet._BlockMoments(block.statistics.moments(), inner)))
+        x, _ = block(x, reader, None)
+        x = network.transitions[i](x) if i < len(network.transitions) else x
+    return found
+
+
+@pytest.mark.parametrize(
+    "channels, save, inputs", [(3, save_torchvision, "imagenet"), (3, save_chexnet, "imagenet"), (1, save_xrv, "xrv")]
+)
+def test_real_radiographs_pixel_by_pixel(tmp_path, densenet121, nih_sample, channels, save, inputs):
+    """Every map of every block, not its mean alone, and the logits, of X-rays of NIH: within 1e-4 of each block's largest."""
+    network = densenet121(channels)
+    read = pretrained.read(save(network, tmp_path), classifier=True).network
+    files = sorted((nih_sample / "images").glob("*.png"))[:3]
+    gray = np.stack([np.asarray(Image.open(file).convert("L").resize((160, 160))) for file in files])[:, None] / 255.0
+    mean, deviation = (np.reshape(v, (1, 3, 1, 1)) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    x = (gray - mean) / deviation if inputs == "imagenet" else 1024 * (2 * gray - 1)
+    network, wanted = network.double(), []
+    blocks = [module for name, module in network.features.named_children() if re.match("pool0|denseblock", name)]
+    hooks = [module.register_forward_hook(lambda _, __, out: wanted.append(out.permute(0, 2, 3, 1))) for module in blocks]
+    with torch.no_grad():
+        wanted.append(network(torch.from_numpy(x)))
+    for hook in hooks:
+        hook.remove()
+    network.float()
+    images = jnp.asarray(2 * gray - 1, jnp.float32).reshape(3, 160, 160, 1)
+    graph, state = nnx.split(read)
+    maps = jax.jit(lambda state, images: maps_of(nnx.merge(graph, state), images))(state, images)
+    got = [*maps, run(read, images).logits["imported"]]
+    for i, (ours, expected) in enumerate(zip(got, wanted, strict=True)):
+        assert ours.shape == expected.shape and not np.allclose(expected[0], expected[1])
+        error = np.abs(np.asarray(ours) - expected.numpy()).max() / np.abs(expected.numpy()).max()
+        assert error <= 1e-4, f"output {i}: {error:.2g} of the largest"
+
+
 def test_another_depth(tmp_path, their_densenet):
     network = their_densenet(
         growth_rate=12, block_config=(3, 2, 4, 1, 2), num_init_features=20, bn_size=2,
         in_channels=3, num_classes=2,
     )  # fmt: skip
     got = pretrained.read(save_torchvision(network, tmp_path), classifier=False)
-    assert got.model == dict(growth=12, blocks=(3, 2, 4, 1, 2), stem=20, bottleneck=2, dtype="float32")
+    size = dict(growth=12, blocks=(3, 2, 4, 1, 2), stem=20, bottleneck=2, dtype="float32")
+    assert got.model == {**size, "stem_constant": True}
     assert got.heads == {} and got.network.features == network.classifier.in_features
 
 
