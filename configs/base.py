@@ -73,7 +73,7 @@ def get_config() -> ml_collections.ConfigDict:
     t.schedule = "constant"  # constant | cosine
     t.warmup_epochs = 0.0  # of linear warm-up; for cosine
     t.statistics = "global"  # global | shard: whether batch statistics are of all devices' images, or of each device's by itself
-    t.recompute = "readings"  # readings | bottlenecks: what the gradient computes again instead of keeping it; bottlenecks keeps a third less
+    t.recompute = "readings"  # readings | bottlenecks: what the gradient computes again instead of keeping it; bottlenecks: those, too, one product more a layer
     t.evaluate_batch_size = 64  # images of a global batch when nothing is learnt
     t.log_every_steps = 10
 

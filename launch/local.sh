@@ -74,6 +74,9 @@ install .installed "$requirements"
 [ -z "$peers" ] || install .installed-peers "$requirements" requirements-peers.txt
 exec 9>&-
 
+# On a CPU, a training step takes gigabytes of memory and gives them back, every time; in huge pages that costs a fraction
+# (docs/performance.md). A C library that does not know this setting passes it over.
+[ "$accelerator" != cpu ] || export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 export PATH="$venv/bin:$PATH" VIRTUAL_ENV="$venv" PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 unset PYTHONHOME
 exec "$@"

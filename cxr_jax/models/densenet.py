@@ -334,6 +334,8 @@ def _train_block_backward(axis, keep_bottlenecks, kept, cotangents):
         g_new = _through_moments(g[..., width:], maps[..., width:end], of_new, _channels(to_moments, width, end), rows)
 
         u, of_u = maps[..., :width], _channels(moments.maps, 0, width)
+        if not keep_bottlenecks:  # else XLA sees that they were computed before, and keeps them after all
+            u, g_new = lax.optimization_barrier((u, g_new))
         read = _read(u, of_u, p.scale, p.offset)
         z, of_z = bottlenecks[i] if keep_bottlenecks else _mix(read, p.squeeze), moments.inner[i]
         g_read, g_kernel = _convolve_backward(g_new, _read(z, of_z, p.inner_scale, p.inner_offset), p.kernel)
@@ -412,16 +414,17 @@ class Statistics(nnx.Module):
     def moments(self) -> Moments:
         return Moments(self.mean[...], self.variance[...])
 
-    def update(self, batch: Moments, count) -> None:
+    def update(self, batch: Moments, count, rows: _Rows) -> None:
         """new = (1 - .1) old + .1 batch, with the batch's variance count / (count - 1) times the biased one.
 
-        A count of 1 (one small image in an epoch's last batch) has no variance; the running one then stays.
+        A count of 1 (one small image in an epoch's last batch) has no variance; the running one then stays. So does
+        everything where no row counts, as on a device that has padding alone.
         """
         unbiased = batch.variance * (count / jnp.maximum(count - 1, 1))
         unbiased = jnp.where(count > 1, unbiased, self.variance[...].astype(unbiased.dtype))
         for running, newest in ((self.mean, batch.mean), (self.variance, unbiased)):
-            newest = lax.stop_gradient(newest).astype(running[...].dtype)
-            running[...] = (1 - MOMENTUM) * running[...] + MOMENTUM * newest
+            old, newest = running[...], lax.stop_gradient(newest).astype(running[...].dtype)
+            running[...] = jnp.where(rows.counts.sum() > 0, (1 - MOMENTUM) * old + MOMENTUM * newest, old)
 
 
 class Reader(nnx.Module):
@@ -457,7 +460,7 @@ class Stem(nnx.Module):
         if rows is None:
             return _max_pool(_read(x, self.statistics.moments(), *self.reader.arrays()))
         read, moments = _normalised(axis, x, *self.reader.arrays(), rows)
-        self.statistics.update(moments, _count(x, rows))
+        self.statistics.update(moments, _count(x, rows), rows)
         return _max_pool(read)
 
 
@@ -499,9 +502,9 @@ class DenseBlock(nnx.Module):
             return _read(maps, running, *reader.arrays()), _mean_maps(maps)
         read, means, moments = _train_block(axis, keep_bottlenecks, layers, *reader.arrays(), x, rows)
         count = _count(x, rows)
-        self.statistics.update(moments.maps, count)
+        self.statistics.update(moments.maps, count, rows)
         for layer, inner in zip(self.layers, moments.inner):
-            layer.inner_statistics.update(inner, count)
+            layer.inner_statistics.update(inner, count, rows)
         return read, means
 
 
@@ -625,7 +628,7 @@ def from_config(model, heads: Mapping[str, int], seed: int) -> DenseNet:
         stem=model.stem,
         bottleneck=model.bottleneck,
         dtype=model.dtype,
-        stem_constant=model.stem_constant,
+        stem_constant="stem_constant" in model and model.stem_constant,  # checkpoints of before there was one do not say
         rngs=nnx.Rngs(seed),
     )
 

@@ -7,6 +7,7 @@ why, who agreed to it, who answers for the model.
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
@@ -61,7 +62,10 @@ def model_card(
             model.append(f"{depth}, growth {_said(config, 'model.growth')}, on one channel of {size}×{size} pixels; a head for each of: {', '.join(name_of(t) for t in targets)}.")
         rate, schedule = _said(config, "train.learning_rate"), _said(config, "train.schedule")
         if rate is not None and schedule is not None:
-            model.append(f"Trained from random weights by Adam at {rate:g} ({schedule}), {_said(config, 'train.epochs')} epochs, batches of {_said(config, 'train.batch_size')}, seed {_said(config, 'seed')}.")
+            given, frozen = _said(config, "model.init_from"), _said(config, "train.freeze")
+            began = f"the weights of {pathlib.PurePath(given).name}" if given else "random weights"  # its name alone: a path may name people
+            kept = f"; the stem and {frozen - 1} of {len(blocks or ())} dense blocks stayed as they were" if frozen else ""
+            model.append(f"Trained from {began} by Adam at {rate:g} ({schedule}), {_said(config, 'train.epochs')} epochs, batches of {_said(config, 'train.batch_size')}, seed {_said(config, 'seed')}{kept}.")
         model.append(f"The checkpoint judged is {'the best by macro AUC on validation' if _said(config, 'predict.checkpoint') == 'best' else _said(config, 'predict.checkpoint')}.")
         of_groups = [t for t in targets if t != "findings"]
         use = [f"To measure how much of {', '.join(name_of(t) for t in of_groups)} images carry, and nothing else. It must not be used on anybody: what it puts out about a person is no fact about that person."] if of_groups else []

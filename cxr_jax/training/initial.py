@@ -66,4 +66,4 @@ def _of_run(given: pathlib.Path, targets: Mapping[str, Target]) -> tuple[nnx.Sta
     shared = [name for name in heads if name in targets and targets[name] == described.targets[name]]
     state = nnx.State({**state, "heads": {name: state["heads"][name] for name in shared}})
     heads_told = f", with its head{'s' * (len(shared) > 1)} for {' and '.join(shared)}" if shared else ", without its heads"
-    return state, f"the {checkpoints.identity(folder, 'best')} of {given}{heads_told}", described.model
+    return state, f"the {checkpoints.identity(folder, 'best')} of {given}{heads_told}", described.as_json()["model"]

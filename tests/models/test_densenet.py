@@ -55,7 +55,7 @@ def _step(graph, params, stats, images, mask):
         each = jnp.square(out.logits["race"]).sum(1) + jnp.sin(out.features) @ weights
         each = each + sum(jnp.square(block).sum(1) for block in out.blocks)
         valid = jnp.ones(len(images), bool) if mask is None else mask
-        return jnp.where(valid, each, 0).sum() / valid.sum().astype(each.dtype), (out, nnx.state(inside, nnx.BatchStat))
+        return jnp.where(valid, each, 0).sum() / jnp.maximum(valid.sum(), 1).astype(each.dtype), (out, nnx.state(inside, nnx.BatchStat))
 
     (value, (out, new)), gradients = jax.value_and_grad(loss, has_aux=True)(params)
     return value, out, gradients, new
@@ -163,6 +163,15 @@ def test_padding_changes_nothing(float64):
     unmasked = train_once(model, images)
     assert_close(train_once(model, images, jnp.ones(16, bool)), unmasked, 1e-11)
     assert not np.allclose(unmasked[1].logits["race"][:13], alone[1].logits["race"], rtol=1e-3)
+
+
+def test_padding_alone_teaches_nothing():
+    """As on a device that the last batch of an epoch has no image for: running statistics stay, and nothing is NaN."""
+    model = uneven(tiny())
+    before = jax.tree.map(np.asarray, nnx.state(model, nnx.BatchStat))
+    _, out, gradients, after = train_once(model, pictures(4), jnp.zeros(4, bool))
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.asarray, after))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((out.features, gradients)))
 
 
 def test_running_statistics_by_hand():

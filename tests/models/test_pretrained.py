@@ -152,7 +152,8 @@ def test_equals_the_network_it_was_made_for(tmp_path, channels, rename, asked, i
     if inputs == "xrv":  # as trained on numbers that large
         state["features.conv0.weight"] /= np.float32(500)
     got = pretrained.read(safetensors(tmp_path / "w.safetensors", rename(state)), classifier=True, inputs=asked)
-    assert got.model == dict(growth=GROWTH, blocks=BLOCKS, stem=STEM, bottleneck=BOTTLENECK, dtype="float32")
+    size = dict(growth=GROWTH, blocks=BLOCKS, stem=STEM, bottleneck=BOTTLENECK, dtype="float32")
+    assert got.model == {**size, "stem_constant": got.inputs == "imagenet"}
     assert (got.heads, got.inputs, got.image_size) == ({"imported": CLASSES}, inputs, image_size)
     leaves = jax.tree.leaves(nnx.state(got.network))
     assert all(isinstance(leaf, jax.Array) and leaf.dtype == jnp.float32 for leaf in leaves)

@@ -251,7 +251,8 @@ def test_separable_classes_have_a_finite_optimum(problem):
 def test_more_columns_than_rows():
     x, y = made_up(n=30, d=64)
     fit = lr.fit(x, y, [1e-4, 1e-3, 1.0])
-    assert fit.converged.all() and (fit.scores(x)[0, 0].argmax(-1) == y).all()
+    # With hardly a penalty it depends on how a processor rounds float32 whether the intercepts, too, get there.
+    assert fit.converged[0, 1:].all() and (fit.gap <= 1e-6 * fit.objective).all() and (fit.scores(x)[0, 0].argmax(-1) == y).all()
     best = objective(x, y, np.ones(30), *of_scikit_learn(x, y, np.ones(30), 1 / (1e-3 * 30)), 1e-3)[0]
     assert fit.objective[0, 1] == pytest.approx(best, rel=1e-6)
 

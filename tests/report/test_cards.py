@@ -38,6 +38,13 @@ def test_of_a_model_of_ours(workdir):
     assert "macro AUC" in model["Quantitative analyses"] and "invented" in model["Ethical considerations"]
     assert "Drawn by a program" in sheet["Collection"] and "AP or PA" in sheet["Preprocessing and labels"] and "counts as unknown" in sheet["Preprocessing and labels"]
     assert "3 files of the release could not be read" in sheet["Composition"]
+    assert "Trained from random weights by Adam" in model["Model"]
+
+    edit(path, "config.json", lambda c: c["model"].update(init_from="/home/somebody/xrv.safetensors"))
+    edit(path, "config.json", lambda c: c["train"].update(freeze=3))
+    model = both(path)[0]["Model"]
+    assert "Trained from the weights of xrv.safetensors by Adam" in model and "somebody" not in model
+    assert "; the stem and 2 of 4 dense blocks stayed as they were." in model
 
 
 def test_of_data_that_are_not_open_no_totals_are_told(workdir):
