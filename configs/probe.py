@@ -2,7 +2,7 @@
 
     bash launch/local.sh python -m cxr_jax.main --config=configs/probe.py
         the phantom: DenseNet-121 learns 14 findings at 64x64; are the invented groups in its features? Logistic regression
-        finds them (macro AUC .60, .84 after the first block, of a ceiling of .90). About 8 minutes on two cores
+        finds them (macro AUC .59, .82 after the first block, of a ceiling of .90). About 8 minutes on two cores
     …configs/probe.py:phantom.null         no group in any picture: AUCs near .5, or something leaks
     …configs/probe.py:phantom.confounded   groups differ in disease alone: found, but not within true No Finding
     …configs/probe.py:phantom.acquisition  groups differ in the view alone: found, but not within a view
