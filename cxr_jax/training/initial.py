@@ -12,7 +12,7 @@ from flax import nnx
 from cxr_jax import mesh as meshes
 from cxr_jax.models import densenet, pretrained
 from cxr_jax.tables import Target, UserError
-from cxr_jax.training import checkpoints
+from cxr_jax.training import checkpoints, inference
 from cxr_jax.training.checkpoints import ModelDescription
 
 # Of a network's description; the rest of it is what both must have in common.
@@ -56,14 +56,9 @@ def _of_run(given: pathlib.Path, targets: Mapping[str, Target]) -> tuple[nnx.Sta
         raise UserError(f"config.model.init_from={given}: no folder of a run, and no file of weights ({', '.join(pretrained.SUFFIXES)})")
     folder = given / "checkpoints"
     described = ModelDescription.read(folder)
-    heads = {name: len(target.classes) for name, target in described.targets.items()}
-    theirs = nnx.eval_shape(lambda: densenet.from_config(ml_collections.ConfigDict(described.model), heads, seed=0))
-    _, params, stats = nnx.split(theirs, nnx.Param, nnx.BatchStat)
-    one = meshes.replicated(meshes.data_mesh(jax.local_devices()[:1]))
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), {"params": params, "stats": stats})
-    found = checkpoints.restore(folder, "best", like)
-    state = jax.device_get(nnx.merge_state(found["params"], found["stats"]))
-    shared = [name for name in heads if name in targets and targets[name] == described.targets[name]]
+    _, params, stats = inference.restore(folder, "best", meshes.data_mesh(jax.local_devices()[:1]))
+    state = jax.device_get(nnx.merge_state(params, stats))
+    shared = [name for name, target in described.targets.items() if targets.get(name) == target]
     state = nnx.State({**state, "heads": {name: state["heads"][name] for name in shared}})
     heads_told = f", with its head{'s' * (len(shared) > 1)} for {' and '.join(shared)}" if shared else ", without its heads"
     return state, f"the {checkpoints.identity(folder, 'best')} of {given}{heads_told}", described.as_json()["model"]

@@ -25,7 +25,7 @@ def categorical_cross_entropy(
 
     count: what the sum is divided by where these images are a part of a batch: how many the whole of it has.
     """
-    known = mask & (labels >= 0)
+    known = _known_class(labels, mask)
     each = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(known, labels, 0))
     return _mean(each, known, count)
 
@@ -37,10 +37,18 @@ def binary_cross_entropy(
     count: Float[ArrayLike, ""] | None = None,
 ) -> Float[Array, ""]:
     """Mean over all known labels (1 or 0; NaN is unknown) of all findings; nats. 0 where there is none. count: as above."""
-    known = mask[:, None] & ~jnp.isnan(labels)
+    known = _known_findings(labels, mask)
     # The unknown are replaced before the loss, not after: the gradient of a NaN that is masked later is still NaN.
     each = optax.sigmoid_binary_cross_entropy(logits, jnp.where(known, labels, jnp.zeros_like(labels)))
     return _mean(each, known, count)
+
+
+def _known_class(labels: ArrayLike, mask: ArrayLike) -> ArrayLike:
+    return mask & (labels >= 0)
+
+
+def _known_findings(labels: ArrayLike, mask: ArrayLike) -> ArrayLike:
+    return mask[:, None] & ~jnp.isnan(labels)
 
 
 def _mean(each: Array, known: ArrayLike, count: ArrayLike | None) -> Array:
@@ -49,6 +57,7 @@ def _mean(each: Array, known: ArrayLike, count: ArrayLike | None) -> Array:
 
 
 _LOSSES = {"multiclass": categorical_cross_entropy, "multilabel": binary_cross_entropy}
+_KNOWN = {"multiclass": _known_class, "multilabel": _known_findings}
 
 
 def total_loss(
@@ -67,12 +76,7 @@ def total_loss(
 
 def known_labels(targets: Mapping[str, Target], labels: Labels, mask: Bool[ArrayLike, " b"]) -> dict[str, Array]:
     """How many labels each head's loss is a mean of, float32; not yet at least 1."""
-    return {
-        name: (mask & (labels[name] >= 0) if target.kind == "multiclass" else mask[:, None] & ~jnp.isnan(labels[name]))
-        .sum()
-        .astype(jnp.float32)
-        for name, target in targets.items()
-    }
+    return {name: _KNOWN[target.kind](labels[name], mask).sum().astype(jnp.float32) for name, target in targets.items()}
 
 
 def probabilities(targets: Mapping[str, Target], logits: Mapping[str, Array]) -> dict[str, Array]:
