@@ -70,6 +70,9 @@ def get_config() -> ml_collections.ConfigDict:
     t.freeze = 0
     t.accumulate = 1  # parts that a batch is worked through in, for one update: less memory; batch statistics are then of a part
     t.learning_rate = 1e-4  # Adam's
+    # The batch that this rate and Adam's own constants are meant for. A batch_size of k times as many images then has them scaled
+    # (cxr_jax/training/optimizers.py), at most by k = 10; 0: they are taken as they are
+    t.recipe_batch_size = 0
     t.schedule = "constant"  # constant | cosine
     t.warmup_epochs = 0.0  # of linear warm-up; for cosine
     t.statistics = "global"  # global | shard: whether batch statistics are of all devices' images, or of each device's by itself

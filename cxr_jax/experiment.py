@@ -191,6 +191,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
     require("train.freeze", _whole(t.freeze) and 0 <= t.freeze <= parts, f"0 to {parts}, the parts of this network")
     require("train.freeze", not t.freeze or config.model.init_from, "what is frozen comes from somewhere: name it with --config.model.init_from")
     require("model.init_inputs", config.model.init_inputs in ("", "imagenet", "xrv", "gray"), "imagenet, xrv, gray or empty")
+    scalable = _whole(t.recipe_batch_size) and (t.recipe_batch_size == 0 or 0 < t.batch_size <= 10 * t.recipe_batch_size)  # beyond, Adam's first beta falls below 0
+    require("train.recipe_batch_size", scalable, f"0, or at least a tenth of train.batch_size, {t.batch_size}")
     require("train.accumulate", _whole(t.accumulate) and t.accumulate >= 1 and t.batch_size % t.accumulate == 0, f"a divisor of train.batch_size, {t.batch_size}")
     require("train.statistics", t.statistics in ("global", "shard"), "global or shard")
     require("train.recompute", t.recompute in ("readings", "bottlenecks"), "readings or bottlenecks")

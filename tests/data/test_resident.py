@@ -43,7 +43,7 @@ def gathered(held, batch):
 
 
 @pytest.mark.parametrize("order", resident.ORDERS)
-@pytest.mark.parametrize("devices", [1, 4, 8])
+@pytest.mark.parametrize("devices", [1, 2, 4, 8])
 def test_host_and_device_give_the_same_batches_of_the_same_order(train, order, devices):
     mesh = meshes.data_mesh(jax.devices()[:devices])
     held = resident.Resident.fill(source_of(train), order, mesh, PLENTY)

@@ -123,6 +123,8 @@ def test_what_training_cannot_begin_from(phantom_dir, tmp_path, given, diff, tol
         ({"train.freeze": 4, "model.init_from": "x"}, "0 to 3, the parts of this network"),
         ({"model.init_inputs": "rgb"}, "imagenet, xrv, gray or empty"),
         ({"train.accumulate": 3}, "a divisor of train.batch_size, 16"),
+        ({"train.recipe_batch_size": 1}, "0, or at least a tenth of train.batch_size, 16"),
+        ({"train.recipe_batch_size": -16}, "0, or at least a tenth"),
         ({"train.statistics": "local"}, "global or shard"),
         ({"train.recompute": "all"}, "readings or bottlenecks"),
         ({"dataset.cache": "disk"}, "host or device"),

@@ -69,17 +69,42 @@ def test_the_rate_rises_then_falls_to_nothing():
     assert optimizers.learning_rate(base.get_config().train, 10)(10**6) == np.float32(1e-4)
 
 
-def test_adam_takes_the_published_step():
-    """Kingma and Ba's Algorithm 1, written out for two steps of one parameter."""
-    optimizer = optimizers.adam(base.get_config().train, 10)
-    x = jnp.asarray([1.0, -2.0])
-    state, m, v, wanted = optimizer.init(x), 0.0, 0.0, np.array([1.0, -2.0])
-    for step, gradient in enumerate((np.array([0.3, -4.0]), np.array([-0.1, 2.0])), 1):
+@pytest.mark.parametrize(
+    ("batch", "recipe", "rate", "beta1", "beta2", "epsilon"),
+    [(32, 0, 1e-4, 0.9, 0.999, 1e-8), (32, 32, 1e-4, 0.9, 0.999, 1e-8), (128, 32, 2e-4, 0.6, 0.996, 5e-9), (320, 32, 10**-3.5, 0.0, 0.99, 10**-8.5)],
+)
+def test_adam_takes_the_published_step_scaled_to_the_batch(batch, recipe, rate, beta1, beta2, epsilon):
+    """Kingma and Ba's Algorithm 1, written out for two steps of two parameters, one of whose gradients is near epsilon."""
+    config = experiment.apply_diff(base.get_config(), {"train.batch_size": batch, "train.recipe_batch_size": recipe})
+    optimizer = optimizers.adam(config.train, 10)
+    x = jnp.asarray([0.0, 0.0])
+    state, m, v, wanted = optimizer.init(x), 0.0, 0.0, np.zeros(2)
+    for step, gradient in enumerate((np.array([0.3e-8, -4.0]), np.array([-0.1e-8, 2.0])), 1):
         updates, state = optimizer.update(jnp.asarray(gradient, jnp.float32), state, x)
         x = x + updates
-        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
-        wanted = wanted - 1e-4 * (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.999**step)) + 1e-8)
-    np.testing.assert_allclose(x, wanted, rtol=1e-6)
+        m, v = beta1 * m + (1 - beta1) * gradient, beta2 * v + (1 - beta2) * gradient**2
+        wanted = wanted - rate * (m / (1 - beta1**step)) / (np.sqrt(v / (1 - beta2**step)) + epsilon)
+    np.testing.assert_allclose(x, wanted, rtol=2e-5)
+
+
+def test_a_large_batch_forgets_and_moves_by_the_image_as_a_small_one_does():
+    """What the rule is for: with gradients that are noise, as an image's share of a batch, k steps of the one are one of the other, in spread."""
+    rng, images, ends = np.random.default_rng(0), 64 * 600, {}
+    noise = rng.standard_normal((images, 500)).astype(np.float32)
+    for batch in (8, 64):
+        config = experiment.apply_diff(base.get_config(), {"train.batch_size": batch, "train.recipe_batch_size": 8})
+        optimizer = optimizers.adam(config.train, 1)
+        gradients = jnp.asarray(noise.reshape(-1, batch, noise.shape[1]).mean(axis=1))
+
+        def step(carry, gradient):
+            x, state = carry
+            updates, state = optimizer.update(gradient, state, x)
+            return (x + updates, state), None
+
+        start = jnp.zeros(noise.shape[1])
+        ends[batch] = np.asarray(jax.lax.scan(step, (start, optimizer.init(start)), gradients)[0][0])
+    assert ends[64].std() == pytest.approx(ends[8].std(), rel=0.1)
+    assert np.corrcoef(ends[8], ends[64])[0, 1] > 0.95
 
 
 def test_shapes_in_signatures_are_checked_while_tests_run():
