@@ -7,8 +7,8 @@
     bash launch/local.sh python -m cxr_jax.compare runs/signal --html runs/signal.html
 
 The same patients in the same groups are drawn each time, so that differences are paired by image. Macro AUC on 229 test images of
-114 patients: .845 (.776 to .886) at full strength, .500 (.438 to .560) at half and .501 (.435 to .574) with none; less than the first
-by .345 (.262 to .424) and .344 (.241 to .429). The ceiling is .867 (.802 to .910) at both strengths, since it is that of a reader who
+114 patients: .853 (.791 to .891) at full strength, .487 (.433 to .546) at half and .492 (.424 to .557) with none; less than the first
+by .366 (.290 to .441) and .360 (.272 to .435). The ceiling is .867 (.802 to .910) at both strengths, since it is that of a reader who
 sees what is drawn and not how strongly, and .500 with none. So at half the strength there is as much to be read, and so small a network,
 trained for so short a time on so few, is not shown to read any. One seed each: these intervals do not say what another would give.
 """
