@@ -89,7 +89,8 @@ def make_step(
 
     Every device works on its rows. Between devices go, and nothing else (a test reads them off the compiled program): how
     many labels are known; for each normalisation its moments and, backwards, the two sums that their gradient takes
-    (train.statistics=global; else running statistics, once); in one piece the gradients and the loss.
+    (train.statistics=global; else running statistics, once); in one piece the gradients and the loss. With images on the devices in a
+    global order, a batch's images too (`data.resident`).
     """
     a, accumulate = config.train.augment, config.train.accumulate
     image_size = config.dataset.image_size
@@ -109,6 +110,10 @@ def make_step(
             return objectives.total_loss(targets, out.logits, labels, mask, counts), nnx.state(model, nnx.BatchStat)
 
         (loss, stats), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
+        # Where all rows are padding, as in parts and on devices that the last batch of an epoch has no image for, nothing is learnt. Maps
+        # that were normalised by the statistics of nothing overflow in a deep network, and no share of the loss makes that a 0.
+        real = mask.any()
+        loss, gradients = jax.tree.map(lambda x: jnp.where(real, x, jnp.zeros_like(x)), (loss, gradients))
         return loss, stats, gradients
 
     def gradients_of(params, stats, key, batch, *resident):
@@ -170,6 +175,19 @@ def make_step(
     )
 
 
+def check_batches(train: ml_collections.ConfigDict, mesh: Mesh) -> None:
+    """Raises UserError where batches cannot be shared out over the mesh, or statistics would be of a single image."""
+    meshes.check_batch(train.batch_size, mesh, "train.batch_size", train.accumulate)
+    meshes.check_batch(train.evaluate_batch_size, mesh, "train.evaluate_batch_size")
+    shared = 1 if train.statistics == "global" else mesh.size
+    if train.batch_size // (train.accumulate * shared) < 2:
+        raise UserError(
+            f"config.train.batch_size={train.batch_size}: batch statistics need two images, and in train.accumulate={train.accumulate} parts"
+            + (f" over {shared} devices, each with its own (train.statistics=shard)," if shared > 1 else "")
+            + " they have one; take a larger batch, or fewer parts"
+        )
+
+
 def _in_one_piece(collective: Callable, tree):
     """`collective` over the mesh of a tree of float32 arrays: one message instead of hundreds, each of which takes its time."""
     flat, back = flatten_util.ravel_pytree(tree)
@@ -191,7 +209,7 @@ def fit(
     checkpoints: Checkpoints,
     workdir: pathlib.Path,
     mesh: Mesh,
-    network: densenet.DenseNet | None = None,
+    network: densenet.DenseNet,
 ) -> State:
     """Trains to config.train.epochs, from the last checkpoint if there is one, and returns the last state.
 
@@ -201,17 +219,14 @@ def fit(
         already `gather` and `on_devices`. validation_source: gives `ordered(batch_size, process_index, process_count)`. Both give their
         number of images by `len`.
     measure: (rows of the cohort, scores by target) to {"macro_auc", "auc": {class: value}, "n_images", "n_patients"}.
-    network: what a run that has no checkpoint begins from; None draws it from config.seed.
+    network: what a run that has no checkpoint begins from.
     Raises FloatingPointError that names the step where the loss is not a number.
     """
     t = config.train
-    meshes.check_batch(t.batch_size, mesh, "train.batch_size", t.accumulate)
-    meshes.check_batch(t.evaluate_batch_size, mesh, "train.evaluate_batch_size")
+    check_batches(t, mesh)
     steps_per_epoch = train_source.steps_per_epoch(t.batch_size)
     optimizer = optimizers.adam(t, steps_per_epoch)
     rate = optimizers.learning_rate(t, steps_per_epoch)
-    if network is None:
-        network = densenet.from_config(config.model, {name: len(target.classes) for name, target in targets.items()}, config.seed)
     graphdef, state = init_state(network, optimizer, config.seed, mesh)
     train_step = make_step(graphdef, optimizer, targets, config, mesh, train_source.gather)
     forward = inference.Forward.of(graphdef, targets, config.dataset.image_size, mesh)

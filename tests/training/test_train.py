@@ -55,6 +55,7 @@ def fit(config, phantom, workdir, kill_after=None, devices=8, network=None, desc
     mesh = meshes.data_mesh(jax.devices()[:devices])
     sources = pipeline.sources(dataset, cohort.table, config.dataset, mesh)
     source = sources["train"] if kill_after is None else KilledAfter(sources["train"], kill_after)
+    network = network or densenet.from_config(config.model, {name: len(target.classes) for name, target in targets.items()}, config.seed)
     description = description or ModelDescription(config.model.to_dict(), targets, config.dataset.image_size)
     workdir.mkdir(exist_ok=True)
     with Checkpoints(workdir / "checkpoints", description, config.checkpoint.keep) as kept:
@@ -156,15 +157,15 @@ def test_a_run_of_one_step_an_epoch_has_a_rate(warmup, epochs):
     assert np.isfinite([float(rate(step)) for step in range(epochs)]).all()
 
 
-def one_step(config, phantom, devices):
-    """State and loss after one step on the first batch, padded by three rows, over so many devices."""
+def one_step(config, phantom, devices, padded=3):
+    """State and loss after one step on the first batch, of which so many rows are padding, over so many devices."""
     dataset, cohort = phantom
     targets, _ = cohorts.targets(cohort, config.train.targets, config.dataset)
     labels = cohorts.labels(cohort, targets, config.dataset)
     batch = next(pipeline.sources(dataset, cohort.table, config.dataset)["train"].batches(0, 0, 0, config.train.batch_size))
     batch = {"image": batch["image"].copy(), "mask": batch["mask"].copy(), "index": batch["index"].astype(np.int32)}
-    batch["mask"][-3:] = False
-    batch["image"][-3:] = 0
+    batch["mask"][-padded:] = False
+    batch["image"][-padded:] = 0
     batch["labels"] = train.take_labels(labels, batch["index"])
     mesh = meshes.data_mesh(jax.devices()[:devices])
     # Plain descent, since Adam turns a rounding error in a gradient near 0 into a whole step.
@@ -262,6 +263,24 @@ def test_a_batch_in_parts_is_one_update(phantom, phantom_dir):
     np.testing.assert_allclose(loss, loss_of_parts, rtol=1e-5)
     for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(parts.params)):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize(("devices", "diff"), [(1, {"train__accumulate": 4}), (8, {"train__statistics": "shard"})])
+def test_parts_and_devices_that_the_last_batch_has_no_image_for_teach_nothing(phantom, phantom_dir, devices, diff):
+    """Of sixteen rows three are real. The network is deep: where statistics are of nothing, its maps overflow."""
+    config = small_config(phantom_dir, model__blocks=(3, 6, 6), model__growth=8, **diff, **PLAIN)
+    state, loss = one_step(config, phantom, devices, padded=13)
+    assert np.isfinite(loss) and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, state.stats)))
+
+
+@pytest.mark.parametrize(("devices", "diff", "told"), [
+    (1, {"train__accumulate": 16}, "batch_size=16: batch statistics need two images, and in train.accumulate=16 parts they have one"),
+    (8, {"train__statistics": "shard", "train__batch_size": 8}, r"over 8 devices, each with its own \(train.statistics=shard\)"),
+    (8, {"train__batch_size": 12}, "train.batch_size=12: not a multiple of the 8 devices"),
+])  # fmt: skip
+def test_statistics_of_one_image_are_none(phantom_dir, devices, diff, told):
+    with pytest.raises(UserError, match=told):
+        train.check_batches(small_config(phantom_dir, **diff).train, meshes.data_mesh(jax.devices()[:devices]))
 
 
 @pytest.mark.parametrize("order", ["shard", "global"])
