@@ -14,19 +14,16 @@ def _random(seed: int, epoch: int) -> np.random.Philox:
     return np.random.Philox(np.random.SeedSequence((seed % 2**64, epoch)))
 
 
-def epoch_order(n: int, seed: int, epoch: int, block: int = 0, window_blocks: int = 0) -> list[np.ndarray]:
-    """The order in which epoch `epoch` visits rows 0 … n-1: windows, each an int64 array; together a permutation.
+def block_order(n: int, seed: int, epoch: int, block: int, window_blocks: int) -> list[np.ndarray]:
+    """The order in which epoch `epoch` visits rows 0 … n-1 where they stream: windows, each an int64 array; together a permutation.
 
-    block: rows of a block; 0 puts everything in one window. window_blocks: blocks of a window. Blocks are shuffled by
-        outputs of their own, before the rows.
+    block: rows of a block. window_blocks: blocks of a window. Blocks are shuffled by outputs of their own, before the rows of each window.
     """
     random = _random(seed, epoch)
 
     def shuffled(rows: np.ndarray) -> np.ndarray:
         return rows[np.argsort(random.random_raw(len(rows)), kind="stable")]
 
-    if not block:
-        return [shuffled(np.arange(n))]
     blocks = shuffled(np.arange(-(-n // block)))
     windows = (blocks[i : i + window_blocks] for i in range(0, len(blocks), window_blocks))
     return [shuffled(np.concatenate([np.arange(b * block, min(n, (b + 1) * block)) for b in w])) for w in windows]
@@ -45,8 +42,8 @@ def shard_starts(n: int, shards: int) -> np.ndarray:
 def shard_batches(n: int, seed: int, epoch: int, batch_size: int, shards: int) -> np.ndarray:
     """The batches of an epoch in which every shard gives its share of each batch, from its own rows, shuffled: int64 [steps, b].
 
-    Each row once; -1 where a shard has no more. Columns s * b / shards on are of shard s. For one shard this is
-    `epoch_order` without blocks. Raises ValueError where the shards cannot share a batch evenly.
+    Each row once; -1 where a shard has no more. Columns s * b / shards on are of shard s. One shard shuffles all rows together. Raises
+    ValueError where the shards cannot share a batch evenly.
     """
     if batch_size % shards:
         raise ValueError(f"{shards} shards cannot share a batch of {batch_size}")

@@ -78,14 +78,16 @@ class Source:
     host_cache_gib: memory for decoded images, GiB: the whole split where it fits, else two windows, each of one block
         at least.
     block_images: images of a block; one of less than a TFRecord file costs reading over what precedes it in the file.
-    shards: how many neighbouring parts of the split shuffle by themselves and share every batch, as on devices that hold them
-        (`data.resident`); for a split held whole.
+
+    shards, an attribute, 1 until it is set: how many neighbouring parts of the split shuffle by themselves and share every batch, as on
+    devices that hold them (`data.resident`); for a split held whole.
 
     A batch is a dict of NumPy arrays:
         image   uint8 [b, height, width, 1]; zeros where padded
         mask    bool [b]; False where padded
         index   int32 [b]; row of `cohort`, -1 where padded
-    where b is the process's share of the global batch. Padding stands at the end of the last batch and nowhere else.
+    where b is the process's share of the global batch. Padding stands at the end of every shard's share of the last batch and nowhere
+    else (where shards differ by an image, that of one may be in the batch before).
 
     Images are decoded once and kept for as long as the Source is, whatever asks for them first; threads may share one.
     """
@@ -139,10 +141,10 @@ class Source:
         not divide b. Reading and gathering run ahead in threads of their own, which end with the iterator: exhaust
         it or `close()` it. What a thread raises, the iterator raises.
         """
-        if self.shards > 1:
+        if self.cached:
             rows = order.shard_batches(len(self), seed, epoch, batch_size, self.shards)
             return self._batches(rows, np.where(rows < 0, -1, 0), start_step, batch_size, process_index, process_count)
-        windows = order.epoch_order(len(self), seed, epoch, self._block, self._window_blocks)
+        windows = order.block_order(len(self), seed, epoch, self._block, self._window_blocks)
         return self._windows(windows, start_step, batch_size, process_index, process_count)
 
     def ordered(

@@ -156,7 +156,8 @@ def _read_backward(cotangent, maps, moments: Moments, scale, offset) -> _ReadGra
     slope = _slope(moments, scale)
     g = jnp.where((_wide(maps) - moments.mean) * slope + offset > 0, _wide(cotangent), 0)
     by_offset = g.sum(_OVER)
-    # The mean is taken off the sum and not off the maps, of which XLA would write another copy on CPU.
+    # The mean is taken off the sum and not off the maps, of which XLA would write another copy on CPU. That cancels where a
+    # mean is far above its deviation: in float32 an error of 5e-5 of the gradient by a scale at 100 deviations, by experiment.
     by_scale = ((g * _wide(maps)).sum(_OVER) - moments.mean * by_offset) * lax.rsqrt(moments.variance + EPSILON)
     return _ReadGradient((g * slope).astype(cotangent.dtype), by_scale, by_offset)
 
@@ -628,7 +629,7 @@ def from_config(model, heads: Mapping[str, int], seed: int) -> DenseNet:
         stem=model.stem,
         bottleneck=model.bottleneck,
         dtype=model.dtype,
-        stem_constant="stem_constant" in model and model.stem_constant,  # checkpoints of before there was one do not say
+        stem_constant=model.stem_constant,
         rngs=nnx.Rngs(seed),
     )
 
