@@ -38,7 +38,7 @@ STAGE_FIELDS = {
 # These change no result: where things lie, what is run now, how often a checkpoint is taken.
 FREE_FIELDS = (
     "stages", "checkpoint", "train.log_every_steps", "dataset.data_dir", "dataset.beam_runner", "dataset.beam_options",
-    "dataset.raw_dir", "dataset.mimic_iv_dir", "predict.raw_dir", "predict.mimic_iv_dir",
+    "dataset.raw_dir", "dataset.mimic_iv_dir", "dataset.device_cache_share", "predict.raw_dir", "predict.mimic_iv_dir",
 )  # fmt: skip
 
 DATASETS = ("phantom", "mimic", "chexpert", "nih", "padchest")
@@ -309,10 +309,15 @@ def diff(config: ml_collections.ConfigDict | Mapping, base: ml_collections.Confi
     }
 
 
-def fingerprint(config: ml_collections.ConfigDict | Mapping, stages: Iterable[str] = tuple(STAGE_FIELDS)) -> str:
-    """Twelve hexadecimal digits that change when a field does on which results of `stages` depend, or a file that one names."""
+def fingerprint(
+    config: ml_collections.ConfigDict | Mapping, stages: Iterable[str] = tuple(STAGE_FIELDS), files: Mapping[str, str] | None = None
+) -> str:
+    """Twelve hexadecimal digits that change when a field does on which results of `stages` depend, or a file that one names.
+
+    files: `file_digests` of the config, where they are known.
+    """
     kept = {k: v for k, v in fields(config).items() if _stage_of(k) in stages}
-    kept |= {name: digest for name, digest in file_digests(config).items() if _stage_of(name) in stages}
+    kept |= {name: digest for name, digest in (file_digests(config) if files is None else files).items() if _stage_of(name) in stages}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -320,25 +325,32 @@ def fingerprint(config: ml_collections.ConfigDict | Mapping, stages: Iterable[st
 FILES = ("dataset.race_table", "model.init_from", "probe.embeddings", "probe.table", "audit.predictions")
 
 
-def file_digests(config: ml_collections.ConfigDict | Mapping) -> dict[str, str]:
-    """Twelve hexadecimal digits of the content of each file of FILES that is named (of a run, of what its best checkpoint's files are).
+def file_digests(config: ml_collections.ConfigDict | Mapping, known: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Twelve hexadecimal digits of the content of each file of FILES that is named (of a run, of its best checkpoint's files).
 
-    Raises UserError for one that is not there.
+    known: digests of those that are no longer needed, and may be gone. Raises UserError for any other that is not there.
     """
     named, digests = fields(config), {}
     for field in (field for field in FILES if named[field]):
         path = pathlib.Path(named[field]).expanduser()
         try:
-            if field == "model.init_from" and path.is_dir():  # of a run: its best checkpoint
-                files = sorted(p for p in (path / "checkpoints" / "best").rglob("*") if p.is_file())
-                listed = "".join(f"{p.relative_to(path)} {p.stat().st_size} {p.stat().st_mtime_ns}\n" for p in files)
-                digests[field] = hashlib.sha256(listed.encode()).hexdigest()[:12]
-                continue
-            with open(path, "rb") as file:
-                digests[field] = hashlib.file_digest(file, "sha256").hexdigest()[:12]
+            if field == "model.init_from" and path.is_dir():
+                digest, best = hashlib.sha256(), path / "checkpoints" / "best"
+                for file in sorted(file for file in best.rglob("*") if file.is_file()):
+                    digest.update(f"{file.relative_to(best)} {_sha256(file)}\n".encode())
+                digests[field] = digest.hexdigest()[:12]
+            else:
+                digests[field] = _sha256(path)[:12]
         except OSError as error:
-            raise UserError(f"config.{field}: {named[field]}: not a readable file ({error.strerror})") from None
+            if known is None or field not in known:
+                raise UserError(f"config.{field}: {named[field]}: not a readable file ({error.strerror})") from None
+            digests[field] = known[field]
     return digests
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_free(field: str) -> bool:
@@ -379,15 +391,21 @@ class Run:
         if self.workdir.exists() and not self.workdir.is_dir():
             raise UserError(f"{self.workdir}: the workdir is a file; name a folder with --workdir")
         self.workdir.mkdir(parents=True, exist_ok=True)
-        record, files = {"stages": {}, "wall_seconds": 0.0}, file_digests(self.config)
-        if config_path.exists() and record_path.exists():
-            there = tables.read_json(config_path)
+        goes_on = config_path.exists() and record_path.exists()
+        record = tables.read_json(record_path) if goes_on else {"stages": {}, "wall_seconds": 0.0}
+        before = record.get("files", {})
+        # Once there is a checkpoint, what it began from is in it.
+        begun = "model.init_from" in before and self.path("checkpoints").exists()
+        files = file_digests(self.config, {"model.init_from": before["model.init_from"]} if begun else None)
+        record["files"] = files
+        if goes_on:
+            there = fields(tables.read_json(config_path))
+            # A field that came later says there what base says: that is how it was before.
+            there = {name: there.get(name, value) for name, value in fields(base).items()} | there
             differing = diff(self.config, there)
-            record = tables.read_json(record_path)
-            before = record.get("files", {})
             for field in FILES:  # a file of the same name that says something else is another one
                 if before.get(field, "") != files.get(field, ""):
-                    was = f"{fields(there).get(field, '')} {before.get(field, '')}".strip()
+                    was = f"{there.get(field, '')} {before.get(field, '')}".strip()
                     differing[field] = {"base": was, "run": f"{fields(self.config)[field]} {files.get(field, '')}".strip()}
             if not differing:
                 return record
@@ -407,7 +425,6 @@ class Run:
             if changed and list(self.config.stages) == ["prepare"]:
                 record["stages"].clear()  # it draws the cohort by audit.*, which otherwise the report does again
         self._keep_predictions(record)
-        record["files"] = files
         # The record goes first: were we stopped between the two, stages would run again, never pass for up to date.
         tables.write_json(record_path, record)
         tables.write_json(config_path, self.config.to_dict())
@@ -451,7 +468,7 @@ class Run:
         self.write(
             status="running",
             name=self.config.name,
-            fingerprint=fingerprint(self.config),
+            fingerprint=fingerprint(self.config, files=self.record["files"]),
             packages=package_versions(),
             python=platform.python_version(),
             device=dict(device),

@@ -12,8 +12,6 @@ import pathlib
 import sys
 
 import jax
-import ml_collections
-from flax import nnx
 
 from cxr_jax import mesh, tables
 from cxr_jax.models import densenet, pretrained
@@ -49,13 +47,8 @@ def restored(run: pathlib.Path, which: str) -> tuple[densenet.DenseNet, ModelDes
     if not run.is_dir():
         raise UserError(f"{run}: no such folder; name that of a run")
     folder = run / "checkpoints"
-    described = ModelDescription.read(folder)
-    told = checkpoints.identity(folder, which)
-    _, params, stats = inference.restore(folder, which, mesh.data_mesh(jax.devices()[:1]))
-    heads = {name: len(target.classes) for name, target in described.targets.items()}
-    network = nnx.eval_shape(lambda: densenet.from_config(ml_collections.ConfigDict(described.model), heads, seed=0))
-    nnx.update(network, params, stats)
-    return network, described, told
+    network, described = inference.restored_network(folder, which, mesh.data_mesh(jax.devices()[:1]))
+    return network, described, checkpoints.identity(folder, which)
 
 
 def in_torch(path: pathlib.Path, described: ModelDescription, inputs: str) -> list[str]:

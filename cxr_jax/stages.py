@@ -36,9 +36,12 @@ def prepare(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     """Builds or verifies the data set and writes down who is in the cohort, in which split, and what they are like."""
     from cxr_jax.data import cohorts, datasets, race_rules
     from cxr_jax.report import demographics
+    from cxr_jax.training import checkpoints, initial
 
     race_rules.check(config.dataset)  # told now, not after hours of reading pictures
     check_judged(config, run)
+    if config.model.init_from and not checkpoints.has_state(run.path("checkpoints")):
+        initial.network(config, {})
     dataset = datasets.prepare(config.dataset)
     cohort = cohorts.select(dataset.keys, dataset.findings, dataset.races, config.dataset)
     # A target that the data cannot teach is told now, not after an hour of training, and before anything is written: a
@@ -107,11 +110,15 @@ def train(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     targets, _ = cohorts.targets(cohort, config.train.targets, config.dataset)
     labels = cohorts.labels(cohort, targets, config.dataset)
 
-    network, described, told = initial.network(config, targets)
-    if told:
-        check_unseen(cohort, pathlib.Path(config.model.init_from).expanduser() / COHORT, "config.model.init_from")
-        print(told)
-    devices = mesh.data_mesh()
+    devices, folder = mesh.data_mesh(), run.path("checkpoints")
+    training.check_batches(config.train, devices)
+    if checkpoints.has_state(folder):
+        network, described = initial.network_to_go_on_with(config, targets, folder)
+    else:
+        network, described, told = initial.network(config, targets)
+        if told:
+            check_unseen(cohort, config.model.init_from, "config.model.init_from")
+            print(told)
     sources = pipeline.sources(dataset, cohort.table, config.dataset, devices)
     run.record.pop("resident", None)
     if sources["train"].on_devices:
@@ -137,7 +144,7 @@ def train(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
         }
 
     checkpoints.leave_errors_to_us()
-    with checkpoints.Checkpoints(run.path("checkpoints"), described, config.checkpoint.keep) as kept:
+    with checkpoints.Checkpoints(folder, described, config.checkpoint.keep) as kept:
         training.fit(config, targets, labels, sources["train"], sources["validation"], measure, kept, run.workdir, devices, network)
 
 
@@ -272,7 +279,7 @@ def extract(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
 
     shape = jax.ShapeDtypeStruct((batch_size, *dataset.image_shape), np.uint8)
     widths = {name: found.shape[1] for name, found in jax.eval_shape(lambda images: see(images, traced=True), shape).items()}
-    about = {"weights": told, "classes": {"race": list(cohort.races)}, "made_by": experiment.fingerprint(config, ("prepare", "train", "extract"))}
+    about = {"weights": told, "classes": {"race": list(cohort.races)}, "made_by": experiment.fingerprint(config, ("prepare", "train", "extract"), run.record["files"])}
     table = cohort.table.drop(columns=[c for c in cohort.table if c.startswith(cohorts.FINDING)])
     if cohort.findings:
         truth = cohorts.labels(cohort, {"findings": Target("multilabel", cohort.findings)}, config.dataset)["findings"]
@@ -312,13 +319,14 @@ def frozen(config: ml_collections.ConfigDict, run: experiment.Run, cohort, train
     if weights == "untrained":
         return "an untrained network", {FEATURES: untrained(config.model, {}, config.dataset.image_size)}
     if given.suffix in pretrained.SUFFIXES:
+        check_unseen(cohort, given, "config.extract.weights")
         *network, model, image_size = inference.imported(given, config.extract.inputs, config.dataset.image_size, devices)
         told, targets = f"{given.name}, {given.stat().st_size:,} bytes of {given.stat().st_mtime_ns}", {}
     else:
         own = weights in ("best", "last")
         folder, which = (run.path("checkpoints"), weights) if own else (given / "checkpoints", "best")
         if not own:
-            check_unseen(cohort, given / COHORT, "config.extract.weights")
+            check_unseen(cohort, given, "config.extract.weights")
         told, network = checkpoints.identity(folder, which), inference.restore(folder, which, devices)
         described = checkpoints.ModelDescription.read(folder)
         model, targets, image_size = ml_collections.ConfigDict(described.model), described.targets, described.image_size
@@ -330,21 +338,36 @@ def frozen(config: ml_collections.ConfigDict, run: experiment.Run, cohort, train
     return told, networks
 
 
-def check_unseen(cohort, there: pathlib.Path, field: str) -> None:
-    """Raises UserError where patients whom a model was trained on are to be its judges. field: that named the model."""
-    from cxr_jax.data import cohorts
+def check_unseen(cohort, there: pathlib.Path | str, field: str) -> None:
+    """Raises UserError where patients whom a model was trained on are to be its judges, or patients of what it began from, and so on.
 
-    if not there.exists():
-        return
-    theirs = cohorts.Cohort.read(there).table
-    trained = theirs.loc[theirs["split"] != "test", ["dataset", "patient_id"]].drop_duplicates()
+    there: folder of the run that trained it, or its file of weights. field: that named it. Prints where it is not known who they are.
+    """
+    from cxr_jax.data import cohorts
+    from cxr_jax.models import pretrained
+
     judged = cohort.table.loc[cohort.table["split"] == "test", ["dataset", "patient_id"]].drop_duplicates()
-    both = judged.merge(trained)
-    if len(both):
-        raise UserError(
-            f"{field}: {len(both):,} test patients of this cohort were in training or validation of that model;"
-            " take the same config.dataset.split_rule, split_fractions and split_salt as it"
-        )
+    folder, seen = pathlib.Path(there).expanduser(), set()
+    while folder.resolve() not in seen:
+        seen.add(folder.resolve())
+        if not (folder / COHORT).exists():
+            what = "a file of weights" if folder.suffix in pretrained.SUFFIXES else f"holds no {COHORT}"
+            print(f"  {folder}: {what}, which does not tell whom it was trained on; patients of this test may be among them")
+            return
+        theirs = cohorts.Cohort.read(folder / COHORT).table
+        trained = theirs.loc[theirs["split"] != "test", ["dataset", "patient_id"]].drop_duplicates()
+        both = judged.merge(trained)
+        if len(both):
+            began = "" if len(seen) == 1 else f", by way of {folder}"
+            raise UserError(
+                f"{field}: {len(both):,} test patients of this cohort were in training or validation of that model{began};"
+                " take the same config.dataset.split_rule, split_fractions and split_salt as it"
+            )
+        config = folder / "config.json"
+        began_from = tables.read_json(config).get("model", {}).get("init_from", "") if config.exists() else ""
+        if not began_from:
+            return
+        folder = pathlib.Path(began_from).expanduser()
 
 
 def probe(config: ml_collections.ConfigDict, run: experiment.Run) -> None:

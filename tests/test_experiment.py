@@ -129,7 +129,7 @@ def test_a_diff_lists_what_differs_and_survives_json():
 def test_a_fingerprint_follows_what_results_depend_on():
     config = base.get_config()
     judged = experiment.apply_diff(base.get_config(), {"audit.replicates": 500})
-    elsewhere = experiment.apply_diff(base.get_config(), {"dataset.data_dir": "/somewhere", "stages": ("audit",)})
+    elsewhere = experiment.apply_diff(base.get_config(), {"dataset.data_dir": "/somewhere", "dataset.device_cache_share": 0.5, "stages": ("audit",)})
     assert experiment.fingerprint(judged) != experiment.fingerprint(config) == experiment.fingerprint(elsewhere)
 
 
@@ -155,6 +155,19 @@ def test_another_way_of_judging_runs_the_later_stages_again(tmp_path):
     config = experiment.apply_diff(race.get_config(), {"audit.replicates": 500})
     run = experiment.Run(tmp_path, config, base.get_config(), "the command")
     assert [run.done(s) for s in config.stages] == [True, True, True, False, False]
+
+
+def test_a_run_of_before_a_field_came_goes_on(tmp_path):
+    finished_run(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    config = tables.read_json(tmp_path / "config.json")
+    del config["train"]["accumulate"], config["audit"]["case_mix"]
+    tables.write_json(tmp_path / "config.json", config)
+    assert experiment.Run(tmp_path, race.get_config(), base.get_config(), "the command").complete
+    another = experiment.apply_diff(race.get_config(), {"train.accumulate": 2})
+    tables.write_json(tmp_path / "config.json", config)
+    with pytest.raises(UserError, match="train.accumulate: 1 there, 2 here"):
+        experiment.Run(tmp_path, another, base.get_config(), "the command")
 
 
 def test_a_workdir_of_another_model_is_refused_and_left_alone(tmp_path):

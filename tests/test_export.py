@@ -21,7 +21,7 @@ from cxr_jax.training.checkpoints import Checkpoints, ModelDescription
 from tests.phantoms import ROOT, as_user
 
 TARGETS = {"race": Target("multiclass", ("White", "Black", "Asian")), "disease": Target("multilabel", ("Edema", "Pneumonia"))}
-MODEL = {"growth": 4, "blocks": (2, 1), "stem": 8, "bottleneck": 2, "dtype": "float32"}
+MODEL = {"growth": 4, "blocks": (2, 1), "stem": 8, "bottleneck": 2, "dtype": "float32", "stem_constant": False}
 
 
 def make_run(folder, seed=0, model=MODEL):

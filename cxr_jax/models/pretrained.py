@@ -308,6 +308,9 @@ def _from_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
             " d = d.get('state_dict', d.get('model', d));"
             f" s.save_file({{k: v.clone().contiguous() for k, v in d.items()}}, '{path.stem}.safetensors')\""
         ) from None
+    # Before 2.6 a crafted file could run code in spite of weights_only (CVE-2025-32434).
+    if tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2]) < (2, 6):
+        raise UserError(f"{path}: torch {torch.__version__} does not read such files safely; install torch 2.6 or later, or convert it to .safetensors")
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of a dozen types: what a damaged pickle raises depends on where the damage is

@@ -43,8 +43,7 @@ class ModelDescription:
 
     def as_json(self) -> dict:
         model = {k: list(v) if isinstance(v, (tuple, list)) else v for k, v in self.model.items()}
-        # What was written before a stem could have a constant had none.
-        return {"model": {"stem_constant": False, **model}, "targets": tables.targets_as_json(self.targets), "image_size": self.image_size}
+        return {"model": model, "targets": tables.targets_as_json(self.targets), "image_size": self.image_size}
 
     @classmethod
     def read(cls, folder: os.PathLike | str) -> "ModelDescription":
@@ -54,7 +53,8 @@ class ModelDescription:
             raise UserError(f"{folder}: holds no checkpoint of ours (no model.json); train first, or name a run's folder")
         stored = tables.read_json(path)
         try:
-            return cls(stored["model"], tables.targets_from_json(stored["targets"]), stored["image_size"])
+            # What was written before a stem could have a constant had none.
+            return cls({"stem_constant": False, **stored["model"]}, tables.targets_from_json(stored["targets"]), stored["image_size"])
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: lacks {error}; it was not written by this version of cxr_jax") from None
 
@@ -142,6 +142,11 @@ class Checkpoints:
         with _explained(self.folder):
             for manager in self._managers.values():
                 manager.wait_until_finished()
+
+
+def has_state(folder: os.PathLike | str) -> bool:
+    """Whether there is a state to go on from."""
+    return any(path.name.isdigit() for path in (pathlib.Path(folder) / "last").glob("*"))
 
 
 def identity(folder: os.PathLike | str, which: str) -> str:

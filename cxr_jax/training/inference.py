@@ -61,19 +61,24 @@ class Forward:
         return cls(targets, mesh, jitted, run)
 
 
-def restore(folder: os.PathLike | str, which: str, mesh: Mesh) -> tuple[Forward, nnx.State, nnx.State]:
-    """The network of the `best` or `last` checkpoint below `folder`: its forward pass, parameters and running statistics.
-
-    Raises UserError where there is none.
-    """
+def restored_network(folder: os.PathLike | str, which: str, mesh: Mesh) -> tuple[densenet.DenseNet, checkpoints.ModelDescription]:
+    """(the network of the `best` or `last` checkpoint below `folder`, on every device of the mesh; what it is). Raises UserError where there is none."""
     described = checkpoints.ModelDescription.read(folder)
     heads = {name: len(target.classes) for name, target in described.targets.items()}
-    model = nnx.eval_shape(lambda: densenet.from_config(ml_collections.ConfigDict(described.model), heads, seed=0))
-    graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    network = nnx.eval_shape(lambda: densenet.from_config(ml_collections.ConfigDict(described.model), heads, seed=0))
+    _, params, stats = nnx.split(network, nnx.Param, nnx.BatchStat)
     copied = meshes.replicated(mesh)
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=copied), {"params": params, "stats": stats})
     found = checkpoints.restore(folder, which, like)
-    return Forward.of(graphdef, described.targets, described.image_size, mesh), found["params"], found["stats"]
+    nnx.update(network, found["params"], found["stats"])
+    return network, described
+
+
+def restore(folder: os.PathLike | str, which: str, mesh: Mesh) -> tuple[Forward, nnx.State, nnx.State]:
+    """`restored_network` as its forward pass, parameters and running statistics."""
+    network, described = restored_network(folder, which, mesh)
+    graphdef, params, stats = nnx.split(network, nnx.Param, nnx.BatchStat)
+    return Forward.of(graphdef, described.targets, described.image_size, mesh), params, stats
 
 
 def imported(path: os.PathLike | str, inputs: str, image_size: int, mesh: Mesh):

@@ -35,12 +35,15 @@ def network(config: ml_collections.ConfigDict, targets: Mapping[str, Target]) ->
         found = pretrained.read(given, classifier=False, inputs=m.init_inputs or None)
         params, told, there = nnx.state(found.network), f"{given.name} (inputs {found.inputs})", found.model
     else:
+        if m.init_inputs:
+            raise UserError(f"config.model.init_inputs={m.init_inputs}: says how a file of weights is fed; {given} is none, and a run's network is fed as it was")
         params, told, there = _of_run(given, targets)
-    for field in densenet.FIELDS:
-        theirs = tuple(there[field]) if field == "blocks" else there[field]
-        ours = tuple(model[field]) if field == "blocks" else model[field]
-        if theirs != ours and field not in _MAY_DIFFER:
-            raise UserError(f"config.model.init_from={m.init_from}: model.{field} is {theirs} there, and {ours} here; set --config.model.{field}='{theirs}'")
+    plain = {name: {k: tuple(v) if k == "blocks" else v for k, v in of.items()} for name, of in (("here", model), ("there", there))}
+    differing = [k for k in densenet.FIELDS if k not in _MAY_DIFFER and plain["here"][k] != plain["there"][k]]
+    if differing:
+        what = "; ".join(f"model.{k} is {plain['there'][k]} there, {plain['here'][k]} here" for k in differing)
+        remedy = " ".join(f"--config.model.{k}='{plain['there'][k]}'" for k in differing)
+        raise UserError(f"config.model.init_from={m.init_from}: {what}; set {remedy}")
     model["stem_constant"] = bool(model["stem_constant"] or there["stem_constant"])
 
     heads = {name: len(target.classes) for name, target in targets.items()}
@@ -50,15 +53,23 @@ def network(config: ml_collections.ConfigDict, targets: Mapping[str, Target]) ->
     return drawn, ModelDescription(model, targets, config.dataset.image_size), f"training begins from {told}" if told else ""
 
 
+def network_to_go_on_with(config: ml_collections.ConfigDict, targets: Mapping[str, Target], folder: pathlib.Path):
+    """(a network of the shape that the checkpoints in `folder` have, what it is), whose weights these are to replace: what it began from is no longer asked for."""
+    model = dict(ModelDescription.read(folder).model)
+    heads = {name: len(target.classes) for name, target in targets.items()}
+    return densenet.from_config(ml_collections.ConfigDict(model), heads, config.seed), ModelDescription(model, targets, config.dataset.image_size)
+
+
 def _of_run(given: pathlib.Path, targets: Mapping[str, Target]) -> tuple[nnx.State, str, Mapping]:
     """(parameters and statistics, which they are, the network's description) of a run's best checkpoint."""
     if not given.is_dir():
         raise UserError(f"config.model.init_from={given}: no folder of a run, and no file of weights ({', '.join(pretrained.SUFFIXES)})")
     folder = given / "checkpoints"
-    described = ModelDescription.read(folder)
-    _, params, stats = inference.restore(folder, "best", meshes.data_mesh(jax.local_devices()[:1]))
-    state = jax.device_get(nnx.merge_state(params, stats))
+    if not folder.is_dir():
+        raise UserError(f"config.model.init_from={given}: holds no checkpoints; name the folder of a run that was trained")
+    there, described = inference.restored_network(folder, "best", meshes.data_mesh(jax.local_devices()[:1]))
+    state = jax.device_get(nnx.state(there))
     shared = [name for name, target in described.targets.items() if targets.get(name) == target]
     state = nnx.State({**state, "heads": {name: state["heads"][name] for name in shared}})
     heads_told = f", with its head{'s' * (len(shared) > 1)} for {' and '.join(shared)}" if shared else ", without its heads"
-    return state, f"the {checkpoints.identity(folder, 'best')} of {given}{heads_told}", described.as_json()["model"]
+    return state, f"the {checkpoints.identity(folder, 'best')} of {given}{heads_told}", described.model

@@ -248,3 +248,10 @@ def test_refuses_other_torch_files(tmp_path):
         torch.save(stored, path)
         with pytest.raises(UserError, match=message):
             pretrained.read(path, classifier=True)
+
+
+def test_a_torch_that_would_run_what_it_reads_is_refused(tmp_path, monkeypatch):
+    torch.save({}, tmp_path / "weights.pt")
+    monkeypatch.setattr(torch, "__version__", "2.5.1+cpu")
+    with pytest.raises(UserError, match="torch 2.5.1.cpu does not read such files safely; install torch 2.6 or later, or convert it to .safetensors"):
+        pretrained.read(tmp_path / "weights.pt", classifier=True)

@@ -11,7 +11,7 @@ from cxr_jax.tables import Target, UserError
 from cxr_jax.training import checkpoints
 from cxr_jax.training.checkpoints import Checkpoints, ModelDescription
 
-DESCRIPTION = ModelDescription({"growth": 32, "blocks": (6, 12)}, {"race": Target("multiclass", ("a", "b"))}, 64)
+DESCRIPTION = ModelDescription({"growth": 32, "blocks": (6, 12), "stem_constant": False}, {"race": Target("multiclass", ("a", "b"))}, 64)
 
 
 def state(step: int) -> dict:

@@ -1,10 +1,14 @@
 """What training begins from, and what of it stays as it was."""
 
+import json
+import shutil
+
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
+from configs import base
 from cxr_jax import experiment, stages
 from cxr_jax import mesh as meshes
 from cxr_jax.data import cohorts
@@ -12,7 +16,7 @@ from cxr_jax.models import pretrained
 from cxr_jax.tables import Target, UserError
 from cxr_jax.training import inference, initial
 from tests.models.test_pretrained import safetensors, state_dict
-from tests.phantoms import PLAIN, small_config
+from tests.phantoms import PLAIN, command, small_config
 from tests.training.test_train import fit
 
 RACE = {"race": Target("multiclass", ("Alder", "Birch", "Cedar", "Dogwood"))}
@@ -102,16 +106,17 @@ def test_what_is_frozen_stays_to_the_bit(trained, phantom, phantom_dir, tmp_path
 @pytest.mark.parametrize(
     ("given", "diff", "told"),
     [
-        ("nowhere", {}, "no folder of a run, and no file of weights"),
-        ("weights.safetensors", {}, r"model.blocks is \(2, 2\) there, and \(1, 1\) here; set --config.model.blocks='\(2, 2\)'"),
-        ("weights.safetensors", {**SIZE, "model__growth": 8}, "model.growth is 4 there, and 8 here"),
+        ("nowhere", {"model__init_inputs": ""}, "no folder of a run, and no file of weights"),
+        ("weights.safetensors", {**SIZE, "model__blocks": (1, 1)}, r"model.blocks is \(2, 2\) there, \(1, 1\) here; set --config.model.blocks='\(2, 2\)'$"),
+        ("weights.safetensors", {**SIZE, "model__growth": 8, "model__stem": 4}, "model.growth is 4 there, 8 here; model.stem is 8 there, 4 here; set .*growth='4' .*stem='8'"),
         ("missing.safetensors", SIZE, "no such file of weights"),
-        ("", {}, "holds no checkpoint of ours"),
+        ("", {"model__init_inputs": ""}, "config.model.init_from=.*: holds no checkpoints; name the folder of a run"),
+        ("", {}, "config.model.init_inputs=gray: says how a file of weights is fed"),
     ],
 )
 def test_what_training_cannot_begin_from(phantom_dir, tmp_path, given, diff, told):
     safetensors(tmp_path / "weights.safetensors", state_dict())
-    config = small_config(phantom_dir, model__init_from=str(tmp_path / given), model__init_inputs="gray", **diff)
+    config = small_config(phantom_dir, **{"model__init_from": str(tmp_path / given), "model__init_inputs": "gray", **diff})
     with pytest.raises(UserError, match=told):
         initial.network(config, RACE)
 
@@ -152,11 +157,63 @@ def test_a_file_of_the_same_name_that_says_something_else_is_another_run(phantom
         experiment.fingerprint(config)
 
 
-def test_a_model_that_knows_the_test_patients_is_refused(phantom, tmp_path):
-    """Its run was split otherwise."""
+def test_a_run_is_the_one_it_began_from_wherever_that_lies_and_needs_it_no_more_once_it_has_begun(phantom_dir, tmp_path, trained):
+    source = tmp_path / "source"
+    shutil.copytree(trained[1], source)
+    config = small_config(phantom_dir, model__init_from=str(source))
+
+    def opened():
+        return experiment.Run(tmp_path / "run", config, base.get_config(), "the command")
+
+    with opened().recording({}) as run, run.stage("train"):
+        (tmp_path / "run" / "checkpoints").mkdir()
+    before = experiment.fingerprint(config)
+    shutil.rmtree(source)
+    shutil.copytree(trained[1], source, copy_function=shutil.copy)  # which does not keep times
+    assert opened().done("train") and experiment.fingerprint(config) == before
+    shutil.rmtree(source)
+    assert opened().done("train") and opened().record["files"]["model.init_from"]
+
+
+def test_going_on_takes_the_network_from_the_checkpoint(trained, phantom, phantom_dir, tmp_path):
+    """What it began from, which had a stem with a constant, is gone."""
+    file = safetensors(tmp_path / "weights.safetensors", state_dict(3))
+    config = small_config(phantom_dir, model__init_from=str(file), train__epochs=1, **SIZE, **PLAIN)
+    network, described, _ = initial.network(config, RACE)
+    state = fit(config, phantom, tmp_path / "run", network=network, description=described)
+    file.unlink()
+    network, again = initial.network_to_go_on_with(config, RACE, tmp_path / "run" / "checkpoints")
+    assert again.as_json() == described.as_json() and network.stem.constant is not None
+    assert_equal(fit(config, phantom, tmp_path / "run", network=network, description=again).params, state.params)
+
+
+def test_what_training_cannot_begin_from_is_told_before_the_data_are_made(tmp_path):
+    safetensors(tmp_path / "weights.safetensors", state_dict())
+    done = command("--config=configs/race.py:tiny", f"--config.model.init_from={tmp_path}/weights.safetensors", f"--config.dataset.data_dir={tmp_path}/data", workdir=tmp_path / "run")
+    (line,) = done.stderr.strip().splitlines()
+    assert done.returncode == 1 and line.startswith("error: config.model.init_from=") and not (tmp_path / "data").exists()
+
+
+def run_of(folder, cohort, split, init_from=""):
+    """A run's folder, as far as it tells whom it was trained on."""
+    folder.mkdir()
+    of = cohort.table.assign(split=split)
+    cohorts.Cohort(of, cohort.findings, cohort.races, cohort.attrition, cohort.race_table).write(folder / stages.COHORT)
+    (folder / "config.json").write_text(json.dumps({"model": {"init_from": str(init_from)}}))
+    return folder
+
+
+def test_a_model_that_knows_the_test_patients_is_refused(phantom, tmp_path, capsys):
+    """Its run was split otherwise, or that of a model which it began from."""
     _, cohort = phantom
-    theirs = cohorts.Cohort(cohort.table.assign(split="train"), cohort.findings, cohort.races, cohort.attrition, cohort.race_table)
-    theirs.write(tmp_path / stages.COHORT)
-    with pytest.raises(UserError, match="config.model.init_from: .* test patients of this cohort were in training or validation of that model"):
-        stages.check_unseen(cohort, tmp_path / stages.COHORT, "config.model.init_from")
-    stages.check_unseen(cohort, tmp_path / "absent", "config.model.init_from")
+    first = run_of(tmp_path / "first", cohort, "train")
+    with pytest.raises(UserError, match="config.model.init_from: .* test patients of this cohort were in training or validation of that model; take"):
+        stages.check_unseen(cohort, first, "config.model.init_from")
+    second = run_of(tmp_path / "second", cohort, "test", init_from=first)
+    third = run_of(tmp_path / "third", cohort, cohort.table["split"], init_from=second)
+    with pytest.raises(UserError, match="validation of that model, by way of .*first; take"):
+        stages.check_unseen(cohort, third, "config.extract.weights")
+    assert capsys.readouterr().out == ""
+    for unknown in (tmp_path / "absent", tmp_path / "weights.pt", run_of(tmp_path / "fourth", cohort, "test", init_from=tmp_path / "weights.pt")):
+        stages.check_unseen(cohort, unknown, "config.model.init_from")
+        assert "does not tell whom it was trained on; patients of this test may be among them" in capsys.readouterr().out
