@@ -1,0 +1,246 @@
+"""Erasers beside what the theory promises, and beside regressions written out. Beside concept-erasure: test_erasure_peers.py."""
+
+import numpy as np
+import pytest
+
+from cxr_jax.probes import erasure, logistic_regression
+from cxr_jax.tables import UserError
+
+RNG = np.random.default_rng(0)
+
+
+def population(n=600, d=12, classes=3, rng=RNG, strength=1.0):
+    """Features whose means and one of whose deviations depend on the class; correlated, on scales from .01 to 100; a dead one."""
+    labels = rng.integers(0, classes, n)
+    latent = rng.standard_normal((n, d)) + strength * rng.standard_normal((classes, d))[labels]
+    latent[:, 0] *= 1 + labels
+    features = latent @ (rng.standard_normal((d, d)) * np.logspace(-2, 2, d)) + 5 * rng.standard_normal(d)
+    features[:, 3] = 7.0
+    return features.astype(np.float32), labels
+
+
+def cross_covariance(features, labels):
+    """Class means less the common one, in deviations of each feature."""
+    x = features.astype(np.float64)
+    x = (x - x.mean(axis=0)) / np.where(x.std(axis=0) > 0, x.std(axis=0), 1)
+    return np.array([x[labels == c].mean(axis=0) for c in np.unique(labels)])
+
+
+def gain(features, labels):
+    """Nats by which the best linear probe, hardly penalised, is better than the constant."""
+    fit = logistic_regression.fit(features, labels, np.array([1e-7]), tolerance=1e-9)
+    share = np.bincount(labels) / len(labels)
+    return -(share * np.log(share)).sum() - fit.objective[0, 0]
+
+
+@pytest.mark.parametrize("shrink", [False, True])
+@pytest.mark.parametrize(("n", "rounding"), [(600, 1e-6), (9, 1e-4)])
+def test_no_linear_probe_beats_the_constant_on_the_patients_that_leace_was_fitted_on(n, rounding, shrink):
+    """With fewer patients than features, too, where a probe without penalty reads the rounding of float32."""
+    features, labels = population(n, rng=np.random.default_rng(n))
+    eraser = erasure.leace(features, labels, np.arange(n), shrink=shrink)
+    erased = eraser(features)
+    assert gain(features, labels) > 0.1
+    assert gain(erased, labels) < rounding
+    assert abs(cross_covariance(erased, labels)).max() < 1e-5 < abs(cross_covariance(features, labels)).max()
+    assert eraser.rank == 2 and eraser.covariance_rank == (12 if shrink else min(11, n - 1))
+    np.testing.assert_allclose(erased.mean(axis=0), features.mean(axis=0), rtol=1e-4, atol=1e-3)
+
+
+def test_what_a_probe_of_other_patients_finds_fades_with_the_erasers_sample():
+    """The refitted probe is given many; 20 features, of which the eraser sees 60 to 20,000 patients."""
+    rng = np.random.default_rng(1)
+    centres = 0.5 * rng.standard_normal((2, 20))
+    labels = rng.integers(0, 2, 60_000)
+    features = (rng.standard_normal((60_000, 20)) + centres[labels]).astype(np.float32)
+    left = []
+    for n in (60, 1_000, 20_000):
+        erased = erasure.leace(features[:n], labels[:n], np.arange(n))(features[20_000:])
+        left.append(gain(erased, labels[20_000:]))
+    assert left[0] > 3 * left[1] > 9 * left[2] and left[2] < 2e-3 < 0.1 < gain(features[20_000:], labels[20_000:])
+
+
+def test_leace_changes_features_least():
+    """Of oblique projections that leave no cross-covariance: along the same directions, by any other kernel, the change is greater."""
+    features, labels = population()
+    x = features.astype(np.float64)
+    eraser = erasure.leace(features, labels, np.arange(len(x)), shrink=False)
+    change = np.square(eraser(features) - x).sum(axis=1).mean()
+    directions = cross_covariance(features, labels).T * x.std(axis=0)[:, None]
+    for seed in range(20):
+        other = eraser.right[0] + 0.02 * abs(eraser.right).max() * np.random.default_rng(seed).standard_normal(eraser.right[0].shape) * (seed > 0)
+        # Maps x - D (RᵀD)⁺ Rᵀ (x - μ) erase whatever R is: with R of the eraser it is the eraser.
+        oblique = directions @ np.linalg.pinv(other.T @ directions, rcond=1e-8) @ other.T
+        moved = (x - eraser.mean[0]) @ oblique.T
+        assert abs(cross_covariance((x - moved).astype(np.float32), labels)).max() < 1e-3
+        assert np.square(moved).sum(axis=1).mean() >= change * (1 - 1e-6)
+        if seed == 0:
+            assert np.square(moved).sum(axis=1).mean() == pytest.approx(change, rel=1e-5)
+
+
+def test_folds_together_are_folds_one_by_one():
+    """And what has no weight, or no label, has no say."""
+    features, labels = population()
+    patients, weights = np.arange(len(labels)) // 2, RNG.integers(0, 2, (3, len(labels))).astype(float)
+    labels[::7] = -1
+    together = erasure.leace(features, labels, patients, weights=weights)
+    for b, weight in enumerate(weights):
+        rows = (weight > 0) & (labels >= 0)
+        alone = erasure.leace(features[rows], labels[rows], patients[rows])
+        np.testing.assert_allclose(together(features, b), alone(features), rtol=1e-5, atol=1e-3)
+        assert together.rank[b] == alone.rank[0]
+
+
+def test_images_of_one_patient_are_not_as_many_patients():
+    """Shrinkage is by patients: of each image twice, the same eraser as of each once."""
+    features, labels = population(60)
+    once = erasure.leace(features, labels, np.arange(60))
+    twice = erasure.leace(np.repeat(features, 2, axis=0), np.repeat(labels, 2), np.repeat(np.arange(60), 2))
+    np.testing.assert_allclose(once(features), twice(features), rtol=1e-5, atol=1e-4)
+    as_many = erasure.leace(np.repeat(features, 2, axis=0), np.repeat(labels, 2), np.arange(120))
+    assert not np.allclose(once(features), as_many(features), rtol=1e-3, atol=1e-2)
+
+
+def test_shrinkage_by_hand():
+    """Of diag(1, 3) and 40 patients: trace 4, squares 10, so that 16 / 40 / (10 - 16 / 2) = .2 of it is 2 times the identity."""
+    found = erasure.shrunk(np.array([np.diag([1.0, 3.0]), 5 * np.eye(2), np.diag([1.0, 3.0])]), np.array([40, 40, 2]))
+    np.testing.assert_allclose(found, [np.diag([1.2, 2.8]), 5 * np.eye(2), 2 * np.eye(2)])
+
+
+def regressed(features, labels, confounders):
+    """Coefficients [classes - 1, d] of the classes but the first, beside confounders, by least squares."""
+    design = np.column_stack([np.ones(len(labels)), labels[:, None] == np.arange(1, labels.max() + 1), confounders])
+    return np.linalg.lstsq(design.astype(float), features.astype(float), rcond=None)[0][1 : labels.max() + 1]
+
+
+def test_orthogonalised_features_differ_by_class_no_more_among_images_that_are_alike():
+    features, labels = population()
+    confounders = np.column_stack([labels + RNG.standard_normal(600), RNG.integers(0, 2, 600)])
+    features[:, 5] += 30 * confounders[:, 0]  # which tells the class, by way of the confounder
+    eraser = erasure.orthogonalised(features, labels, confounders)
+    before, after = regressed(features, labels, confounders), regressed(eraser(features), labels, confounders)
+    assert abs(after).max() < 1e-4 * abs(before).max() and eraser.rank == 2
+    x, deviation = features.astype(float), np.where(features.std(axis=0) > 0, features.std(axis=0, dtype=float), 1)
+    span = np.linalg.svd((before / deviation).T, full_matrices=False)[0]
+    np.testing.assert_allclose(eraser(features), x - (x - x.mean(axis=0)) / deviation @ span @ span.T * deviation, rtol=1e-4, atol=1e-2)
+    # Without confounders: the differences between class means.
+    plain = erasure.orthogonalised(features, labels)(features)
+    assert abs(cross_covariance(plain, labels)).max() < 1e-4
+
+
+def test_the_oracle_moves_each_class_to_the_common_mean():
+    features, labels = population()
+    moved = erasure.oracle(features, labels)(features, labels)
+    for c in range(3):
+        np.testing.assert_allclose(moved[labels == c].mean(axis=0), features.mean(axis=0), rtol=1e-4, atol=1e-3)
+        np.testing.assert_allclose(
+            moved[labels == c] - features[labels == c], np.tile(features.mean(axis=0) - features[labels == c].mean(axis=0), ((labels == c).sum(), 1)), rtol=1e-3, atol=1e-2
+        )
+    with pytest.raises(UserError, match="needs the class of every image"):
+        erasure.oracle(features, labels)(features[:2], np.array([0, -1]))
+
+
+def test_null_spaces_are_projected_out_until_nothing_is_told():
+    rng = np.random.default_rng(4)
+    labels = rng.integers(0, 3, 600)
+    features = (rng.standard_normal((600, 30)) + 0.3 * rng.standard_normal((3, 30))[labels]).astype(np.float32)
+    eraser = erasure.nullspace_projected(features, labels, 1e-3, rounds=30)
+    fit = logistic_regression.fit(eraser(features), labels, np.array([1e-3]))
+    share = np.bincount(labels) / len(labels)
+    assert -(share * np.log(share)).sum() - fit.objective[0, 0] < erasure.LEAST_GAIN
+    assert 2 < eraser.rank < 30 and eraser.rank % 2 == 0
+    deviation = np.where(features.std(axis=0) > 0, features.std(axis=0, dtype=float), 1)
+    span = eraser.left[0] / deviation[:, None]
+    np.testing.assert_allclose(span.T @ span, np.eye(eraser.rank[0]), atol=1e-9)
+    # One round: the span of one probe's coefficients.
+    first = erasure.nullspace_projected(features, labels, 1e-3, rounds=1)
+    plain = logistic_regression.fit(features, labels, np.array([1e-3])).coefficients[0, 0].T * deviation[:, None]
+    plain = plain - plain.mean(axis=1, keepdims=True)
+    basis = first.left[0] / deviation[:, None]
+    np.testing.assert_allclose(basis @ (basis.T @ plain), plain, atol=1e-5 * abs(plain).max())
+    assert first.rank == 2
+
+
+def test_what_has_most_weight_is_pruned():
+    features, labels = population()
+    features[:, 7] += 1e3 * labels
+    features[:, 9] += 300 * (labels == 1)
+    eraser = erasure.pruned(features, labels, 1e-3, 2)
+    erased = eraser(features)
+    changed = np.flatnonzero((erased != features).any(axis=0))
+    np.testing.assert_array_equal(changed, [7, 9])
+    np.testing.assert_allclose(erased[:, changed], np.tile(features[:, changed].mean(axis=0), (600, 1)), rtol=1e-5)
+
+
+def test_quadratic_erasure_leaves_one_mean_and_one_covariance():
+    features, labels = population(900, d=6)
+    features[:, 3] = RNG.standard_normal(900)
+    with pytest.raises(UserError, match=r"the covariance of class \d has rank 5 of 6"):
+        erasure.quadratic(np.where(np.arange(6) == 3, np.float32(7), features), labels, np.arange(900), shrink=False)
+    eraser = erasure.quadratic(features, labels, np.arange(900), shrink=False)
+    moved = eraser(features, labels).astype(float)
+    for c in range(3):
+        np.testing.assert_allclose(np.cov(moved[labels == c].T, bias=True), eraser.covariance, rtol=1e-3, atol=1e-5 * abs(eraser.covariance).max())
+        np.testing.assert_allclose(moved[labels == c].mean(axis=0), features.mean(axis=0), rtol=1e-3, atol=1e-3)
+    assert not np.allclose(np.cov(features[labels == 0].T), np.cov(features[labels == 1].T), rtol=0.2)
+
+
+def test_the_barycentre_of_one_feature_has_the_mean_deviation():
+    """Of normal distributions in one dimension, it is known."""
+    labels = np.repeat([0, 1], [100, 300])
+    features = (RNG.standard_normal(400) * np.array([1.0, 3.0])[labels])[:, None].astype(np.float32)
+    deviations = [features[labels == c].std(dtype=float) for c in (0, 1)]
+    found = erasure.quadratic(features, labels, np.arange(400), shrink=False).covariance
+    assert found[0, 0] == pytest.approx((0.25 * deviations[0] + 0.75 * deviations[1]) ** 2)
+
+
+ERASERS = {
+    "leace": lambda x, y, **more: erasure.leace(x, y, np.arange(len(x)), **more),
+    "orthogonalised": erasure.orthogonalised,
+    "nullspace_projected": lambda x, y, **more: erasure.nullspace_projected(x, y, 1e-3, 2, **more),
+    "pruned": lambda x, y, **more: erasure.pruned(x, y, 1e-3, 2, **more),
+    "oracle": erasure.oracle,
+}
+
+
+@pytest.mark.parametrize("fit", ERASERS.values(), ids=ERASERS)
+def test_what_cannot_be_erased(fit):
+    features, labels = population(50)
+    for one_class in (np.zeros(50, int), np.full(50, -1)):
+        with pytest.raises(UserError, match="one class only"):
+            fit(features, one_class)
+    with pytest.raises(UserError, match="class 3 of the attribute has no training image"):
+        fit(features, labels, classes=4)
+    with pytest.raises(UserError, match="one class only"):
+        fit(features, labels, weights=np.array([np.ones(50), labels == 1]))
+    with pytest.raises(UserError, match="no feature varies"):
+        fit(np.ones_like(features), labels)
+    holes = features.copy()
+    holes[4, 2] = np.nan
+    with pytest.raises(UserError, match="row 5, column 3"):
+        fit(holes, labels)
+    for wrong in (labels[:-1], labels.astype(float), labels - 2):
+        with pytest.raises(ValueError, match="labels"):
+            fit(features, wrong)
+    with pytest.raises(ValueError, match="weights"):
+        fit(features, labels, weights=-np.ones((1, 50)))
+
+
+def test_confounders_that_tell_the_class_entirely():
+    features, labels = population(50, classes=2)
+    with pytest.raises(UserError, match="confounders tell the class of every image"):
+        erasure.orthogonalised(features, labels, np.column_stack([labels, RNG.standard_normal(50)]))
+    with pytest.raises(UserError, match="confounders: row 4 has one that is no number"):
+        erasure.orthogonalised(features, labels, np.where(np.arange(50) == 3, np.nan, 1.0)[:, None])
+    # One that does not vary tells nothing.
+    erasure.orthogonalised(features, labels, np.ones((50, 1)))
+
+
+def test_an_eraser_is_of_its_own_columns():
+    features, labels = population(50)
+    eraser = erasure.leace(features, labels, np.arange(50))
+    with pytest.raises(ValueError, match="eraser of 12 columns"):
+        eraser(features[:, :5])
+    features[1, 1] = np.inf
+    with pytest.raises(UserError, match="row 2, column 2"):
+        eraser(features)
