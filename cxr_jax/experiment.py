@@ -193,7 +193,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
     require("model.init_inputs", config.model.init_inputs in ("", "imagenet", "xrv", "gray"), "imagenet, xrv, gray or empty")
     scalable = _whole(t.recipe_batch_size) and (t.recipe_batch_size == 0 or 0 < t.batch_size <= 10 * t.recipe_batch_size)  # beyond, Adam's first beta falls below 0
     require("train.recipe_batch_size", scalable, f"0, or at least a tenth of train.batch_size, {t.batch_size}")
-    require("train.accumulate", _whole(t.accumulate) and t.accumulate >= 1 and t.batch_size % t.accumulate == 0, f"a divisor of train.batch_size, {t.batch_size}")
+    divides = _whole(t.accumulate) and t.accumulate >= 1 and t.batch_size % t.accumulate == 0 and t.batch_size // t.accumulate >= 2
+    require("train.accumulate", divides, f"a divisor of train.batch_size, {t.batch_size}, that leaves a part two images at least, which batch statistics need")
     require("train.statistics", t.statistics in ("global", "shard"), "global or shard")
     require("train.recompute", t.recompute in ("readings", "bottlenecks"), "readings or bottlenecks")
     require("train.evaluate_batch_size", t.evaluate_batch_size >= 1, "at least 1")
