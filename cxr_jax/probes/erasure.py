@@ -11,7 +11,7 @@ that with the concept's indicators, W = Σ^(-1/2), and P the orthogonal projecti
 makes the cross-covariance Σ_xz exactly 0 and, of all affine maps that do, changes x least in the mean square, in any norm given by
 an inner product. By their theorem 3.1 no linear predictor then has a lower expected loss than the best constant, for any convex loss.
 That is a statement about the patients it was fitted on. On others the concept comes back as far as Σ_xz was misjudged, which with
-many features and few patients is far: `count` and `shrink` are for this.
+many features and few patients is far: shrinkage is for this.
 
 **Shrinkage.** Σ is replaced by α Σ + (1 - α) (tr Σ / d) I with the α that is best in the mean square as patients and features grow
 together (Bodnar, Gupta and Parolya 2014), here kept within 0 and 1:
@@ -108,7 +108,7 @@ def _moments(features: np.ndarray, concept: np.ndarray, weights: np.ndarray) -> 
     # Rows that have the same weights everywhere are summed up once: of folds, every row once, however many folds there are.
     kinds, kind = np.unique(weights, axis=1, return_inverse=True)
     if kinds.shape[1] <= len(weights) + 1:
-        pieces = [(np.flatnonzero(kind == i), None) for i in range(kinds.shape[1])]
+        pieces = [(np.flatnonzero(kind == i) if kinds[:, i].any() else np.empty(0, np.int64), None) for i in range(kinds.shape[1])]
         shares = kinds
     else:
         pieces = [(np.flatnonzero(weight), weight[weight > 0]) for weight in weights]
@@ -172,15 +172,15 @@ def leace(
     """Least-squares concept erasure. See above.
 
     features: float32 [n, d]. labels: int [n], 0 … classes - 1, -1 where not known: such rows are left out. patients: [n], whose image each row
-    is; of these are as many independent ones. weights: float [B, n], folds or replicates; None: [1, n] ones.
+    is; of these are as many independent ones. weights: float [B, n], folds, say; None: [1, n] ones. Each takes some ten matrices [d, d] of memory.
 
     Raises UserError where fewer than two classes have weight, or a class of `classes` has none, or no feature varies; ValueError for shapes that do not agree.
     """
     features, concept, weights = _checked(features, labels, classes, weights)
     of = _moments(features, concept, weights)
+    _check_varies(of)
     covariance = shrunk(of.features, _patients(patients, weights)) if shrink else of.features
     whiten, colour, rank = _roots(covariance)
-    _check_varies(of.features)
     spans, erased = _spans(whiten @ of.cross)
     return Eraser(of.mean, colour @ spans, whiten @ spans, erased, rank)
 
@@ -206,7 +206,7 @@ def orthogonalised(
     features, concept, weights = _checked(features, labels, classes, weights)
     k = concept.shape[1]
     of = _moments(features, np.concatenate([concept, confounders], axis=1), weights)
-    _check_varies(of.features)
+    _check_varies(of)
     inverse = np.linalg.pinv(of.concepts, rcond=RANK_TOLERANCE, hermitian=True)
     # The indicators of all classes add up to 1, so that one combination of them has no variance; all others must have some of
     # their own beside the confounders'.
@@ -238,20 +238,22 @@ def nullspace_projected(
     features, concept, weights = _checked(features, labels, classes, weights)
     codes, classes = np.maximum(labels, 0), concept.shape[1]
     of = _moments(features, concept, weights)
-    _check_varies(of.features)
-    deviation, bases = _deviations(of), []
+    _check_varies(of)
+    scales, bases = np.where(_varies(of), _deviations(of), 0), []
     for b, weight in enumerate(weights):
         basis = np.zeros((features.shape[1], 0))
         share = of.concept[b]
         constant = -(share[share > 0] * np.log(share[share > 0])).sum()
         for _ in range(rounds):
-            left = Eraser(of.mean[[b]], *(x[None] for x in (deviation[b][:, None] * basis, basis / deviation[b][:, None])), None, None)(features)
+            left = _in_deviations(of, np.broadcast_to(basis, (len(weights), *basis.shape)), None)(features, b)
             fit = logistic_regression.fit(left, codes, np.array([penalty]), weight[None].astype(np.float32), classes=classes)
             if constant - fit.objective[0, 0] < LEAST_GAIN:
                 break
-            coefficients = np.nan_to_num(fit.coefficients[0, 0]).T * deviation[b][:, None]
+            coefficients = np.nan_to_num(fit.coefficients[0, 0]).T * scales[b][:, None]
             new = coefficients - coefficients.mean(axis=1, keepdims=True)
             (new,), (count,) = _spans((new - basis @ (basis.T @ new))[None])
+            if not count:
+                break
             basis = np.linalg.qr(np.concatenate([basis, new[:, :count]], axis=1))[0]
         bases.append(basis)
     erased = np.array([basis.shape[1] for basis in bases])
@@ -273,24 +275,29 @@ def pruned(
     """
     features, concept, weights = _checked(features, labels, classes, weights)
     of = _moments(features, concept, weights)
-    _check_varies(of.features)
+    _check_varies(of)
     fit = logistic_regression.fit(features, np.maximum(labels, 0), np.array([penalty]), weights.astype(np.float32), classes=concept.shape[1])
-    size = np.sqrt(np.square(np.nan_to_num(fit.coefficients[:, 0])).sum(axis=1)) * _deviations(of)
+    size = np.sqrt(np.square(np.nan_to_num(fit.coefficients[:, 0])).sum(axis=1)) * np.where(_varies(of), _deviations(of), 0)
     chosen = np.argsort(-size, axis=1, kind="stable")[:, : min(count, features.shape[1])]
     spans = np.eye(features.shape[1])[chosen].transpose(0, 2, 1)
     return Eraser(of.mean, spans, spans, np.full(len(weights), chosen.shape[1]), np.linalg.matrix_rank(of.features, hermitian=True))
 
 
+def _varies(of: _Moments) -> np.ndarray:
+    """Which features vary by more than float32 can be off: bool [B, d]."""
+    return np.diagonal(of.features, axis1=1, axis2=2) > np.square(np.finfo(np.float32).eps * of.mean)
+
+
 def _deviations(of: _Moments) -> np.ndarray:
-    """Of each feature, [B, d]; 1 for one that does not vary."""
-    variance = np.diagonal(of.features, axis1=1, axis2=2)
-    return np.where(variance > 0, np.sqrt(np.where(variance > 0, variance, 1)), 1)
+    """Of each feature, [B, d]; infinite for one that does not vary, so that it has no part in anything."""
+    return np.where(_varies(of), np.sqrt(np.abs(np.diagonal(of.features, axis1=1, axis2=2))), np.inf)
 
 
 def _in_deviations(of: _Moments, spans: np.ndarray, erased: np.ndarray) -> Eraser:
     """The eraser that projects out orthonormal columns of features in deviations."""
     deviation = _deviations(of)[:, :, None]
-    return Eraser(of.mean, deviation * spans, spans / deviation, erased, np.linalg.matrix_rank(of.features, hermitian=True))
+    left = np.where(np.isfinite(deviation), deviation, 0) * spans
+    return Eraser(of.mean, left, spans / deviation, erased, np.linalg.matrix_rank(of.features, hermitian=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,7 +315,7 @@ def oracle(features: np.ndarray, labels: np.ndarray, *, classes: int | None = No
     """The least change that leaves no cross-covariance, if one knows the class: each class's mean is moved to the common one. As `leace`."""
     features, concept, weights = _checked(features, labels, classes, weights)
     of = _moments(features, concept, weights)
-    _check_varies(of.features)
+    _check_varies(of)
     # Σ_xz Σ_zz⁺ (e_c - π) is what class c's mean is above the common one.
     regression = of.cross @ np.linalg.pinv(of.concepts, rcond=RANK_TOLERANCE, hermitian=True)
     return Oracle(np.einsum("bdk,bck->bcd", regression, np.eye(concept.shape[1]) - of.concept[:, None]))
@@ -342,7 +349,7 @@ def quadratic(features: np.ndarray, labels: np.ndarray, patients: np.ndarray, *,
     features, concept, _ = _checked(features, labels, classes, None)
     d, share = features.shape[1], concept.sum(axis=0) / concept.sum()
     of = _moments(features, np.empty((len(features), 0)), concept.T)
-    _check_varies(of.features)
+    _check_varies(of)
     covariance = shrunk(of.features, _patients(patients, concept.T)) if shrink else of.features
     whiten, colour, rank = _roots(covariance)
     if (rank < d).any():
@@ -395,12 +402,14 @@ def _checked(features, labels, classes, weights) -> tuple[np.ndarray, np.ndarray
 
 def _patients(patients: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """How many patients have an image with weight, [B]."""
+    if np.shape(patients) != weights.shape[1:]:
+        raise ValueError(f"patients {np.shape(patients)} for {weights.shape[1]} rows")
     codes = np.unique(np.asarray(patients), return_inverse=True)[1]
     return np.array([len(np.unique(codes[weight > 0])) for weight in weights])
 
 
-def _check_varies(covariance: np.ndarray) -> None:
-    if not (np.trace(covariance, axis1=1, axis2=2) > 0).all():
+def _check_varies(of: _Moments) -> None:
+    if not _varies(of).any(axis=1).all():
         raise UserError("no feature varies among the training images: there is nothing to erase from")
 
 
