@@ -105,6 +105,21 @@ def get_config() -> ml_collections.ConfigDict:
     e.depths = True  # also the mean of the maps after the stem and after each dense block
     e.untrained = True  # also what an untrained network of the same shape makes of the images: a control
 
+    c.mitigate = g = ml_collections.ConfigDict()
+    # What the stage mitigate, off by default, takes from the features, and so from what the model's heads make of them; what probes and the
+    # audit judge is then what is left. none | leace | orthogonalise | null_space | prune: cxr_jax/probes/erasure.py. none: the reference, which takes
+    # nothing and has probes read the same patients. None of them needs the attribute of an image that is judged. Empty: no such stage
+    g.method = ""
+    g.attribute = "race"  # what is to be erased; a class label
+    # of training patients, whom a method is fitted on; probes are then fitted on the others. On a method's own patients a linear probe finds nothing
+    # by construction, whatever it would find on those of another hospital. 1: all of them, for both
+    g.share = 0.5
+    g.shrink = True  # leace: shrink the covariance of features by how few patients it is of
+    g.confounders = ("age", "sex", "view")  # orthogonalise: what classes are compared at equal values of
+    g.penalty = 1e-2  # null_space, prune: of their linear probe, as probe.penalties
+    g.rounds = 20  # null_space: probes fitted one after the other, at most
+    g.features = 100  # prune: how many
+
     c.probe = p = ml_collections.ConfigDict()
     p.targets = ("race",)  # class labels that the features are asked for
     p.probes = ("logistic_regression", "knn", "kmeans", "network")

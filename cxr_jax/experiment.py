@@ -31,6 +31,7 @@ STAGE_FIELDS = {
     "train": ("model", "train", "seed"),
     "predict": ("predict",),
     "extract": ("extract",),
+    "mitigate": ("mitigate",),
     "probe": ("probe",),
     "audit": ("audit",),
     "report": ("name",),
@@ -48,6 +49,7 @@ SIZES = ("tiny", "paper")
 PROBES = ("logistic_regression", "knn", "kmeans", "network")
 THRESHOLD = re.compile(r"youden|f1|(sensitivity|specificity|fixed):(0|0?\.\d+|1|[01]\.0*)")
 THRESHOLDS = "youden, f1, sensitivity:0.9, specificity:0.9 or fixed:0.5, the number from 0 to 1"
+MITIGATIONS = ("none", "leace", "orthogonalise", "null_space", "prune")
 CONTROLS = ("shuffled", "untrained", "findings", "demographics", "histogram", "as_many")
 
 
@@ -231,6 +233,15 @@ def validate(config: ml_collections.ConfigDict) -> None:
     require("audit.predictions", a.predictions is not None, "name the file of your predictions with --config.audit.predictions=FILE")
     require("audit.predictions", not (a.predictions and ours), "predictions of your own need no stage but --config.stages=\"('audit','report')\"")
     _check_mappings(a, require)
+    g = config.mitigate
+    require("mitigate.method", g.method in ("", *MITIGATIONS), f"{', '.join(MITIGATIONS)} or empty")
+    require("mitigate.method", not (g.method and config.predict.dataset), "features are of the data set trained on; leave predict.dataset empty")
+    require("mitigate.method", not (g.method and (p.embeddings or a.predictions)), "takes features of ours; leave probe.embeddings and audit.predictions empty")
+    require("mitigate.confounders", g.attribute not in g.confounders and len(set(g.confounders)) == len(g.confounders), "each once, and not mitigate.attribute")
+    require("mitigate.share", _number(g.share) and 0 < g.share <= 1, "a share above 0, at most 1")
+    require("mitigate.penalty", _number(g.penalty) and g.penalty > 0, "more than 0")
+    for name in ("rounds", "features"):
+        require(f"mitigate.{name}", _whole(g[name]) and g[name] >= 1, "at least 1")
     elsewhere = config.predict.dataset and "probe" in config.stages
     require("predict.dataset", not elsewhere, "probes read the data set trained on; on another one run them by themselves, with --config.extract.weights=RUN")
     require("probe.table", bool(p.embeddings or not p.table), "a table of the images of what probe.embeddings names")
@@ -298,6 +309,12 @@ def _number(value) -> bool:
 
 def _whole(value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def mitigated_folder(workdir: pathlib.Path | str, config: ml_collections.ConfigDict | Mapping) -> pathlib.Path:
+    """Where the features and predictions lie that probes and the audit judge: the workdir, or what `mitigate` made there."""
+    method = fields(config).get("mitigate.method", "")
+    return pathlib.Path(workdir) / "mitigated" / method if method else pathlib.Path(workdir)
 
 
 def diff(config: ml_collections.ConfigDict | Mapping, base: ml_collections.ConfigDict | Mapping) -> dict:

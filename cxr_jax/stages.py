@@ -7,6 +7,7 @@ stage, or a user, left there.
     train     TFRecords                 checkpoints/, metrics.jsonl, tensorboard/
     predict   checkpoint, TFRecords     predictions.parquet; for predict.dataset, judged_cohort.parquet
     extract   checkpoint, TFRecords     features/
+    mitigate  features/, checkpoint     mitigated/METHOD/, where probe and audit then find features and predictions
     probe     features/                 probes/
     audit     predictions.parquet       audit.json; predictions.parquet itself of audit.predictions, a user's own
               probes/, features/        probe_audit.json
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
+import shutil
 import sys
 from collections.abc import Sequence
 
@@ -95,7 +97,9 @@ def headline(config: ml_collections.ConfigDict) -> str:
     recipe = full and config.dataset.image_size == 256 and config.train.epochs >= 10
     told = "" if recipe else ". A reduced run: the published recipe is DenseNet-121 at 256×256 pixels for 10 epochs"
     judged = f", judged on {config.predict.dataset}" if config.predict.dataset else ""
-    return f"{config.name}: {network} on {data}, {size}{judged}{told}."
+    g = config.mitigate
+    mitigated = f", judged after {g.method} of {g.attribute}" if g.method not in ("", "none") else ""
+    return f"{config.name}: {network} on {data}, {size}{judged}{mitigated}{told}."
 
 
 def train(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
@@ -370,6 +374,72 @@ def check_unseen(cohort, there: pathlib.Path | str, field: str) -> None:
         folder = pathlib.Path(began_from).expanduser()
 
 
+def mitigate(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
+    """Takes config.mitigate.attribute from the features by config.mitigate.method, and has the model's heads read what is left.
+
+    Writes features and, where the weights are a run's, predictions of config.predict.splits.
+    """
+    from cxr_jax.data import cohorts
+    from cxr_jax.probes import mitigation
+
+    run.record.pop("mitigated", None)
+    if "headline" in run.record:
+        run.record["headline"] = headline(config)
+    if not config.mitigate.method:
+        return
+    splits = extracted(run.path("features"))
+    share, codes = config.mitigate.share, pd.factorize(splits["train"].table["patient_id"])
+    own = (cohorts.uniform_of_patient(codes[1].to_list(), f"{config.dataset.split_salt} mitigate") < share)[codes[0]]
+    # Whom a method is fitted on has no say in what probes find, unless all have.
+    others = ~own if share < 1 else own
+    if not own.any() or not others.any():
+        raise UserError(f"config.mitigate.share={share}: {own.sum()} training images are for the method and {others.sum()} for probes; take another share")
+    eraser, said = mitigation.eraser(splits, own, config.mitigate)
+    patients = splits["train"].table.loc[others, "patient_id"].nunique()
+    said += f"; probes are fitted on {others.sum():,} images of {patients:,} patients, {'the same' if share == 1 else 'others'}"
+    run.record["mitigated"] = said
+    print(f"  {said}")
+    folder = experiment.mitigated_folder(run.workdir, config)
+    if jax.process_index() == 0:
+        shutil.rmtree(folder, ignore_errors=True)  # of an interrupted start, or of other features
+        erased = {split: eraser(part.arrays[FEATURES]) for split, part in splits.items()}
+        for split, part in splits.items():
+            rows = others if split == "train" else np.ones(len(part.table), bool)
+            # What controls read stays as it is. Depths are of the network before these features, and not what is asked.
+            kept = {name: array for name, array in part.arrays.items() if name in ("untrained", "histogram")} | {FEATURES: erased[split]}
+            about = {key: value for key, value in part.about.items() if key != "arrays"} | {"mitigated": said}
+            with contextlib.closing(tables.FeatureFiles(folder / "features", split, int(rows.sum()), about)) as files:
+                files.start({name: array.shape[1] for name, array in kept.items()}, len(rows))
+                files.append({name: array[rows] for name, array in kept.items()})
+                files.finish(part.table[rows].reset_index(drop=True))
+        weights = config.extract.weights
+        source = run.workdir if weights in ("best", "last") else pathlib.Path(weights).expanduser()
+        if (source / "checkpoints").is_dir():
+            head_predictions(config, run, source / "checkpoints", weights if weights == "last" else "best", splits, erased).write(folder / PREDICTIONS)
+        else:
+            print(f"  {weights} has no heads that tell findings: features alone, and no predictions")
+    mesh.agreed(0)
+
+
+def head_predictions(config, run: experiment.Run, checkpoints: pathlib.Path, which: str, splits: dict[str, Features], erased: dict) -> Predictions:
+    """What the heads of a checkpoint make of features that were changed, of config.predict.splits. erased: float32 [n, features] by split."""
+    from cxr_jax.data import cohorts
+    from cxr_jax.training import inference, objectives
+
+    network, described = inference.restored_network(checkpoints, which, mesh.data_mesh(jax.local_devices()[:1]))
+    cohort, parts = cohorts.Cohort.read(run.path(COHORT)), []
+    labels = cohorts.labels(cohort, described.targets, config.dataset)
+    for split in config.predict.splits:
+        at = np.flatnonzero((cohort.table["split"] == split).to_numpy())
+        rows = cohort.table.iloc[at]
+        if list(rows["image_id"]) != list(splits[split].table["image_id"]):
+            raise UserError(f"{run.path('features')}: not of the images of {COHORT}; run the extract stage again")
+        logits = {name: head(jax.numpy.asarray(erased[split])) for name, head in network.heads.items()}
+        scores = {name: np.asarray(values) for name, values in objectives.probabilities(described.targets, logits).items()}
+        parts.append(prediction_table(rows, described.targets, {k: v[at] for k, v in labels.items()}, scores, config.audit.attributes))
+    return Predictions(pd.concat(parts, ignore_index=True), described.targets, bool(run.record["dataset"]["open_data"]))
+
+
 def probe(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     """Fits, chooses and scores the probes on extracted features, or on a user's own vectors."""
     from cxr_jax.probes import protocol
@@ -394,11 +464,16 @@ def vectors(config: ml_collections.ConfigDict, run: experiment.Run) -> dict[str,
     """What is probed, by split. Raises UserError where the splits were made by different networks."""
     if config.probe.embeddings:
         return own_vectors(config)
-    splits = {split: Features.read(run.path("features"), split) for split in SPLITS}
+    return extracted(experiment.mitigated_folder(run.workdir, config) / "features")
+
+
+def extracted(folder: pathlib.Path) -> dict[str, Features]:
+    """Features of a run, by split. Raises UserError where they are missing, or the splits were made by different networks."""
+    splits = {split: Features.read(folder, split) for split in SPLITS}
     first = splits[SPLITS[0]].about
     for split, part in splits.items():
         if part.about != first:
-            raise UserError(f"{run.path('features')}: {split} was made by other weights than {SPLITS[0]}; run the extract stage again")
+            raise UserError(f"{folder}: {split} was made by other weights than {SPLITS[0]}; run the extract stage again")
     return splits
 
 
@@ -441,9 +516,9 @@ def audit(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
 
     if config.audit.predictions:
         take_in(config, run)
-    probed = run.done("probe")
-    if run.path(PREDICTIONS).exists() or not probed:
-        predictions = Predictions.read(run.path(PREDICTIONS))
+    probed, path = run.done("probe"), experiment.mitigated_folder(run.workdir, config) / PREDICTIONS
+    if path.exists() or not probed:
+        predictions = Predictions.read(path)
         tables.write_json(run.path(AUDIT), subgroups.audit(predictions, config.audit))
     if probed:
         read, test = tables.Readings.read(run.path(READINGS)), vectors(config, run)["test"]
@@ -510,7 +585,7 @@ def exciting(
         return []
     from cxr_jax.data import cohorts
 
-    cohort, read = cohorts.Cohort.read(run.path(COHORT)), Features.read(run.path("features"), "test")
+    cohort, read = cohorts.Cohort.read(run.path(COHORT)), vectors(config, run)["test"]
     best = [
         (one["auc"], one["feature"], name, target)
         for target, classes in tables.read_json(run.path(PROBE_AUDIT))["space"]["each"].items()
@@ -553,6 +628,7 @@ STAGES = {
     "train": train,
     "predict": predict,
     "extract": extract,
+    "mitigate": mitigate,
     "probe": probe,
     "audit": audit,
     "report": report,

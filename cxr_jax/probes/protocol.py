@@ -114,13 +114,13 @@ def _compared(splits: Mapping[str, Features], targets: Mapping[str, tuple[str, .
 # ---------------------------------------------------------------------------------------------------- what is to be read
 
 
-def classes_of(splits: Mapping[str, Features], target: str) -> tuple[str, ...]:
-    """The classes of a label: in the order that the features' own record has, else sorted.
+def classes_of(splits: Mapping[str, Features], target: str, field: str = "config.probe.targets") -> tuple[str, ...]:
+    """The classes of a label: in the order that the features' own record has, else sorted. field: of the config, that names it.
 
     Raises UserError where no image has the label, or all have the same.
     """
-    where = f"config.probe.targets: {target}"
-    check_no_identifier("config.probe.targets", target)
+    where = f"{field}: {target}"
+    check_no_identifier(field, target)
     parts = [part.table for part in splits.values()]
     if any(target not in table for table in parts):
         known = sorted(c for c in parts[0] if pd.api.types.is_string_dtype(parts[0][c]) and not c.endswith("_id"))

@@ -299,7 +299,7 @@ def _scored(run: Run, target: str, rows: pd.DataFrame) -> tuple[Scored | None, s
     """The scores that an audit is of, or why they cannot be compared."""
     if not len(rows):
         return None, f"it has no target {target}"
-    path = run.folder / "predictions.parquet"
+    path = experiment.mitigated_folder(run.folder, run.read.config) / "predictions.parquet"
     if not path.exists():
         return None, "there is no predictions.parquet"
     predictions, split = Predictions.read(path), rows["split"].iloc[0]
