@@ -6,9 +6,10 @@
     bash launch/local.sh python -m cxr_jax.benchmarks.batch_size      what a step of each costs on this machine
 
 The large batch takes one field more than its size: train.recipe_batch_size says which batch rate and Adam's constants are meant for, and
-they are scaled from there. Macro AUC on 2,684 test images of 1,194 patients, ceiling .894 (.883 to .904): .880 (.869 to .892) by the
-batch of 32; .880 (.868 to .891) by that of 256, less by .001 (-.003 to .004); and .866 (.855 to .878) by that of 256 with rate and constants
-as they are, less by .014 (.008 to .020). With another seed .876, .880 and .856. Both have 12 epochs; after half of them the larger batch is still behind.
+they are scaled from there. Macro AUC on 2,684 test images of 1,194 patients, ceiling .894 (.883 to .904), in three draws (two seeds, and the first
+again by a program that rounded otherwise): .880, .876, .884 by the batch of 32; .880, .880, .878 by that of 256, on average less by .001 (-.001, .004 and
+-.006, of which the last interval, -.009 to -.001, leaves out 0); .866, .856, .857 by that of 256 with rate and constants as they are, each interval of the difference below 0. All have 12
+epochs; after half of them the larger batch is still behind.
 """
 
 from configs import race
