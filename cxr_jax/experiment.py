@@ -313,7 +313,7 @@ def _whole(value) -> bool:
 
 def mitigated_folder(workdir: pathlib.Path | str, config: ml_collections.ConfigDict | Mapping) -> pathlib.Path:
     """Where the features and predictions lie that probes and the audit judge: the workdir, or what `mitigate` made there."""
-    method = fields(config).get("mitigate.method", "")
+    method = config.get("mitigate", {}).get("method", "")
     return pathlib.Path(workdir) / "mitigated" / method if method else pathlib.Path(workdir)
 
 

@@ -388,8 +388,8 @@ def mitigate(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     if not config.mitigate.method:
         return
     splits = extracted(run.path("features"))
-    share, codes = config.mitigate.share, pd.factorize(splits["train"].table["patient_id"])
-    own = (cohorts.uniform_of_patient(codes[1].to_list(), f"{config.dataset.split_salt} mitigate") < share)[codes[0]]
+    share = config.mitigate.share
+    own = cohorts.uniform(splits["train"].table, f"{config.dataset.split_salt} mitigate") < share
     # Whom a method is fitted on has no say in what probes find, unless all have.
     others = ~own if share < 1 else own
     if not own.any() or not others.any():

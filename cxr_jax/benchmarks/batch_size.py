@@ -15,12 +15,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-import numpy as np
-
 from configs import base
 from cxr_jax import benchmarks, sweeps, tables
-from cxr_jax import mesh as meshes
 from cxr_jax.benchmarks import densenets, train_step
 from cxr_jax.models import densenet
 
@@ -45,14 +41,8 @@ def settings(asked: argparse.Namespace) -> dict[str, densenets.Setting]:
         over["dataset.image_size"] = asked.pixels
     if asked.dtype:
         over["model.dtype"] = asked.dtype
-    mesh, rng = meshes.data_mesh(jax.devices()[:1]), np.random.default_rng(0)
-    found = {}
-    for name, config in sweeps.read(asked.sweep).configs(over).items():
-        batch, pixels = config.train.batch_size, config.dataset.image_size
-        images = rng.integers(0, 256, (batch, pixels, pixels, 1), np.uint8)
-        labels = rng.integers(0, len(densenets.TARGETS[densenets.TARGET].classes), batch, np.int32)
-        found[name] = densenets.Setting(config, mesh, images, labels, copied=0)
-    return found
+    configs = sweeps.read(asked.sweep).configs(over)
+    return {name: densenets.drawn(config, config.train.batch_size) for name, config in configs.items()}
 
 
 def measure(asked: argparse.Namespace) -> dict[str, Any]:

@@ -136,11 +136,15 @@ def config_of(asked: argparse.Namespace) -> ml_collections.ConfigDict:
 
 
 def setting_of(asked: argparse.Namespace) -> Setting:
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (asked.batch, asked.pixels, asked.pixels, 1), np.uint8)
-    labels = rng.integers(0, len(TARGETS[TARGET].classes), asked.batch, np.int32)
-    copied = _MIB if asked.tiny else of_platform(256 * _MIB, _GIB)
-    return Setting(config_of(asked), meshes.data_mesh(jax.devices()[:1]), images, labels, copied)
+    return drawn(config_of(asked), asked.batch, _MIB if asked.tiny else of_platform(256 * _MIB, _GIB))
+
+
+def drawn(config: ml_collections.ConfigDict, batch: int, copied: int = 0) -> Setting:
+    """Random images and labels for a config, on one device."""
+    rng, pixels = np.random.default_rng(0), config.dataset.image_size
+    images = rng.integers(0, 256, (batch, pixels, pixels, 1), np.uint8)
+    labels = rng.integers(0, len(TARGETS[TARGET].classes), batch, np.int32)
+    return Setting(config, meshes.data_mesh(jax.devices()[:1]), images, labels, copied)
 
 
 # ---------------------------------------------------------------------------------------------------------------- bounds

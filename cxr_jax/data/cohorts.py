@@ -253,7 +253,7 @@ def uniform_of_patient(patient_ids: Iterable[str], salt: str) -> np.ndarray:
 def _patient_hash(table: pd.DataFrame, config) -> np.ndarray:
     """Train below the first fraction, validation below the first two, else test, by `uniform_of_patient`."""
     edges = np.cumsum(config.split_fractions)[:2]
-    return np.array(SPLITS)[np.searchsorted(edges, _uniform(table, config), side="right")]
+    return np.array(SPLITS)[np.searchsorted(edges, uniform(table, config.split_salt), side="right")]
 
 
 # What releases call their splits. None: a part that holds training and validation together.
@@ -290,14 +290,15 @@ def _official(table: pd.DataFrame, config) -> np.ndarray:
     split = released.map(_OFFICIAL).to_numpy(object)
     if "validation" not in split:
         train, validation, _ = config.split_fractions
-        held_out = _uniform(table, config) < validation / (train + validation)
+        held_out = uniform(table, config.split_salt) < validation / (train + validation)
         split = np.where(split == "test", "test", np.where(held_out, "validation", "train"))
     return np.where(pd.isna(split), "train", split)
 
 
-def _uniform(table: pd.DataFrame, config) -> np.ndarray:
+def uniform(table: pd.DataFrame, salt: str) -> np.ndarray:
+    """`uniform_of_patient` of each row's patient_id, float64 [n]."""
     codes, patients = pd.factorize(table["patient_id"])
-    return uniform_of_patient(patients.to_list(), config.split_salt)[codes]
+    return uniform_of_patient(patients.to_list(), salt)[codes]
 
 
 # A rule is a function (cohort so far, config.dataset) → a split for each row.

@@ -30,7 +30,7 @@ on, until what is left tells nothing or the rounds are used up; in the same unit
 
 **Pruning** sets to their mean those features that have most weight in a linear probe of the concept; what the field does by hand.
 
-Two need the attribute at test time and are for comparison, never for use (`NEEDS_ATTRIBUTE`): the **oracle** (Belrose et al., section 5: what is
+Two need the attribute at test time and are for comparison, never for use: the **oracle** (Belrose et al., section 5: what is
 least to be taken away if one knows z is x's regression on it), and the **quadratic** one, which carries each class's mean and covariance
 over to those of the one Gaussian that lies nearest to all (the barycentre by the 2-Wasserstein distance), so that no quadratic probe
 tells the classes apart either. Σ̄ is the fixed point of
@@ -51,7 +51,6 @@ import numpy as np
 from cxr_jax.probes import logistic_regression
 from cxr_jax.tables import UserError, not_finite
 
-NEEDS_ATTRIBUTE = ("oracle", "quadratic")
 ROWS = 8192  # features in float64 at a time
 # Of the largest eigenvalue of a covariance, and of the largest singular value of what is to be erased: below is rounding.
 RANK_TOLERANCE = 1e-10
@@ -66,14 +65,14 @@ class Eraser:
     """x ↦ x - left rightᵀ (x - mean), for each of B sets of weights.
 
     mean: float64 [B, d]. left, right: float64 [B, d, r]; columns of 0 where fewer than r directions are erased. rank: int [B], how many are.
-    covariance_rank: int [B], of the features' covariance as it was used; below d, directions that no training row had are left as they are.
+    covariance_rank: int [B], of the features' covariance, where one was inverted; below d, directions that no training row had are left as they are.
     """
 
     mean: np.ndarray
     left: np.ndarray
     right: np.ndarray
     rank: np.ndarray
-    covariance_rank: np.ndarray
+    covariance_rank: np.ndarray | None = None
 
     def __call__(self, features: np.ndarray, b: int = 0) -> np.ndarray:
         """float32 [n, d] of float32 [n, d]. Raises UserError for a feature that is no number, ValueError for another number of columns."""
@@ -104,7 +103,7 @@ class _Moments:
 
 
 def _moments(features: np.ndarray, concept: np.ndarray, weights: np.ndarray) -> _Moments:
-    """weights: [B, n]."""
+    """weights: [B, n]. Raises UserError where no feature varies."""
     # Rows that have the same weights everywhere are summed up once: of folds, every row once, however many folds there are.
     kinds, kind = np.unique(weights, axis=1, return_inverse=True)
     if kinds.shape[1] <= len(weights) + 1:
@@ -128,7 +127,10 @@ def _moments(features: np.ndarray, concept: np.ndarray, weights: np.ndarray) -> 
     weight = weights.sum(axis=1)
     mean = shares @ sums / weight[:, None]
     covariance = np.tensordot(shares, products, 1) / weight[:, None, None] - mean[:, :, None] * mean[:, None, :]
-    return _Moments(weight, mean[:, :d] + shift, mean[:, d:], covariance[:, :d, :d], covariance[:, :d, d:], covariance[:, d:, d:])
+    of = _Moments(weight, mean[:, :d] + shift, mean[:, d:], covariance[:, :d, :d], covariance[:, :d, d:], covariance[:, d:, d:])
+    if not (_deviations(of)[0] > 0).any(axis=1).all():
+        raise UserError("no feature varies among the training images: there is nothing to erase from")
+    return of
 
 
 @jax.jit
@@ -176,9 +178,8 @@ def leace(
 
     Raises UserError where fewer than two classes have weight, or a class of `classes` has none, or no feature varies; ValueError for shapes that do not agree.
     """
-    features, concept, weights = _checked(features, labels, classes, weights)
+    concept, weights = _checked(features, labels, classes, weights)
     of = _moments(features, concept, weights)
-    _check_varies(of)
     covariance = shrunk(of.features, _patients(patients, weights)) if shrink else of.features
     whiten, colour, rank = _roots(covariance)
     spans, erased = _spans(whiten @ of.cross)
@@ -203,10 +204,9 @@ def orthogonalised(
         raise ValueError(f"confounders {confounders.shape} for features {features.shape}")
     if not np.isfinite(confounders).all():
         raise UserError(f"confounders: row {int(np.argmin(np.isfinite(confounders).all(axis=1))) + 1} has one that is no number; leave such rows out")
-    features, concept, weights = _checked(features, labels, classes, weights)
+    concept, weights = _checked(features, labels, classes, weights)
     k = concept.shape[1]
     of = _moments(features, np.concatenate([concept, confounders], axis=1), weights)
-    _check_varies(of)
     inverse = np.linalg.pinv(of.concepts, rcond=RANK_TOLERANCE, hermitian=True)
     # The indicators of all classes add up to 1, so that one combination of them has no variance; all others must have some of
     # their own beside the confounders'.
@@ -216,8 +216,8 @@ def orthogonalised(
         ):
             raise UserError(f"confounders tell the class of every image (weights {b}): no difference between classes is left that is not theirs")
     # Coefficients of the class indicators, less their mean over classes, which is not determined.
-    coefficients, deviation = (of.cross @ inverse)[:, :, :k], _deviations(of)
-    spans, erased = _spans((coefficients - coefficients.mean(axis=2, keepdims=True)) / deviation[:, :, None])
+    coefficients, (_, to_units) = (of.cross @ inverse)[:, :, :k], _deviations(of)
+    spans, erased = _spans((coefficients - coefficients.mean(axis=2, keepdims=True)) * to_units[:, :, None])
     return _in_deviations(of, spans, erased)
 
 
@@ -235,11 +235,10 @@ def nullspace_projected(
     penalty: of the probe, as `logistic_regression.fit` takes it; the one that was chosen for this concept. rounds: at most; fewer where a probe
     is better than the best constant by less than LEAST_GAIN. Else as `leace`.
     """
-    features, concept, weights = _checked(features, labels, classes, weights)
+    concept, weights = _checked(features, labels, classes, weights)
     codes, classes = np.maximum(labels, 0), concept.shape[1]
     of = _moments(features, concept, weights)
-    _check_varies(of)
-    scales, bases = np.where(_varies(of), _deviations(of), 0), []
+    (deviation, _), bases = _deviations(of), []
     for b, weight in enumerate(weights):
         basis = np.zeros((features.shape[1], 0))
         share = of.concept[b]
@@ -249,7 +248,7 @@ def nullspace_projected(
             fit = logistic_regression.fit(left, codes, np.array([penalty]), weight[None].astype(np.float32), classes=classes)
             if constant - fit.objective[0, 0] < LEAST_GAIN:
                 break
-            coefficients = np.nan_to_num(fit.coefficients[0, 0]).T * scales[b][:, None]
+            coefficients = np.nan_to_num(fit.coefficients[0, 0]).T * deviation[b][:, None]
             new = coefficients - coefficients.mean(axis=1, keepdims=True)
             (new,), (count,) = _spans((new - basis @ (basis.T @ new))[None])
             if not count:
@@ -273,31 +272,26 @@ def pruned(
     """The `count` features of most weight in a probe of the concept put to their mean: root of the sum of squared coefficients over classes, for
     features in deviations. penalty: as `nullspace_projected` takes it. Else as `leace`.
     """
-    features, concept, weights = _checked(features, labels, classes, weights)
+    concept, weights = _checked(features, labels, classes, weights)
     of = _moments(features, concept, weights)
-    _check_varies(of)
     fit = logistic_regression.fit(features, np.maximum(labels, 0), np.array([penalty]), weights.astype(np.float32), classes=concept.shape[1])
-    size = np.sqrt(np.square(np.nan_to_num(fit.coefficients[:, 0])).sum(axis=1)) * np.where(_varies(of), _deviations(of), 0)
+    size = np.sqrt(np.square(np.nan_to_num(fit.coefficients[:, 0])).sum(axis=1)) * _deviations(of)[0]
     chosen = np.argsort(-size, axis=1, kind="stable")[:, : min(count, features.shape[1])]
     spans = np.eye(features.shape[1])[chosen].transpose(0, 2, 1)
-    return Eraser(of.mean, spans, spans, np.full(len(weights), chosen.shape[1]), np.linalg.matrix_rank(of.features, hermitian=True))
+    return Eraser(of.mean, spans, spans, np.full(len(weights), chosen.shape[1]))
 
 
-def _varies(of: _Moments) -> np.ndarray:
-    """Which features vary by more than float32 can be off: bool [B, d]."""
-    return np.diagonal(of.features, axis1=1, axis2=2) > np.square(np.finfo(np.float32).eps * of.mean)
-
-
-def _deviations(of: _Moments) -> np.ndarray:
-    """Of each feature, [B, d]; infinite for one that does not vary, so that it has no part in anything."""
-    return np.where(_varies(of), np.sqrt(np.abs(np.diagonal(of.features, axis1=1, axis2=2))), np.inf)
+def _deviations(of: _Moments) -> tuple[np.ndarray, np.ndarray]:
+    """(deviation of each feature, 1 over it), [B, d]; both 0 for one that varies by no more than float32 can be off, so that it has no part in anything."""
+    variance = np.diagonal(of.features, axis1=1, axis2=2)
+    deviation = np.sqrt(np.where(variance > np.square(np.finfo(np.float32).eps * of.mean), variance, 0))
+    return deviation, np.divide(1, deviation, out=np.zeros_like(deviation), where=deviation > 0)
 
 
 def _in_deviations(of: _Moments, spans: np.ndarray, erased: np.ndarray) -> Eraser:
     """The eraser that projects out orthonormal columns of features in deviations."""
-    deviation = _deviations(of)[:, :, None]
-    left = np.where(np.isfinite(deviation), deviation, 0) * spans
-    return Eraser(of.mean, left, spans / deviation, erased, np.linalg.matrix_rank(of.features, hermitian=True))
+    deviation, to_units = _deviations(of)
+    return Eraser(of.mean, deviation[:, :, None] * spans, to_units[:, :, None] * spans, erased)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -313,9 +307,8 @@ class Oracle:
 
 def oracle(features: np.ndarray, labels: np.ndarray, *, classes: int | None = None, weights: np.ndarray | None = None) -> Oracle:
     """The least change that leaves no cross-covariance, if one knows the class: each class's mean is moved to the common one. As `leace`."""
-    features, concept, weights = _checked(features, labels, classes, weights)
+    concept, weights = _checked(features, labels, classes, weights)
     of = _moments(features, concept, weights)
-    _check_varies(of)
     # Σ_xz Σ_zz⁺ (e_c - π) is what class c's mean is above the common one.
     regression = of.cross @ np.linalg.pinv(of.concepts, rcond=RANK_TOLERANCE, hermitian=True)
     return Oracle(np.einsum("bdk,bck->bcd", regression, np.eye(concept.shape[1]) - of.concept[:, None]))
@@ -346,10 +339,9 @@ def quadratic(features: np.ndarray, labels: np.ndarray, patients: np.ndarray, *,
 
     Raises UserError, too, where a class's covariance has not full rank and is not shrunk: no map carries over what is not there.
     """
-    features, concept, _ = _checked(features, labels, classes, None)
+    concept, _ = _checked(features, labels, classes, None)
     d, share = features.shape[1], concept.sum(axis=0) / concept.sum()
     of = _moments(features, np.empty((len(features), 0)), concept.T)
-    _check_varies(of)
     covariance = shrunk(of.features, _patients(patients, concept.T)) if shrink else of.features
     whiten, colour, rank = _roots(covariance)
     if (rank < d).any():
@@ -377,7 +369,7 @@ def _spans(directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _checked(features, labels, classes, weights) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(features, class indicators float64 [n, classes], weights float64 [B, n], 0 where the class is not known)."""
+    """(Class indicators float64 [n, classes], weights float64 [B, n], 0 where the class is not known)."""
     labels = np.asarray(labels)
     if features.ndim != 2 or not features.shape[1] or labels.shape != features.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"labels {labels.dtype} {labels.shape} for features {features.shape}")
@@ -397,7 +389,7 @@ def _checked(features, labels, classes, weights) -> tuple[np.ndarray, np.ndarray
         raise UserError("the attribute has one class only among the training images, or none: there is nothing to erase")
     if not present.all():
         raise UserError(f"class {int(np.argmin(present.all(axis=0)))} of the attribute has no training image; leave it out, or draw the cohort otherwise")
-    return features, concept, weights
+    return concept, weights
 
 
 def _patients(patients: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -406,11 +398,6 @@ def _patients(patients: np.ndarray, weights: np.ndarray) -> np.ndarray:
         raise ValueError(f"patients {np.shape(patients)} for {weights.shape[1]} rows")
     codes = np.unique(np.asarray(patients), return_inverse=True)[1]
     return np.array([len(np.unique(codes[weight > 0])) for weight in weights])
-
-
-def _check_varies(of: _Moments) -> None:
-    if not _varies(of).any(axis=1).all():
-        raise UserError("no feature varies among the training images: there is nothing to erase from")
 
 
 def _known(labels: np.ndarray, classes: int) -> np.ndarray:

@@ -49,15 +49,10 @@ def eraser(splits: Mapping[str, Features], own: np.ndarray, settings) -> tuple[C
 
 
 def design(table: pd.DataFrame, confounders: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """(float64 [n, c], bool [n]: where all are known): a number as it is, a class label as indicators of its classes but the first."""
-    columns, known = [], np.ones(len(table), bool)
+    """(float64 [n, c], as `protocol.attribute_columns`; bool [n]: where all are known)."""
     for name in confounders:
         if name not in table:
             raise UserError(f"{FIELD}.confounders: {name} is not recorded beside these features; there are {', '.join(sorted(table.columns))}")
-        column = table[name]
-        known &= column.notna().to_numpy()
-        if pd.api.types.is_numeric_dtype(column):
-            columns.append(column.to_numpy(np.float64)[:, None])
-        else:
-            columns.append((column.to_numpy()[:, None] == np.array(sorted(set(column.dropna()))[1:], object)).astype(np.float64))
+    columns = [protocol.attribute_columns(table[name], table[name]) for name in confounders if table[name].notna().any()]
+    known = table[list(confounders)].notna().all(axis=1).to_numpy()
     return np.concatenate([np.empty((len(table), 0)), *columns], axis=1), known

@@ -114,6 +114,15 @@ def _compared(splits: Mapping[str, Features], targets: Mapping[str, tuple[str, .
 # ---------------------------------------------------------------------------------------------------- what is to be read
 
 
+def attribute_columns(here: pd.Series, train: pd.Series) -> np.ndarray:
+    """float64 [n, c]: a number in standard deviations of training, another attribute as a column a class of training; NaN: unknown."""
+    if pd.api.types.is_numeric_dtype(train):
+        spread = float(train.std(ddof=0)) or 1.0
+        return ((here.to_numpy(np.float64, na_value=np.nan) - float(train.mean())) / spread)[:, None]
+    columns = [(here == value).where(here.notna(), np.nan).to_numpy(np.float64) for value in sorted(set(train.dropna()))]
+    return np.stack(columns, axis=1)
+
+
 def classes_of(splits: Mapping[str, Features], target: str, field: str = "config.probe.targets") -> tuple[str, ...]:
     """The classes of a label: in the order that the features' own record has, else sorted. field: of the config, that names it.
 
@@ -328,18 +337,9 @@ class _Fitter:
             columns = _finding_columns(self.train.table, self.settings.targets)
             values = part.table.reindex(columns=columns).to_numpy(np.float64, na_value=np.nan)
         else:
-            values = np.concatenate([self._attribute(a, part) for a in _demographics(self.train.table, target)], axis=1)
+            values = np.concatenate([attribute_columns(part.table[a], self.train.table[a]) for a in _demographics(self.train.table, target)], axis=1)
         # A missing value counts as the mean, and that it is missing counts too.
         return np.concatenate([np.nan_to_num(values), np.isnan(values)], axis=1).astype(np.float32)
-
-    def _attribute(self, name: str, part: _Part) -> np.ndarray:
-        """Age in standard deviations of training, another attribute as a column a class of training; NaN: unknown."""
-        here, there = part.table[name], self.train.table[name]
-        if name == "age":
-            spread = float(there.std(ddof=0)) or 1.0
-            return ((here.to_numpy(np.float64, na_value=np.nan) - float(there.mean())) / spread)[:, None]
-        columns = [(here == value).where(here.notna(), np.nan).to_numpy(np.float64) for value in sorted(set(there.dropna()))]
-        return np.stack(columns, axis=1)
 
     def fit(self, reading: Reading, classes: Sequence[str]) -> _Fitted:
         data = []

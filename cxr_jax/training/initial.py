@@ -38,26 +38,29 @@ def network(config: ml_collections.ConfigDict, targets: Mapping[str, Target]) ->
         if m.init_inputs:
             raise UserError(f"config.model.init_inputs={m.init_inputs}: says how a file of weights is fed; {given} is none, and a run's network is fed as it was")
         params, told, there = _of_run(given, targets)
-    plain = {name: {k: tuple(v) if k == "blocks" else v for k, v in of.items()} for name, of in (("here", model), ("there", there))}
-    differing = [k for k in densenet.FIELDS if k not in _MAY_DIFFER and plain["here"][k] != plain["there"][k]]
+    model["blocks"], there = tuple(model["blocks"]), {**there, "blocks": tuple(there["blocks"])}
+    differing = [k for k in densenet.FIELDS if k not in _MAY_DIFFER and model[k] != there[k]]
     if differing:
-        what = "; ".join(f"model.{k} is {plain['there'][k]} there, {plain['here'][k]} here" for k in differing)
-        remedy = " ".join(f"--config.model.{k}='{plain['there'][k]}'" for k in differing)
+        what = "; ".join(f"model.{k} is {there[k]} there, {model[k]} here" for k in differing)
+        remedy = " ".join(f"--config.model.{k}='{there[k]}'" for k in differing)
         raise UserError(f"config.model.init_from={m.init_from}: {what}; set {remedy}")
     model["stem_constant"] = bool(model["stem_constant"] or there["stem_constant"])
 
-    heads = {name: len(target.classes) for name, target in targets.items()}
-    drawn = densenet.from_config(ml_collections.ConfigDict(model), heads, config.seed)
+    drawn, described = _drawn(model, config, targets)
     if params is not None:
         nnx.update(drawn, params)
-    return drawn, ModelDescription(model, targets, config.dataset.image_size), f"training begins from {told}" if told else ""
+    return drawn, described, f"training begins from {told}" if told else ""
 
 
 def network_to_go_on_with(config: ml_collections.ConfigDict, targets: Mapping[str, Target], folder: pathlib.Path):
     """(a network of the shape that the checkpoints in `folder` have, what it is), whose weights these are to replace: what it began from is no longer asked for."""
-    model = dict(ModelDescription.read(folder).model)
+    return _drawn(ModelDescription.read(folder).model, config, targets)
+
+
+def _drawn(model: Mapping, config: ml_collections.ConfigDict, targets: Mapping[str, Target]) -> tuple[densenet.DenseNet, ModelDescription]:
     heads = {name: len(target.classes) for name, target in targets.items()}
-    return densenet.from_config(ml_collections.ConfigDict(model), heads, config.seed), ModelDescription(model, targets, config.dataset.image_size)
+    network = densenet.from_config(ml_collections.ConfigDict(dict(model)), heads, config.seed)
+    return network, ModelDescription(model, targets, config.dataset.image_size)
 
 
 def _of_run(given: pathlib.Path, targets: Mapping[str, Target]) -> tuple[nnx.State, str, Mapping]:
