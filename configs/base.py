@@ -80,15 +80,36 @@ def get_config() -> ml_collections.ConfigDict:
     t.evaluate_batch_size = 64  # images of a global batch when nothing is learnt
     t.log_every_steps = 10
 
+    t.objective = o = ml_collections.ConfigDict()
+    # erm | reweight | resample | group_dro | dann | cdann | mmd | coral | jtt | domain_independent: cxr_jax/training/objectives.py. All but erm
+    # and jtt read the attribute of training images; none that of an image that is judged
+    o.name = "erm"
+    o.attribute = "race"  # whose classes are the groups; also of train.select
+    o.cells = "group_label"  # group | group_label: what reweight, resample and group_dro make count alike; of findings each has its own
+    o.finding = "No Finding"  # resample by group_label: an image is drawn once for all its findings, by this one
+    o.step = 0.01  # group_dro: of the exponent by which shares of cells grow
+    o.strength = 1.0  # dann, cdann: of the reversed gradient; mmd, coral: of the distance between groups, beside the loss
+    o.hidden = 256  # dann, cdann: units of the adversary
+    o.first_epochs = 1  # jtt: of the first training, which says what is got wrong
+    o.upweight = 5.0  # jtt: what that counts in the second one
+    # auc | worst_group_auc | gap: by what the best epoch is told, on validation; macro AUC, that of the group that fares worst, or the smallest
+    # error gap between groups among epochs whose macro AUC is at least train.auc_floor (cxr_jax/audit/validation.py)
+    t.select = "auc"
+    t.auc_floor = 0.7
+
     t.augment = a = ml_collections.ConfigDict()
     a.flip = False  # left-right; off because a heart has a side
     a.rotate_degrees = 0.0  # uniform in +- this
     a.zoom = 0.0  # uniform in 1 +- this
     a.shift = 0.0  # uniform in +- this share of the width
+    # What acquisition changes, so that nothing can be read from it
+    a.window = 0.0  # each end of the gray levels moves, uniform in +- this share of their range
+    a.field_of_view = 0.0  # a crop, anywhere, of up to this share of the width, magnified
+    a.exposure = 0.0  # the exponent of gray levels, 2 to the power of uniform in +- this
 
     c.checkpoint = k = ml_collections.ConfigDict()
     k.every_steps = 200  # and at the end of each epoch
-    k.keep = 2  # the last K; the best by validation macro AUC is kept besides
+    k.keep = 2  # the last K; the best by train.select is kept besides
 
     c.predict = r = ml_collections.ConfigDict()
     r.dataset = ""  # NAME[.VARIANT] of another data set to judge on; empty: the one trained on

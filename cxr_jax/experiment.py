@@ -49,6 +49,7 @@ SIZES = ("tiny", "paper")
 PROBES = ("logistic_regression", "knn", "kmeans", "network")
 THRESHOLD = re.compile(r"youden|f1|(sensitivity|specificity|fixed):(0|0?\.\d+|1|[01]\.0*)")
 THRESHOLDS = "youden, f1, sensitivity:0.9, specificity:0.9 or fixed:0.5, the number from 0 to 1"
+OBJECTIVES = ("erm", "reweight", "resample", "group_dro", "dann", "cdann", "mmd", "coral", "jtt", "domain_independent")
 MITIGATIONS = ("none", "leace", "orthogonalise", "null_space", "prune")
 CONTROLS = ("shuffled", "untrained", "findings", "demographics", "histogram", "as_many")
 
@@ -203,10 +204,25 @@ def validate(config: ml_collections.ConfigDict) -> None:
     require("train.learning_rate", t.learning_rate > 0, "more than 0")
     require("train.schedule", t.schedule in ("constant", "cosine"), "constant or cosine")
     require("train.warmup_epochs", 0 <= t.warmup_epochs < t.epochs, "0 or more, and fewer than train.epochs")
+    o = t.objective
+    require("train.objective.name", o.name in OBJECTIVES, f"no {o.name!r}{nearest(str(o.name), OBJECTIVES)}")
+    require("train.objective.cells", o.cells in ("group", "group_label"), "group or group_label")
+    require("train.objective.step", _number(o.step) and o.step > 0, "more than 0")
+    require("train.objective.strength", _number(o.strength) and o.strength >= 0, "0 or more")
+    require("train.objective.hidden", _whole(o.hidden) and o.hidden > 0, "at least 1 unit")
+    require("train.objective.first_epochs", _whole(o.first_epochs) and o.first_epochs > 0, "at least 1")
+    require("train.objective.upweight", _number(o.upweight) and o.upweight > 0, "more than 0")
+    one = o.name != "resample" or o.cells == "group" or len(t.targets) == 1
+    require("train.objective.name", one, "resample by group_label draws by one target; name one, or take --config.train.objective.cells=group")
+    require("train.select", t.select in ("auc", "worst_group_auc", "gap"), "auc, worst_group_auc or gap")
+    require("train.auc_floor", _number(t.auc_floor) and 0 <= t.auc_floor <= 1, "from 0 to 1")
     require("train.log_every_steps", t.log_every_steps >= 1, "at least 1")
     require("train.augment.rotate_degrees", 0 <= t.augment.rotate_degrees <= 180, "0 to 180 degrees")
     require("train.augment.zoom", 0 <= t.augment.zoom < 1, "0 to below 1")
     require("train.augment.shift", 0 <= t.augment.shift < 1, "0 to below 1")
+    require("train.augment.window", 0 <= t.augment.window < 0.5, "0 to below 0.5")
+    require("train.augment.field_of_view", 0 <= t.augment.field_of_view < 1, "0 to below 1")
+    require("train.augment.exposure", 0 <= t.augment.exposure <= 4, "0 to 4")
     require("checkpoint.every_steps", config.checkpoint.every_steps >= 1, "at least 1")
     require("checkpoint.keep", config.checkpoint.keep >= 1, "at least 1")
     if config.predict.dataset:  # told now, not after training

@@ -49,6 +49,8 @@ def prepare(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     # A target that the data cannot teach is told now, not after an hour of training, and before anything is written: a
     # workdir never holds the cohort of one command beside the pages of another.
     _, dropped = cohorts.targets(cohort, config.train.targets, config.dataset)
+    if "train" in config.stages:
+        groups_of(config, cohort)
     cohort.write(run.path(COHORT))
     with tables.whole_file(run.path("quarantine.csv")) as path:
         dataset.quarantine.to_csv(path, index=False)
@@ -104,15 +106,30 @@ def headline(config: ml_collections.ConfigDict) -> str:
 
 def train(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     """Trains from the last checkpoint, or from the start, to the last epoch."""
-    from cxr_jax.audit import metrics
+    from cxr_jax.audit import validation
     from cxr_jax.data import cohorts, datasets, pipeline
-    from cxr_jax.training import checkpoints, initial, train as training
+    from cxr_jax.training import checkpoints, initial, objectives, train as training
 
     check_judged(config, run)  # again: what the model is judged on may be named only now
     dataset = datasets.open(config.dataset)
     cohort = cohorts.Cohort.read(run.path(COHORT))
     targets, _ = cohorts.targets(cohort, config.train.targets, config.dataset)
-    labels = cohorts.labels(cohort, targets, config.dataset)
+    labels, (group, groups) = cohorts.labels(cohort, targets, config.dataset), groups_of(config, cohort)
+    patients, in_training = cohort.table["patient_id"].to_numpy(), (cohort.table["split"] == "train").to_numpy()
+
+    def measure(index: np.ndarray, scores: dict[str, np.ndarray]) -> dict:
+        mine, own = {name: values[index] for name, values in labels.items()}, None if group is None else group[index]
+        return validation.measure(targets, mine, scores, patients[index], own, len(groups), config.train.select, config.train.auc_floor)
+
+    def fit(settings, objective, workdir: pathlib.Path, network, described):
+        """`training.fit`, its checkpoints and log in a folder."""
+        sources = pipeline.sources(dataset, cohort.table, settings.dataset, devices, objective.draw)
+        run.record.pop("resident", None)
+        if sources["train"].on_devices:
+            run.record["resident"] = sources["train"].told(settings.train.batch_size)
+            print(run.record["resident"])
+        with checkpoints.Checkpoints(workdir / "checkpoints", described, settings.checkpoint.keep) as kept:
+            return training.fit(settings, objective, labels, sources["train"], sources["validation"], measure, kept, workdir, devices, network)
 
     devices, folder = mesh.data_mesh(), run.path("checkpoints")
     training.check_batches(config.train, devices)
@@ -123,54 +140,60 @@ def train(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
         if told:
             check_unseen(cohort, config.model.init_from, "config.model.init_from")
             print(told)
-    sources = pipeline.sources(dataset, cohort.table, config.dataset, devices)
-    run.record.pop("resident", None)
-    if sources["train"].on_devices:
-        run.record["resident"] = sources["train"].told(config.train.batch_size)
-        print(run.record["resident"])
-
-    def measure(index: np.ndarray, scores: dict[str, np.ndarray]) -> dict:
-        """Loss as in training, and the macro AUC over the classes, of all heads, that validation can judge."""
-        auc, loss = {}, 0.0
-        for name, target in targets.items():
-            loss += log_loss(labels[name][index], scores[name])
-            for k, class_name in enumerate(target.classes):
-                truth = one_vs_rest(labels[name][index], k)
-                known = ~np.isnan(truth)
-                auc[class_name] = metrics.auc(truth[known], scores[name][known, k])
-        defined = [v for v in auc.values() if not np.isnan(v)]
-        return {
-            "loss": loss,
-            "macro_auc": float(np.mean(defined)) if defined else float("nan"),
-            "auc": auc,
-            "n_images": len(index),
-            "n_patients": int(cohort.table["patient_id"].iloc[index].nunique()),
-        }
-
     checkpoints.leave_errors_to_us()
-    with checkpoints.Checkpoints(folder, described, config.checkpoint.keep) as kept:
-        training.fit(config, targets, labels, sources["train"], sources["validation"], measure, kept, run.workdir, devices, network)
+    wrong = first_training(config, run, cohort, targets, labels, fit) if config.train.objective.name == "jtt" else None
+    objective = objectives.of_config(config.train.objective, targets, labels, in_training, group, groups, wrong)
+    fit(config, objective, run.workdir, network, described)
 
 
-def one_vs_rest(labels: np.ndarray, k: int) -> np.ndarray:
-    """1, 0, NaN where unknown: float64 [n], of class k, from class numbers [n] or from a column of findings [n, F]."""
-    if labels.ndim == 2:
-        return labels[:, k].astype(np.float64)
-    return np.where(labels < 0, np.nan, (labels == k).astype(np.float64))
+def groups_of(config: ml_collections.ConfigDict, cohort) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """(number of each row's group, int32 [n], -1 unknown; their names), or (None, ()) where training asks for no groups.
 
-
-def log_loss(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Mean negative logarithm of the probability given to what is so, over known labels; nats, NaN where there is none.
-
-    labels: class numbers [n] (-1 unknown) with scores [n, classes], or findings [n, F] (NaN unknown) with scores [n, F].
+    Raises UserError where config.train.objective.attribute is not recorded, has one class, lacks one in training, or is what is learnt.
     """
-    if labels.ndim == 1:
-        rows = np.flatnonzero(labels >= 0)
-        given = scores[rows, labels[rows]]
+    o = config.train.objective
+    if o.name in ("erm", "jtt") and config.train.select == "auc":
+        return None, ()
+    from cxr_jax.data import cohorts
+
+    if o.attribute in config.train.targets:
+        raise UserError(f"config.train.objective.attribute={o.attribute}: it is one of train.targets; what is learnt cannot be unlearnt")
+    groups, _ = cohorts.targets(cohort, (o.attribute,), config.dataset, "config.train.objective.attribute")
+    if groups[o.attribute].kind != "multiclass":
+        raise UserError(f"config.train.objective.attribute={o.attribute}: not a class label")
+    return cohorts.labels(cohort, groups, config.dataset)[o.attribute], groups[o.attribute].classes
+
+
+def first_training(config, run: experiment.Run, cohort, targets, labels, fit) -> dict[str, np.ndarray]:
+    """Which labels a first, short training gets wrong, bool in the shape of the labels; of those of other splits none.
+
+    It has a folder of its own, `first`, with its checkpoints, so that it can be gone on with like any other; once it is over it is read from there.
+    """
+    from cxr_jax.audit import validation
+    from cxr_jax.data import datasets, pipeline
+    from cxr_jax.training import checkpoints, inference, initial, objectives
+
+    short = ml_collections.ConfigDict(config.to_dict())  # of its own: copies of a ConfigDict share their sections
+    short.train.epochs = config.train.objective.first_epochs
+    short.train.warmup_epochs = min(config.train.warmup_epochs, short.train.epochs / 2)
+    folder, devices = run.path("first"), mesh.data_mesh()
+    folder.mkdir(exist_ok=True)
+    if checkpoints.has_state(folder / "checkpoints"):
+        network, described = initial.network_to_go_on_with(short, targets, folder / "checkpoints")
     else:
-        known = ~np.isnan(labels)
-        given = np.where(labels == 1, scores, 1 - scores)[known]
-    return float(-np.log(np.maximum(given.astype(np.float64), 1e-12)).mean()) if given.size else float("nan")
+        network, described, _ = initial.network(short, targets)
+    fit(short, objectives.Objective(targets), folder, network, described)
+    forward, params, stats = inference.restore(folder / "checkpoints", "last", devices)
+    source = pipeline.sources(datasets.open(config.dataset), cohort.table, config.dataset)["train"]
+    index, scores, _ = inference.predict(forward, params, stats, source, config.train.evaluate_batch_size)
+    mine = {name: values[index] for name, values in labels.items()}
+    found = {name: np.zeros(values.shape, bool) for name, values in labels.items()}
+    for name, of in validation.wrong(targets, mine, scores).items():
+        found[name][index] = of
+    count, among = (sum(int(x.sum()) for x in tree.values()) for tree in (found, {k: (v >= 0) for k, v in mine.items()}))
+    run.record["first_training"] = f"a first training of {short.train.epochs} epochs got {count:,} of {among:,} training labels wrong"
+    print(f"  {run.record['first_training']}")
+    return found
 
 
 def predict(config: ml_collections.ConfigDict, run: experiment.Run) -> None:

@@ -46,7 +46,7 @@ from cxr_jax.benchmarks import densenets
 from cxr_jax.benchmarks.densenets import Turn
 from cxr_jax.data import resident
 from cxr_jax.models import densenet
-from cxr_jax.training import optimizers, train
+from cxr_jax.training import objectives, optimizers, train
 
 SIDE = 256  # pixels, of a stored image
 IMAGES_OF_A_PATIENT = 1.5  # in the training split: 1 to 4 images each, and 60 % of patients
@@ -70,7 +70,7 @@ def synthetic(images: int) -> types.SimpleNamespace:
     def read(runs):
         return (pool[run % len(pool)] for run in runs)
 
-    return types.SimpleNamespace(index=np.arange(images, dtype=np.int32), image_shape=pool.shape[1:], read=read)
+    return types.SimpleNamespace(index=np.arange(images, dtype=np.int32), image_shape=pool.shape[1:], read=read, draw=None)
 
 
 def from_records(asked: argparse.Namespace, data_dir: str) -> dict[str, Any]:
@@ -122,18 +122,18 @@ class Training:
         heads = {name: len(target.classes) for name, target in densenets.TARGETS.items()}
         model = densenet.from_config(self.config.model, heads, seed=0)
         self.parameters = densenet.parameter_count(model)
-        self.graphdef, self.state = train.init_state(model, self.optimizer, 0, mesh)
+        self.graphdef, self.state = train.init_state(model, self.optimizer, 0, mesh, objectives.Objective(densenets.TARGETS))
         classes = heads[densenets.TARGET]
         self.labels = {densenets.TARGET: np.random.default_rng(0).integers(0, classes, images, np.int32)}
 
     def step(self, images_of: Callable | None) -> Callable:
-        return train.make_step(self.graphdef, self.optimizer, densenets.TARGETS, self.config, self.mesh, images_of)
+        return train.make_step(self.graphdef, self.optimizer, objectives.Objective(densenets.TARGETS), self.config, self.mesh, images_of)
 
     def on_device(self, batch: Mapping[str, np.ndarray]):
         """A batch as `train.fit` hands it to the step."""
         taken = {name: batch[name] for name in ("image", "row", "mask") if name in batch}
         index = batch["index"].astype(np.int32)
-        return meshes.shard_batch(self.mesh, {**taken, "index": index, "labels": train.take_labels(self.labels, index)})
+        return meshes.shard_batch(self.mesh, {**taken, "index": index, "labels": train.take_rows(self.labels, index), "carried": {}})
 
     def run(self, step: Callable, batches: Iterable, resident_images: Sequence[jax.Array] = ()) -> None:
         """Steps through batches that are on the device, waiting for the losses as often as a run does."""

@@ -21,12 +21,13 @@ import numpy as np
 
 from cxr_jax import mesh as meshes
 from cxr_jax.benchmarks import densenets
-from cxr_jax.training import optimizers, train
+from cxr_jax.training import objectives, optimizers, train
 
 
 def ours(setting: densenets.Setting) -> tuple[densenets.Contestant, densenets.Program]:
     optimizer = optimizers.adam(setting.config.train, steps_per_epoch=1)
-    graphdef, state = train.init_state(setting.network(), optimizer, 0, setting.mesh)
+    objective = objectives.Objective(densenets.TARGETS)
+    graphdef, state = train.init_state(setting.network(), optimizer, 0, setting.mesh, objective)
     batch = meshes.shard_batch(
         setting.mesh,
         {
@@ -34,9 +35,10 @@ def ours(setting: densenets.Setting) -> tuple[densenets.Contestant, densenets.Pr
             "mask": np.ones(setting.batch, bool),
             "index": np.arange(setting.batch, dtype=np.int32),
             "labels": {densenets.TARGET: setting.labels},
+            "carried": {},
         },
     )
-    lowered = train.make_step(graphdef, optimizer, densenets.TARGETS, setting.config, setting.mesh).lower(state, batch)
+    lowered = train.make_step(graphdef, optimizer, objective, setting.config, setting.mesh).lower(state, batch)
     compiled = lowered.compile()
 
     def run():

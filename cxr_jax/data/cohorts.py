@@ -308,12 +308,14 @@ SPLIT_RULES: dict[str, Callable[..., np.ndarray]] = {"patient_hash": _patient_ha
 # ---- targets and labels --------------------------------------------------------------------------
 
 
-def targets(cohort: Cohort, names: Sequence[str], policy) -> tuple[dict[str, Target], tuple[str, ...]]:
+def targets(
+    cohort: Cohort, names: Sequence[str], policy, field: str = "config.train.targets"
+) -> tuple[dict[str, Target], tuple[str, ...]]:
     """What a model that is trained on `cohort` predicts, and which findings had to be dropped.
 
     names: `findings`, or class labels: race, sex, view, or any other text column. race has the race rule's classes in
         its order, other labels their sorted values.
-    policy: a run's `config.dataset`, of which `uncertain` and `unmentioned` are read: see `labels`.
+    policy: a run's `config.dataset`, of which `uncertain` and `unmentioned` are read: see `labels`. field: of the config, that names them.
 
     Returns the targets by name, in the order of `names`, and the findings that have no positive or no negative image in
     training: no model can learn them, and they are logged. Raises UserError for an unknown name (the nearest known one
@@ -324,15 +326,15 @@ def targets(cohort: Cohort, names: Sequence[str], policy) -> tuple[dict[str, Tar
     dropped: tuple[str, ...] = ()
     for name in names:
         if name == "findings":
-            chosen[name], dropped = _findings_target(cohort, policy)
+            chosen[name], dropped = _findings_target(cohort, policy, field)
         else:
-            chosen[name] = _class_target(cohort, name)
+            chosen[name] = _class_target(cohort, name, field)
     owner: dict[str, str] = {}
     for name, target in chosen.items():
         for class_name in target.classes:
             if class_name in owner:
                 raise UserError(
-                    f"config.train.targets: {owner[class_name]} and {name} share the class {class_name!r}; drop one"
+                    f"{field}: {owner[class_name]} and {name} share the class {class_name!r}; drop one"
                 )
             owner[class_name] = name
     return chosen, dropped
@@ -374,7 +376,7 @@ def _finding(cohort: Cohort, name: str, policy) -> np.ndarray:
     return np.where(np.isnan(released) & cohort.labelled, UNMENTIONED[policy.unmentioned], values)
 
 
-def _findings_target(cohort: Cohort, policy) -> tuple[Target, tuple[str, ...]]:
+def _findings_target(cohort: Cohort, policy, field: str) -> tuple[Target, tuple[str, ...]]:
     training = (cohort.table["split"] == "train").to_numpy()
     kept, dropped = [], []
     for name in cohort.findings:
@@ -386,13 +388,13 @@ def _findings_target(cohort: Cohort, policy) -> tuple[Target, tuple[str, ...]]:
             _log.warning("finding %r has no %s image in training and is dropped", name, missing)
     if not kept:
         raise UserError(
-            f"config.train.targets: findings: none of {', '.join(cohort.findings)} has both a positive and a negative"
+            f"{field}: findings: none of {', '.join(cohort.findings)} has both a positive and a negative"
             " image in training"
         )
     return Target("multilabel", tuple(kept)), tuple(dropped)
 
 
-def _class_target(cohort: Cohort, name: str) -> Target:
+def _class_target(cohort: Cohort, name: str, field: str) -> Target:
     table = cohort.table
     text = [c for c in table.columns if pd.api.types.is_string_dtype(table[c]) and c not in tables.IDENTIFIERS]
     if name not in text:
@@ -404,24 +406,24 @@ def _class_target(cohort: Cohort, name: str) -> Target:
             hint = f"it is no class label; there are {', '.join(nearest_first(name, known))}"
         else:
             hint = f"there are {', '.join(nearest_first(name, known))}"
-        raise UserError(f"config.train.targets: no target {name!r}; {hint}")
+        raise UserError(f"{field}: no target {name!r}; {hint}")
     data = table["dataset"].iloc[0]
     if name == "race" and (not cohort.races or table["race"].isna().all()):
         raise UserError(
-            f"config.train.targets: data set {data} records no race, so none can be learnt from it; try"
+            f"{field}: data set {data} records no race, so none can be learnt from it; try"
             f" configs/sex.py:{data} or configs/disease.py:{data}"
         )
     classes = cohort.races if name == "race" else tuple(sorted(table[name].dropna().unique()))
     if len(classes) < 2:
         raise UserError(
-            f"config.train.targets: {name} is {classes[0] if classes else 'unknown'} in every image of data set {data};"
+            f"{field}: {name} is {classes[0] if classes else 'unknown'} in every image of data set {data};"
             " at least two classes are needed to tell apart"
         )
     counts = table.loc[table["split"] == "train", name].value_counts().reindex(list(classes), fill_value=0)
     if (counts == 0).any():
         absent = counts.index[counts == 0][0]
         raise UserError(
-            f"config.train.targets: class {absent!r} of {name} has no image in training"
+            f"{field}: class {absent!r} of {name} has no image in training"
             f" ({int((table[name] == absent).sum())} in the other splits); a model cannot learn it"
         )
     return Target("multiclass", classes)

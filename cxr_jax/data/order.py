@@ -29,6 +29,27 @@ def block_order(n: int, seed: int, epoch: int, block: int, window_blocks: int) -
     return [shuffled(np.concatenate([np.arange(b * block, min(n, (b + 1) * block)) for b in w])) for w in windows]
 
 
+def resampled(weight: np.ndarray, seed: int, epoch: int, shards: int = 1) -> np.ndarray:
+    """The rows that an epoch visits in the place of rows 0 … n-1, where row i is to come weight[i] times as often as the mean: int64 [n].
+
+    Each comes its expected number of times, rounded down or up: systematic sampling along a random order of the rows. Ascending within each shard
+    (`shard_starts`), which draws from its own rows. weight: float64 [n], 0 or more, not all 0 in any shard.
+    """
+    starts = shard_starts(len(weight), shards)
+    # Outputs of their own, apart from those that shuffle.
+    random = np.random.Philox(np.random.SeedSequence((seed % 2**64, epoch, 1)))
+    drawn = np.empty(len(weight), np.int64)
+    for start, stop in zip(starts, starts[1:]):
+        rows = start + np.argsort(random.random_raw(stop - start), kind="stable")
+        up_to = np.cumsum(weight[rows], dtype=np.float64)
+        begin = float(random.random_raw() >> 11) * 2.0**-53
+        places = (np.arange(len(rows)) + begin) * (up_to[-1] / len(rows))
+        # Rounding may put the last place past the end, or on a row of no weight there.
+        at = np.minimum(np.searchsorted(up_to, places, side="right"), np.flatnonzero(weight[rows])[-1])
+        drawn[start:stop] = np.sort(rows[at])
+    return drawn
+
+
 def in_batches(values: np.ndarray, batch_size: int) -> np.ndarray:
     """int64 [n] as [batches, batch_size], the last one filled up with -1."""
     return np.pad(values, (0, -len(values) % batch_size), constant_values=-1).reshape(-1, batch_size)

@@ -7,7 +7,8 @@ and P processes take P neighbouring slices of the very batch that one would have
 Order. A split whose images fit in memory is decoded once and visited in a full random permutation each epoch. A
 larger one is block-shuffled: its rows, in stored order, are cut into blocks of `block_images`; the blocks are
 permuted; as many consecutive ones as fit in memory make a window; and rows are permuted within each window. Either
-way each epoch visits every row exactly once, and batches run across the borders of windows. See `data.order`.
+way each epoch visits every row exactly once (unless rows are to be drawn by weights), and batches run across the borders of windows. See
+`data.order`.
 
 Memory. One process holds a window (or the whole split), the next window while it is being read, and a few batches.
 """
@@ -37,12 +38,15 @@ _GAP = 512
 _GIB = 2**30
 
 
-def sources(dataset: datasets.Dataset, cohort: pd.DataFrame, config, mesh: Mesh | None = None) -> dict[str, "Source | resident.Resident"]:
+def sources(
+    dataset: datasets.Dataset, cohort: pd.DataFrame, config, mesh: Mesh | None = None, draw: np.ndarray | None = None
+) -> dict[str, "Source | resident.Resident"]:
     """What gives the images of each split of the cohort, all within `host_cache_gib` of `config` (a run's `config.dataset`).
 
     dataset, cohort: as for Source. Memory is given out in the order train, validation, test: a split that fits in what
     is left is held whole; any other streams, in half of what is left. mesh: to be trained on; the training split is then
-    kept and shuffled as `config.cache` and `config.order` say: on the devices it takes no host memory.
+    kept and shuffled as `config.cache` and `config.order` say: on the devices it takes no host memory. draw: float64
+    [images of the cohort], how often a training image comes beside the mean; None: each once an epoch.
     Raises UserError where it does not fit there, or has to stream and is to be shuffled by shards.
     """
     left = config.host_cache_gib
@@ -54,6 +58,8 @@ def sources(dataset: datasets.Dataset, cohort: pd.DataFrame, config, mesh: Mesh 
         source = Source(dataset, cohort, split, host_cache_gib=left, block_images=config.block_images)
         if not source.cached:
             source = Source(dataset, cohort, split, host_cache_gib=left / 2, block_images=config.block_images)
+        if split == "train" and draw is not None:
+            source.draw = draw[source.index]
         if split == "train" and mesh is not None:
             if config.cache == "device":
                 given[split] = resident.Resident.fill(source, order_of_training, mesh, config.device_cache_share)
@@ -81,6 +87,8 @@ class Source:
 
     shards, an attribute, 1 until it is set: how many neighbouring parts of the split shuffle by themselves and share every batch, as on
     devices that hold them (`data.resident`); for a split held whole.
+    draw, an attribute, None until it is set: float64 [n], how often a row comes beside the mean (`order.resampled`); an epoch has as many
+    images as ever.
 
     A batch is a dict of NumPy arrays:
         image   uint8 [b, height, width, 1]; zeros where padded
@@ -115,6 +123,7 @@ class Source:
         # What is held at once, GiB.
         self.gib = image_gib * (len(self) if self.cached else 2 * self._window_blocks * block_images)
         self.shards = 1
+        self.draw: np.ndarray | None = None
         self._images: np.ndarray | None = None
         self._lock = threading.Lock()
 
@@ -135,7 +144,7 @@ class Source:
         process_index: int = 0,
         process_count: int = 1,
     ) -> Iterator[Batch]:
-        """The batches of one epoch of training, from `start_step` on, each image once.
+        """The batches of one epoch of training, from `start_step` on, each image once, or as `draw` has it.
 
         batch_size: of the global batch; process p of P gets its rows p·b/P to (p+1)·b/P. Raises ValueError where P does
         not divide b. Reading and gathering run ahead in threads of their own, which end with the iterator: exhaust
@@ -143,8 +152,13 @@ class Source:
         """
         if self.cached:
             rows = order.shard_batches(len(self), seed, epoch, batch_size, self.shards)
+            if self.draw is not None:
+                rows = np.where(rows < 0, -1, order.resampled(self.draw, seed, epoch, self.shards)[rows])
             return self._batches(rows, np.where(rows < 0, -1, 0), start_step, batch_size, process_index, process_count)
         windows = order.block_order(len(self), seed, epoch, self._block, self._window_blocks)
+        if self.draw is not None:
+            drawn = order.resampled(self.draw, seed, epoch)
+            windows = [drawn[window] for window in windows]
         return self._windows(windows, start_step, batch_size, process_index, process_count)
 
     def ordered(
@@ -204,7 +218,7 @@ class Source:
 
         flat_rows, flat_window = rows.ravel(), window.ravel()
         windows = np.unique(flat_window[flat_rows >= 0])
-        needed = [np.sort(flat_rows[flat_window == w]) for w in windows]
+        needed = [np.unique(flat_rows[flat_window == w]) for w in windows]
         decoded = _ahead(self._read(needed, stop), 1, stop)
         try:
             for w, held in zip(windows, needed, strict=True):

@@ -34,13 +34,14 @@ class Resident:
     """One split on the devices of a mesh; gives batches as `data.pipeline.Source` does, rows in the place of images.
 
     images: uint8 [shards * images of the largest shard, height, width, 1], split over the mesh along the first axis; zeros
-        at the end of smaller shards. index: int32 [n], rows of the cohort. order: one of ORDERS.
+        at the end of smaller shards. index: int32 [n], rows of the cohort. order: one of ORDERS. draw: as `data.pipeline.Source` has it.
     """
 
     images: jax.Array
     index: np.ndarray
     order: str
     mesh: Mesh
+    draw: np.ndarray | None = None
 
     @classmethod
     def fill(cls, source, order: str, mesh: Mesh, memory_share: float) -> "Resident":
@@ -59,7 +60,7 @@ class Resident:
             shards[s] = _put(shards[s], images, start - starts[s])
         shape, sharding = (mesh.size * rows, *source.image_shape), meshes.batch_sharded(mesh)
         images = jax.make_array_from_single_device_arrays(shape, sharding, [shards[s] for s, _ in here])
-        return cls(images, source.index, order, mesh)
+        return cls(images, source.index, order, mesh, source.draw)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -81,13 +82,15 @@ class Resident:
     def batches(
         self, seed: int, epoch: int, start_step: int, batch_size: int, process_index: int = 0, process_count: int = 1
     ) -> Iterator[dict[str, np.ndarray]]:
-        """The batches of one epoch from `start_step` on, each image once; this process's share of each.
+        """The batches of one epoch from `start_step` on, each image once, or as `draw` has it; this process's share of each.
 
         A batch: row int32 [b], where `gather` finds the image, -1 where padded; mask bool [b]; index int32 [b], row of the
         cohort, -1 where padded. A split in host memory gives the same images in the same places for the same order.
         """
         starts, share = orders.shard_starts(len(self), self.mesh.size), batch_size // process_count
         rows = orders.shard_batches(len(self), seed, epoch, batch_size, self.shards)
+        if self.draw is not None:
+            rows = np.where(rows < 0, -1, orders.resampled(self.draw, seed, epoch, self.shards)[rows])
         for step in rows[start_step:, process_index * share : (process_index + 1) * share]:
             shard = np.searchsorted(starts, step, side="right") - 1
             place = step - starts[shard]

@@ -1,18 +1,43 @@
-"""Losses: what the network is asked to do, one function of (logits, labels, mask) for each kind of target."""
+"""What the network is asked to do: losses of labels, and objectives, which say whose losses count how much and what is to be unlearnt.
+
+An objective is one small object that training asks four things of (`Objective`); a config chooses it by name:
+
+    erm                 the mean loss, nothing else (empirical risk minimisation): the reference of all others
+    reweight            losses weighed so that cells (groups, or groups by label) count alike
+    resample            the same by drawing images, a cell as often as any other
+    group_dro           the cells that fare worst count most (Sagawa et al. 2020, "Distributionally robust neural networks for group shifts")
+    dann, cdann         an adversary reads the attribute off the features, and its gradient comes back reversed (Ganin and Lempitsky 2015,
+                        "Unsupervised domain adaptation by backpropagation"); cdann shows it the labels, too (Li et al. 2018,
+                        "Deep domain generalization via conditional invariant adversarial networks")
+    mmd, coral          distances between the groups' features in a batch are part of the loss (Gretton et al. 2012, "A kernel two-sample
+                        test"; Sun and Saenko 2016, "Deep CORAL")
+    jtt                 what a first short training gets wrong counts more (Liu et al. 2021, "Just train twice")
+    domain_independent  a head for each group, whose mean is read (Wang et al. 2020, "Towards fairness in visual recognition")
+
+None needs the attribute of an image that is judged, and jtt none at all. Every objective is a sum over a batch's images, or of distances
+between all of them, so that it is the same over any number of devices; and all that it remembers is in the state of the run.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from cxr_jax.tables import Target
+from cxr_jax.tables import Target, UserError
 
 Labels = Mapping[str, ArrayLike]
+Tree = Any
+
+
+# --- losses of labels ------------------------------------------------------------------------------------------------
 
 
 def categorical_cross_entropy(
@@ -20,14 +45,14 @@ def categorical_cross_entropy(
     labels: Int[ArrayLike, " b"],
     mask: Bool[ArrayLike, " b"],
     count: Float[ArrayLike, ""] | None = None,
+    weights: Float[ArrayLike, " b"] | None = None,
 ) -> Float[Array, ""]:
     """Mean over the images whose label is known (>= 0) and that are not padding; nats. 0 where there is none.
 
-    count: what the sum is divided by where these images are a part of a batch: how many the whole of it has.
+    count: what the sum is divided by where these images are a part of a batch: how many the whole of it has. weights: what each counts.
     """
     known = _known_class(labels, mask)
-    each = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(known, labels, 0))
-    return _mean(each, known, count)
+    return _mean(_each_class(logits, labels, known), known, count, weights)
 
 
 def binary_cross_entropy(
@@ -35,12 +60,20 @@ def binary_cross_entropy(
     labels: Float[ArrayLike, "b findings"],
     mask: Bool[ArrayLike, " b"],
     count: Float[ArrayLike, ""] | None = None,
+    weights: Float[ArrayLike, "b findings"] | None = None,
 ) -> Float[Array, ""]:
-    """Mean over all known labels (1 or 0; NaN is unknown) of all findings; nats. 0 where there is none. count: as above."""
+    """Mean over all known labels (1 or 0; NaN is unknown) of all findings; nats. 0 where there is none. count, weights: as above."""
     known = _known_findings(labels, mask)
+    return _mean(_each_finding(logits, labels, known), known, count, weights)
+
+
+def _each_class(logits, labels, known):
+    return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(known, labels, 0))
+
+
+def _each_finding(logits, labels, known):
     # The unknown are replaced before the loss, not after: the gradient of a NaN that is masked later is still NaN.
-    each = optax.sigmoid_binary_cross_entropy(logits, jnp.where(known, labels, jnp.zeros_like(labels)))
-    return _mean(each, known, count)
+    return optax.sigmoid_binary_cross_entropy(logits, jnp.where(known, labels, jnp.zeros_like(labels)))
 
 
 def _known_class(labels: ArrayLike, mask: ArrayLike) -> ArrayLike:
@@ -51,25 +84,30 @@ def _known_findings(labels: ArrayLike, mask: ArrayLike) -> ArrayLike:
     return mask[:, None] & ~jnp.isnan(labels)
 
 
-def _mean(each: Array, known: ArrayLike, count: ArrayLike | None) -> Array:
+def _mean(each: Array, known: ArrayLike, count: ArrayLike | None, weights: ArrayLike | None = None) -> Array:
     count = jnp.maximum(known.sum(), 1).astype(each.dtype) if count is None else count
+    each = each if weights is None else each * weights
     return jnp.where(known, each, jnp.zeros_like(each)).sum() / count
 
 
 _LOSSES = {"multiclass": categorical_cross_entropy, "multilabel": binary_cross_entropy}
+_EACH = {"multiclass": _each_class, "multilabel": _each_finding}
 _KNOWN = {"multiclass": _known_class, "multilabel": _known_findings}
 
 
 def total_loss(
-    targets: Mapping[str, Target], logits: Mapping[str, Array], labels: Labels, mask: ArrayLike, counts: Mapping[str, Array] | None = None
-) -> Float[Array, ""]:
+    targets: Mapping[str, Target], logits: Mapping[str, Array], labels: Labels, mask: ArrayLike,
+    counts: Mapping[str, Array] | None = None, weights: Labels | None = None,
+) -> Float[Array, ""]:  # fmt: skip
     """The sum over heads, each a mean of its own, so that a head with fewer known labels is not drowned.
 
     counts: by head, the whole batch's `known_labels`, where these images are a part of it; the losses of its parts then
-        add up to its loss.
+        add up to its loss. weights: by head, what each label counts, in the shape of the labels.
     """
     return sum(
-        _LOSSES[target.kind](logits[name], labels[name], mask, None if counts is None else counts[name])
+        _LOSSES[target.kind](
+            logits[name], labels[name], mask, None if counts is None else counts[name], None if weights is None else weights[name]
+        )
         for name, target in targets.items()
     )
 
@@ -83,3 +121,338 @@ def probabilities(targets: Mapping[str, Target], logits: Mapping[str, Array]) ->
     """Softmax over the classes of a multiclass head, a sigmoid for each finding of a multilabel one; float32 [b, classes]."""
     links = {"multiclass": jax.nn.softmax, "multilabel": jax.nn.sigmoid}
     return {name: links[target.kind](logits[name].astype(jnp.float32)) for name, target in targets.items()}
+
+
+# --- cells: groups, or groups by label -------------------------------------------------------------------------------
+
+
+class Cells(NamedTuple):
+    """Which cell every label of a cohort is in, by head; and what it counts where cells are to count alike.
+
+    cell: int32, in the shape of the labels; -1 where the label or the group is unknown. weight: float32, likewise; of mean 1 over what is
+    known of each class in training, and 1 where there is no cell. there: bool [classes or 1, cells], which have a label in training.
+    """
+
+    cell: Mapping[str, np.ndarray]
+    weight: Mapping[str, np.ndarray]
+    there: Mapping[str, np.ndarray]
+
+
+def cells_of(
+    targets: Mapping[str, Target], labels: Mapping[str, np.ndarray], group: np.ndarray, groups: int, training: np.ndarray, by: str
+) -> Cells:
+    """labels: as `cohorts.labels` gives them. group: int32 [n], -1 unknown. training: bool [n]. by: 'group' or 'group_label'.
+
+    Of several findings each has cells of its own: group by whether it is there.
+    """
+    found = Cells({}, {}, {})
+    for name, target in targets.items():
+        of = labels[name]
+        known = (of >= 0) if target.kind == "multiclass" else ~np.isnan(of)
+        own = group if of.ndim == 1 else np.broadcast_to(group[:, None], of.shape)
+        values = (len(target.classes) if target.kind == "multiclass" else 2) if by == "group_label" else 1
+        value = np.where(known, of, 0).astype(np.int32) if by == "group_label" else 0
+        cell = np.where(known & (own >= 0), own * values + value, -1).astype(np.int32)
+        weight, columns = np.ones((len(cell), cell[0].size), np.float32), cell.reshape(len(cell), -1)
+        there = np.zeros((columns.shape[1], groups * values), bool)
+        for c, column in enumerate(columns.T):
+            counts = np.bincount(column[training & (column >= 0)], minlength=groups * values)
+            there[c] = counts > 0
+            each = counts.sum() / (np.maximum(counts, 1) * max(there[c].sum(), 1))
+            # What training lacks, validation may have; it is not trained on.
+            weight[:, c] = np.where(column >= 0, np.where(there[c], each, 1.0)[column], 1.0)
+        found.cell[name], found.there[name] = cell, there
+        found.weight[name] = weight.reshape(cell.shape)
+    return found
+
+
+# --- objectives ------------------------------------------------------------------------------------------------------
+
+
+class Seen(NamedTuple):
+    """What an objective sees of some rows of a batch.
+
+    logits, labels: by head. features: float32 [b, F], what the heads read; 0 where padded. mask: bool [b]. carried: what `Objective.carried`
+    has of these rows. counts: of the whole batch, by head, how many labels are known, at least 1; under 'group' how many images
+    whose group is known. progress: float32, the share of training that is done. axis: of the mesh, or None for a device that is alone.
+    """
+
+    logits: Mapping[str, Array]
+    features: Array
+    labels: Labels
+    mask: Array
+    carried: Mapping[str, Tree]
+    counts: Mapping[str, Array]
+    progress: Array
+    axis: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """Empirical risk minimisation, and what the others differ from.
+
+    targets: what is learnt. settings: a config's `train.objective`. groups: classes of its attribute. carried: of every row of the cohort what
+    `loss` reads, a tree of arrays [n, …] that travel with the batches. draw: float64 [n], how often a row is to be drawn, of mean 1 over
+    training; None: each once an epoch.
+    """
+
+    targets: Mapping[str, Target]
+    settings: Any = None
+    groups: Sequence[str] = ()
+    carried: Mapping[str, Tree] = dataclasses.field(default_factory=dict)
+    draw: np.ndarray | None = None
+    there: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    def begin(self, features: int, seed: int) -> tuple[Tree, Tree]:
+        """(parameters of its own, to be learnt beside the network's; what it remembers from step to step); trees of float32 arrays."""
+        return {}, {}
+
+    def counts(self, labels: Labels, mask: Array, carried: Mapping[str, Tree]) -> dict[str, Array]:
+        """What losses are divided by, of some rows: float32, to be added up over the batch."""
+        known = known_labels(self.targets, labels, mask)
+        return known | ({"group": (mask & (carried["group"] >= 0)).sum().astype(jnp.float32)} if "group" in carried else {})
+
+    def loss(self, own: Tree, memory: Tree, seen: Seen) -> tuple[Array, Tree]:
+        """(loss, sums to remember) of some rows; both add up to those of the batch."""
+        return self.of_labels(seen), {}
+
+    def remember(self, memory: Tree, sums: Tree) -> Tree:
+        """What it remembers after a step in which the whole batch had these sums."""
+        return memory
+
+    def of_labels(self, seen: Seen) -> Array:
+        return total_loss(self.targets, seen.logits, seen.labels, seen.mask, seen.counts, seen.carried.get("weight"))
+
+
+class GroupDRO(Objective):
+    """Σ share · loss over cells, where the share of a cell grows by exp(settings.step · its loss) at every step.
+
+    Algorithm 1 of Sagawa et al., of batches in the place of single images. The loss of a cell in a batch is estimated by the inverse of its
+    share of training, so that it is unbiased however few images of a cell a batch has, or none. Shares are those before the step.
+    """
+
+    def begin(self, features, seed):
+        return {}, {name: jnp.asarray(there / np.maximum(there.sum(1, keepdims=True), 1), jnp.float32) for name, there in self.there.items()}
+
+    def loss(self, own, memory, seen):
+        weights, sums = {}, {}
+        for name, target in self.targets.items():
+            cell, share = seen.carried["cell"][name], memory[name]
+            column = jnp.arange(len(share)) if cell.ndim == 2 else 0
+            cells = jnp.asarray(self.there[name].sum(1), jnp.float32)[column]
+            mine = jnp.where(cell >= 0, share[column, jnp.maximum(cell, 0)] * cells, jnp.float32(1.0))
+            weights[name] = seen.carried["weight"][name] * mine
+            known = _KNOWN[target.kind](seen.labels[name], seen.mask)
+            each = jax.lax.stop_gradient(_EACH[target.kind](seen.logits[name], seen.labels[name], known)) * seen.carried["weight"][name]
+            counted = known & (cell >= 0)
+            inside = (cell[..., None] == jnp.arange(share.shape[1])) & counted[..., None]
+            sums[name] = {
+                "loss": jnp.where(inside, each[..., None], jnp.float32(0.0)).sum(0).reshape(share.shape) * jnp.atleast_1d(cells)[:, None],
+                "count": counted.sum(0).astype(jnp.float32).reshape(-1),
+            }
+        return total_loss(self.targets, seen.logits, seen.labels, seen.mask, seen.counts, weights), sums
+
+    def remember(self, memory, sums):
+        def moved(share, of):
+            loss = of["loss"] / jnp.maximum(of["count"], 1)[:, None]
+            grown = share * jnp.exp(jnp.float32(self.settings.step) * loss)
+            return grown / jnp.maximum(grown.sum(1, keepdims=True), jnp.float32(1e-30))
+
+        return {name: moved(share, sums[name]) for name, share in memory.items()}
+
+
+@jax.custom_vjp
+def reversed_gradient(x: Array, times: Array) -> Array:
+    """x; its gradient comes back times -`times`."""
+    return x
+
+
+reversed_gradient.defvjp(lambda x, times: (x, times), lambda times, cotangent: (-times * cotangent, jnp.zeros_like(times)))
+
+
+class Adversarial(Objective):
+    """Labels' loss, and the cross-entropy of an adversary that reads the attribute off the features, whose gradient is reversed for them.
+
+    The adversary has one hidden layer of settings.hidden units (ReLU). The reversed gradient counts settings.strength times 2/(1 + exp(-10 p)) - 1, p the
+    share of training that is done, as published. cdann shows it each label too, as 1, -1 or 0 where unknown.
+    """
+
+    def _shown(self, features, labels, mask):
+        if self.settings.name == "dann":
+            return features
+        shown = [features]
+        for name, target in self.targets.items():
+            known = _KNOWN[target.kind](labels[name], mask)
+            of = jax.nn.one_hot(labels[name], len(target.classes)) if target.kind == "multiclass" else labels[name]
+            known = known if known.ndim == 2 else known[:, None]
+            shown.append(jnp.where(known, 2 * of - 1, jnp.zeros_like(of)))
+        return jnp.concatenate(shown, axis=1)
+
+    def begin(self, features, seed):
+        inputs = features + (sum(len(t.classes) for t in self.targets.values()) if self.settings.name == "cdann" else 0)
+        sizes = (inputs, self.settings.hidden, len(self.groups))
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1), 2)
+        return {
+            "kernel": [jax.random.normal(key, pair) * np.float32(np.sqrt(2 / pair[0])) for key, pair in zip(keys, zip(sizes, sizes[1:]))],
+            "bias": [jnp.zeros(size) for size in sizes[1:]],
+        }, {}
+
+    def loss(self, own, memory, seen):
+        times = jnp.float32(self.settings.strength) * (2 / (1 + jnp.exp(-10 * seen.progress)) - 1)
+        shown = self._shown(reversed_gradient(seen.features, times), seen.labels, seen.mask)
+        hidden = jax.nn.relu(shown @ own["kernel"][0] + own["bias"][0])
+        logits = hidden @ own["kernel"][1] + own["bias"][1]
+        told = categorical_cross_entropy(logits, seen.carried["group"], seen.mask, seen.counts["group"])
+        return self.of_labels(seen) + told, {}
+
+
+class Matching(Objective):
+    """Labels' loss, and settings.strength times how far the groups' features in the batch are apart: the mean over pairs of groups in it.
+
+    Of a batch that is worked through in parts (train.accumulate) distances are within a part, as its statistics are.
+    """
+
+    def loss(self, own, memory, seen):
+        group = jnp.where(seen.mask, seen.carried["group"], -1)
+        features, everyone, here = seen.features, group, (group >= 0).sum().astype(jnp.float32)
+        if seen.axis is not None:
+            features, everyone = (jax.lax.all_gather(x, seen.axis, tiled=True) for x in (features, group))
+        # A device's part of what is the same on all of them, and a part's of the batch, by how many images are its own.
+        apart = _DISTANCES[self.settings.name](features, everyone, len(self.groups)) * here / seen.counts["group"]
+        return self.of_labels(seen) + jnp.float32(self.settings.strength) * apart, {}
+
+
+def mmd(features: Float[ArrayLike, "b F"], group: Int[ArrayLike, " b"], groups: int) -> Float[Array, ""]:
+    """Squared maximum mean discrepancy, biased, the mean over pairs of the groups that are there; 0 of fewer than two; from 0 to 2.
+
+    The kernel is the mean of five Gaussians, exp(-|x - y|² / (s · m)), m the mean squared distance of the images here (no gradient through it)
+    and s of 1/4, 1/2, 1, 2, 4.
+    """
+    features, group = jnp.asarray(features), jnp.asarray(group)
+    known = group >= 0
+    squares = (features * features).sum(1)
+    squared = jnp.maximum(squares[:, None] + squares[None, :] - 2 * features @ features.T, 0)
+    both = (known[:, None] & known[None, :]).astype(features.dtype)
+    middle = jax.lax.stop_gradient((squared * both).sum() / jnp.maximum(both.sum(), 1))
+    scale = jnp.asarray((0.25, 0.5, 1.0, 2.0, 4.0), features.dtype) * jnp.maximum(middle, 1e-12)
+    kernel = jnp.exp(-squared[..., None] / scale).mean(-1)
+    inside, size = _members(group, groups, features.dtype)
+    means = inside.T @ kernel @ inside / jnp.maximum(size[:, None] * size[None, :], 1)
+    return _over_pairs(jnp.diag(means)[:, None] + jnp.diag(means)[None, :] - 2 * means, size > 0)
+
+
+def coral(features: Float[ArrayLike, "b F"], group: Int[ArrayLike, " b"], groups: int) -> Float[Array, ""]:
+    """Mean squared difference of means, and of covariances, of the features of two groups; over pairs of groups that have two images or more.
+
+    Means beside covariances as in Gulrajani and Lopez-Paz 2021, "In search of lost domain generalization". Covariances themselves are not made:
+    |A - B|² = tr AA - 2 tr AB + tr BB, and tr AB is a sum of squared products of images.
+    """
+    features, group = jnp.asarray(features), jnp.asarray(group)
+    inside, size = _members(group, groups, features.dtype)
+    mean = inside.T @ features / jnp.maximum(size, 1)[:, None]
+    centred = (features - inside @ mean) * inside.sum(1, keepdims=True)
+    traces = inside.T @ jnp.square(centred @ centred.T) @ inside
+    freedom = jnp.maximum(size - 1, 1)
+    traces = traces / (freedom[:, None] * freedom[None, :])
+    apart = jnp.square(mean[:, None] - mean[None, :]).mean(-1)
+    covariances = (jnp.diag(traces)[:, None] + jnp.diag(traces)[None, :] - 2 * traces) / features.shape[1] ** 2
+    return _over_pairs(apart + covariances, size > 1)
+
+
+def _members(group, groups, dtype):
+    inside = (group[:, None] == jnp.arange(groups)).astype(dtype)
+    return inside, inside.sum(0)
+
+
+def _over_pairs(apart, there):
+    pairs = jnp.triu(there[:, None] & there[None, :], 1)
+    return jnp.where(pairs, apart, jnp.zeros_like(apart)).sum() / jnp.maximum(pairs.sum(), 1).astype(apart.dtype)
+
+
+_DISTANCES: Mapping[str, Callable] = {"mmd": mmd, "coral": coral}
+
+
+class DomainIndependent(Objective):
+    """An image's loss is by its group's head; what is read is the mean over the groups' logits, which is a linear head itself.
+
+    So the network's own head is that mean, and what is learnt beside it is how far each group's is from it. An image whose group is unknown has
+    its loss by the mean.
+    """
+
+    def begin(self, features, seed):
+        def head(classes):
+            return {"kernel": jnp.zeros((len(self.groups), features, classes)), "bias": jnp.zeros((len(self.groups), classes))}
+
+        return {name: head(len(target.classes)) for name, target in self.targets.items()}, {}
+
+    def loss(self, own, memory, seen):
+        group = seen.carried["group"]
+
+        def of_group(logits, head):
+            kernel, bias = (x - x.mean(0, keepdims=True) for x in (head["kernel"], head["bias"]))
+            apart = jnp.einsum("bf,gfc->bgc", seen.features, kernel) + bias
+            mine = jnp.take_along_axis(apart, jnp.maximum(group, 0)[:, None, None], axis=1)[:, 0]
+            return logits + jnp.where((group >= 0)[:, None], mine, jnp.zeros_like(mine))
+
+        logits = {name: of_group(logits, own[name]) for name, logits in seen.logits.items()}
+        return self.of_labels(seen._replace(logits=logits)), {}
+
+
+OBJECTIVES: Mapping[str, type[Objective]] = {
+    "erm": Objective,
+    "reweight": Objective,
+    "resample": Objective,
+    "group_dro": GroupDRO,
+    "dann": Adversarial,
+    "cdann": Adversarial,
+    "mmd": Matching,
+    "coral": Matching,
+    "jtt": Objective,
+    "domain_independent": DomainIndependent,
+}
+
+
+def of_config(
+    settings, targets: Mapping[str, Target], labels: Mapping[str, np.ndarray], training: np.ndarray,
+    group: np.ndarray | None = None, groups: Sequence[str] = (), wrong: Mapping[str, np.ndarray] | None = None,
+) -> Objective:  # fmt: skip
+    """The objective of a config's `train.objective` section, on a cohort.
+
+    labels: of every row, as `cohorts.labels` gives them. training: bool [n]. group: int32 [n], number of each row's group, -1 unknown; groups:
+    their names; for those that need them. wrong: of jtt, by head in the shape of the labels, bool, which a first training got wrong.
+    Raises UserError for a finding that is not learnt, and a group that training lacks.
+    """
+    name = settings.name
+    if name in ("erm", "jtt"):
+        if name == "erm":
+            return Objective(targets, settings)
+        weight = {head: np.where(of, settings.upweight, 1.0) for head, of in wrong.items()}
+        # Of mean 1, so that the rate keeps its meaning.
+        return Objective(targets, settings, carried={"weight": {k: (w / w[training].mean()).astype(np.float32) for k, w in weight.items()}})
+    sizes = np.bincount(group[training & (group >= 0)], minlength=len(groups))
+    if not sizes.all():
+        raise UserError(
+            f"config.train.objective.attribute={settings.attribute}: no training image is of {groups[int(np.argmin(sizes))]!r}; {name} needs some of every group"
+        )
+    draw, there, carried = None, {}, {"group": np.asarray(group, np.int32)}
+    if name in ("reweight", "group_dro", "resample"):
+        cells = cells_of(targets, labels, group, len(groups), training, settings.cells)
+        there = cells.there
+        if name == "resample":
+            carried, draw = {}, _draw(cells, targets, group, sizes, settings)
+        else:
+            carried = {"weight": cells.weight} | ({"cell": cells.cell} if name == "group_dro" else {})
+    return OBJECTIVES[name](targets, settings, tuple(groups), carried, draw, there)
+
+
+def _draw(cells: Cells, targets: Mapping[str, Target], group: np.ndarray, sizes: np.ndarray, settings) -> np.ndarray:
+    """How often each row is to be drawn, float64 [n]: by its group, or by group and the one label that an image is drawn by."""
+    name, target = next(iter(targets.items()))
+    if settings.cells == "group":
+        return np.where(group >= 0, (sizes.sum() / (len(sizes) * sizes))[group], 1.0)
+    if target.kind == "multiclass":
+        return cells.weight[name].astype(np.float64)
+    if settings.finding not in target.classes:
+        known = ", ".join(target.classes)
+        raise UserError(f"config.train.objective.finding={settings.finding!r}: images are drawn by one finding and group, and it is not learnt; there are {known}")
+    return cells.weight[name][:, target.classes.index(settings.finding)].astype(np.float64)

@@ -34,14 +34,17 @@ from cxr_jax.training.metrics_log import MetricsLog, Progress
 class State(NamedTuple):
     """All that a run must remember.
 
-    params, stats: float32 trees of the network's parameters and running statistics. opt_state: Adam's.
+    params, stats: float32 trees of the network's parameters and running statistics. own, memory: float32 trees, what the objective learns beside
+    the network, and what it remembers. opt_state: Adam's, of (params, own).
     step: int32, updates done. key: uint32 key data, the root of all randomness after initialisation.
-    epoch, step_in_epoch: int32, the place in the data; shards: int32, in how many the data are shuffled. best_score: float32, the best validation macro AUC so far (-inf before
+    epoch, step_in_epoch: int32, the place in the data; shards: int32, in how many the data are shuffled. best_score: float32, the best score in validation so far (-inf before
     the first). best_step: int32.
     """
 
     params: nnx.State
     stats: nnx.State
+    own: objectives.Tree
+    memory: objectives.Tree
     opt_state: optax.OptState
     step: Array
     key: Array
@@ -52,14 +55,19 @@ class State(NamedTuple):
     best_step: Array
 
 
-def init_state(model: nnx.Module, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh) -> tuple[nnx.GraphDef, State]:
+def init_state(
+    model: nnx.Module, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh, objective: objectives.Objective
+) -> tuple[nnx.GraphDef, State]:
     """The state before the first step, copied to every device, and the network's definition."""
     graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    own, memory = objective.begin(model.features, seed)
     zero = jnp.zeros((), jnp.int32)
     state = State(
         params=params,
         stats=stats,
-        opt_state=optimizer.init(params),
+        own=own,
+        memory=memory,
+        opt_state=optimizer.init((params, own)),
         step=zero,
         key=jax.random.key_data(jax.random.key(seed)),
         epoch=zero,
@@ -75,21 +83,23 @@ def init_state(model: nnx.Module, optimizer: optax.GradientTransformation, seed:
 def make_step(
     graphdef: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
-    targets: Mapping[str, Target],
+    objective: objectives.Objective,
     config: ml_collections.ConfigDict,
     mesh: Mesh,
     images_of: Callable | None = None,
+    steps: int = 1,
 ) -> Callable:
     """The jitted update: (state, batch, *resident) to (state, loss).
 
-    batch: image uint8 [b, 256, 256, 1], mask bool [b], index int32 [b], labels {target: [b] or [b, findings]}; split over
-    the mesh. images_of, resident: where images lie on the devices, `data.resident.gather`'s function and the array that it
+    batch: image uint8 [b, 256, 256, 1], mask bool [b], index int32 [b], labels {target: [b] or [b, findings]}, carried, the objective's own
+    of these rows; split over the mesh. steps: of the whole training. images_of, resident: where images lie on the devices, `data.resident.gather`'s function and the array that it
     takes them from; batch then has `row` in the place of `image`. loss: float32, of the whole global batch; NaN also where the update leaves parameters
     that are no numbers, so that a state whose loss is finite is sound itself, and may be kept.
 
     Every device works on its rows. Between devices go, and nothing else (a test reads them off the compiled program): how
     many labels are known; for each normalisation its moments and, backwards, the two sums that their gradient takes
-    (train.statistics=global; else running statistics, once); in one piece the gradients and the loss. With images on the devices in a
+    (train.statistics=global; else running statistics, once); in one piece the gradients, the loss and the objective's sums; of one that
+    compares the images of a batch, their features and groups. With images on the devices in a
     global order, a batch's images too (`data.resident`).
     """
     a, accumulate = config.train.augment, config.train.accumulate
@@ -97,67 +107,80 @@ def make_step(
     alone = mesh.size == 1  # a device that is alone has nobody to ask
     axis = meshes.AXIS if config.train.statistics == "global" and not alone else None
 
-    def part(params, stats, counts, key, images, index, mask, labels):
-        """(loss, running statistics, gradients) of some rows; loss and gradients add up to the batch's."""
-        images = augment.augment(images, key, index, flip=a.flip, rotate_degrees=a.rotate_degrees, zoom=a.zoom, shift=a.shift)
+    def part(learnt, stats, memory, progress, counts, key, images, index, mask, labels, carried):
+        """(running statistics, (loss, sums, gradients)) of some rows; the latter add up to the batch's."""
+        images = augment.augment(
+            images, key, index, flip=a.flip, rotate_degrees=a.rotate_degrees, zoom=a.zoom, shift=a.shift,
+            window=a.window, field_of_view=a.field_of_view, exposure=a.exposure,
+        )  # fmt: skip
         images = augment.to_model_input(images, image_size)
 
-        def loss_of(params):
+        def loss_of(learnt):
+            params, own = learnt
             # A copy, since running statistics may not be written to a module that was traced outside the gradient.
             model = nnx.merge(graphdef, params, stats, copy=True)
             keep = config.train.recompute == "readings"
             out = model(images, train=True, mask=mask, axis=axis, keep_bottlenecks=keep, frozen=config.train.freeze)
-            return objectives.total_loss(targets, out.logits, labels, mask, counts), nnx.state(model, nnx.BatchStat)
+            # What the network makes of padding is anything, infinite too.
+            features = jnp.where(mask[:, None], out.features, jnp.zeros_like(out.features))
+            seen = objectives.Seen(out.logits, features, labels, mask, carried, counts, progress, None if alone else meshes.AXIS)
+            loss, sums = objective.loss(own, memory, seen)
+            return loss, (nnx.state(model, nnx.BatchStat), sums)
 
-        (loss, stats), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
+        (loss, (stats, sums)), gradients = jax.value_and_grad(loss_of, has_aux=True)(learnt)
         # Where all rows are padding, as in parts and on devices that the last batch of an epoch has no image for, nothing is learnt. Maps
         # that were normalised by the statistics of nothing overflow in a deep network, and no share of the loss makes that a 0.
         real = mask.any()
-        loss, gradients = jax.tree.map(lambda x: jnp.where(real, x, jnp.zeros_like(x)), (loss, gradients))
-        return loss, stats, gradients
+        return stats, jax.tree.map(lambda x: jnp.where(real, x, jnp.zeros_like(x)), (loss, sums, gradients))
 
-    def gradients_of(params, stats, key, batch, *resident):
+    def gradients_of(learnt, stats, memory, progress, key, batch, *resident):
         """The same of the global batch; runs on each device, on its rows of it."""
-        counts = objectives.known_labels(targets, batch["labels"], batch["mask"])
+        counts = objective.counts(batch["labels"], batch["mask"], batch["carried"])
         counts = jax.tree.map(lambda n: jnp.maximum(n, 1), counts if alone else jax.lax.psum(counts, meshes.AXIS))
         images = images_of(*resident, batch["row"]) if images_of else batch["image"]
-        rows = (images, batch["index"], batch["mask"], batch["labels"])
+        rows = (images, batch["index"], batch["mask"], batch["labels"], batch["carried"])
+        before = (memory, progress, counts, key)
         if accumulate == 1:
-            loss, stats, gradients = part(params, stats, counts, key, *rows)
+            stats, added = part(learnt, stats, *before, *rows)
         else:
             # Part j has rows j, j + k, …, which are the same however many devices share the batch.
             parts = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, accumulate, *x.shape[1:]), 0, 1), rows)
 
             def add(carry, rows):
-                loss, stats, gradients = carry
-                more_loss, stats, more = part(params, stats, counts, key, *rows)
-                return (loss + more_loss, stats, jax.tree.map(jnp.add, gradients, more)), None
+                stats, added = carry
+                stats, more = part(learnt, stats, *before, *rows)
+                return (stats, jax.tree.map(jnp.add, added, more)), None
 
-            nothing = (jnp.zeros((), jnp.float32), stats, jax.tree.map(jnp.zeros_like, params))
+            shapes = jax.eval_shape(lambda rows: part(learnt, stats, *before, *rows)[1], jax.tree.map(lambda x: x[0], parts))
+            nothing = (stats, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
             # XLA runs what is inside a loop on one core of a CPU, so that there is none there.
             unroll = accumulate if meshes.on_cpu(mesh) else 1
-            (loss, stats, gradients), _ = jax.lax.scan(add, nothing, parts, unroll=unroll)
+            (stats, added), _ = jax.lax.scan(add, nothing, parts, unroll=unroll)
         if not alone:
-            loss, gradients = _in_one_piece(jax.lax.psum, (loss, gradients))
+            added = _in_one_piece(jax.lax.psum, added)
             stats = stats if axis else _in_one_piece(jax.lax.pmean, stats)
-        return loss, stats, gradients
+        return stats, added
 
     here, everywhere = PartitionSpec(meshes.AXIS), PartitionSpec()
     data = (here,) if images_of else ()
     spread = jax.shard_map(
-        gradients_of, mesh=mesh, in_specs=(everywhere, everywhere, everywhere, here, *data), out_specs=everywhere, check_vma=False
+        gradients_of, mesh=mesh, in_specs=(*[everywhere] * 5, here, *data), out_specs=everywhere, check_vma=False
     )
 
     def step(state: State, batch, *resident) -> tuple[State, Array]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        loss, stats, grads = spread(state.params, state.stats, key, batch, *resident)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        loss = jnp.where(jnp.isfinite(optax.tree.norm(params)), loss, jnp.nan)
+        learnt, progress = (state.params, state.own), state.step.astype(jnp.float32) / steps
+        stats, (loss, sums, grads) = spread(learnt, state.stats, state.memory, progress, key, batch, *resident)
+        updates, opt_state = optimizer.update(grads, state.opt_state, learnt)
+        params, own = optax.apply_updates(learnt, updates)
+        memory = objective.remember(state.memory, sums)
+        loss = jnp.where(jnp.isfinite(optax.tree.norm((params, own, memory))), loss, jnp.nan)
         return (
             state._replace(
                 params=params,
                 stats=stats,
+                own=own,
+                memory=memory,
                 opt_state=opt_state,
                 step=state.step + 1,
                 step_in_epoch=state.step_in_epoch + 1,
@@ -194,14 +217,14 @@ def _in_one_piece(collective: Callable, tree):
     return back(collective(flat, meshes.AXIS))
 
 
-def take_labels(labels: Mapping[str, np.ndarray], index: np.ndarray) -> dict[str, np.ndarray]:
-    """The labels of a batch's rows. Padding (index -1) takes the last row's, which the mask keeps out of the loss."""
-    return {name: values[index] for name, values in labels.items()}
+def take_rows(of_cohort, index: np.ndarray):
+    """A batch's rows of a tree of arrays [n, …], such as labels. Padding (index -1) takes the last row's, which the mask keeps out of the loss."""
+    return jax.tree.map(lambda values: values[index], of_cohort)
 
 
 def fit(
     config: ml_collections.ConfigDict,
-    targets: Mapping[str, Target],
+    objective: objectives.Objective,
     labels: Mapping[str, np.ndarray],
     train_source,
     validation_source,
@@ -213,12 +236,13 @@ def fit(
 ) -> State:
     """Trains to config.train.epochs, from the last checkpoint if there is one, and returns the last state.
 
-    labels: by target, over all rows of the cohort: int32 [n] (-1 unknown) or float32 [n, findings] (NaN unknown).
+    objective: what the network is asked to do (`objectives.of_config`). labels: by target, over all rows of the cohort: int32 [n] (-1 unknown) or float32 [n, findings] (NaN unknown).
     train_source: a `data.pipeline.Source` or a `data.resident.Resident`: gives `steps_per_epoch(batch_size)`, `batches(seed, epoch,
         start_step, batch_size, process_index, process_count)`, `shards`, which the order depends on, and where images are on the devices
         already `gather` and `on_devices`. validation_source: gives `ordered(batch_size, process_index, process_count)`. Both give their
         number of images by `len`.
-    measure: (rows of the cohort, scores by target) to {"macro_auc", "auc": {class: value}, "n_images", "n_patients"}.
+    measure: (rows of the cohort, scores by target) to {"score", by which epochs are chosen, "macro_auc", "auc": {class: value}, "n_images",
+        "n_patients", …}, as `audit.validation.measure`; all of it is logged.
     network: what a run that has no checkpoint begins from.
     Raises FloatingPointError that names the step where the loss is not a number.
     """
@@ -227,9 +251,9 @@ def fit(
     steps_per_epoch = train_source.steps_per_epoch(t.batch_size)
     optimizer = optimizers.adam(t, steps_per_epoch)
     rate = optimizers.learning_rate(t, steps_per_epoch)
-    graphdef, state = init_state(network, optimizer, config.seed, mesh)
-    train_step = make_step(graphdef, optimizer, targets, config, mesh, train_source.gather)
-    forward = inference.Forward.of(graphdef, targets, config.dataset.image_size, mesh)
+    graphdef, state = init_state(network, optimizer, config.seed, mesh, objective)
+    train_step = make_step(graphdef, optimizer, objective, config, mesh, train_source.gather, t.epochs * steps_per_epoch)
+    forward = inference.Forward.of(graphdef, objective.targets, config.dataset.image_size, mesh)
 
     # Restored in one piece: parameters, statistics, optimizer, place in the data. Then the log is cut back to that step,
     # since what came after it is about to be done, and written, again.
@@ -263,7 +287,8 @@ def fit(
                         **{name: batch[name] for name in ("image", "row") if name in batch},
                         "mask": batch["mask"],
                         "index": batch["index"].astype(np.int32),
-                        "labels": take_labels(labels, batch["index"]),
+                        "labels": take_rows(labels, batch["index"]),
+                        "carried": take_rows(objective.carried, batch["index"]),
                     },
                 )
                 state, loss = train_step(state, sharded, *train_source.on_devices)
@@ -294,8 +319,8 @@ def fit(
             measured = measure(index, scores)
             log.write(step=step, epoch=float(epoch + 1), split="validation", **measured)
             progress.pause()
-            score = measured["macro_auc"]
-            progress.say(f"validation macro AUC {score:.3f}")
+            progress.say(f"validation macro AUC {measured['macro_auc']:.3f}")
+            score = measured["score"]
             state = state._replace(epoch=_like(state.epoch, epoch + 1), step_in_epoch=_like(state.step_in_epoch, 0))
             # An undefined score (a class without validation patients) is below any other, but the first epoch is kept
             # whatever it scores, so that a run always ends with a best.

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cxr_jax.data.order import block_order, shard_batches, shard_starts
+from cxr_jax.data.order import block_order, resampled, shard_batches, shard_starts
 
 ORDER_OF_8 = [0, 3, 7, 5, 1, 2, 6, 4]  # seed 0, epoch 0, one window
 BLOCKED_ORDER_OF_8 = [3, 2, 1, 0, 7, 4, 6, 5]  # seed 5, epoch 7, blocks of 2, 2 a window
@@ -64,3 +64,30 @@ def test_every_shard_gives_its_share_of_its_own_rows(n, batch_size, shards):
 def test_shards_that_cannot_share_a_batch():
     with pytest.raises(ValueError, match="3 shards cannot share a batch of 8"):
         shard_batches(13, 0, 0, 8, 3)
+
+
+# ---- drawn by weights ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+def test_rows_come_as_often_as_they_weigh(shards):
+    weight = np.random.default_rng(0).gamma(0.5, size=403)
+    starts = shard_starts(403, shards)
+    times = np.zeros(403)
+    for epoch in range(200):
+        drawn = resampled(weight, 3, epoch, shards)
+        assert len(drawn) == 403 and not np.array_equal(drawn, resampled(weight, 3, epoch + 1, shards))
+        for start, stop in zip(starts, starts[1:]):
+            own = drawn[start:stop]
+            assert (np.diff(own) >= 0).all() and start <= own[0] and own[-1] < stop
+        counts = np.bincount(drawn, minlength=403)
+        expected = np.concatenate([weight[a:b] / weight[a:b].mean() for a, b in zip(starts, starts[1:])])
+        assert (np.abs(counts - expected) < 1).all()  # rounded down or up
+        times += counts
+    np.testing.assert_allclose(times / 200, expected, atol=0.15)
+    np.testing.assert_array_equal(resampled(weight, 3, 5, shards), resampled(weight, 3, 5, shards))
+
+
+def test_equal_weights_are_each_row_once_and_a_weight_of_nought_never():
+    np.testing.assert_array_equal(resampled(np.full(50, 0.3), 0, 0), np.arange(50))
+    assert set(resampled(np.tile([0.0, 1.0], 25), 0, 7)) <= set(range(1, 50, 2))

@@ -289,3 +289,24 @@ def test_misuse_is_said(large):
     with pytest.raises(ValueError, match="stored order"):
         pipeline.Source(dataset, cohort.iloc[::-1], "train", **WHOLE)
     assert isinstance(cohort, pd.DataFrame)
+
+
+@pytest.mark.parametrize("gib", [1.0, 1e-9])
+def test_rows_that_are_drawn_by_weights_come_with_their_images(phantom, gib):
+    """Held whole, and streamed in blocks; the same images as in order, some of them several times, shared out over processes alike."""
+    dataset, cohort = phantom
+    source = pipeline.Source(dataset, cohort.table, "train", host_cache_gib=gib, block_images=16)
+    assert source.cached == (gib == 1.0)
+    plain = {int(i): image for batch in source.ordered(16) for i, image, real in zip(batch["index"], batch["image"], batch["mask"]) if real}
+    source.draw = np.random.default_rng(0).gamma(0.5, size=len(source))
+    batches = list(source.batches(0, 0, 0, 16))
+    index = np.concatenate([batch["index"][batch["mask"]] for batch in batches])
+    drawn = order.resampled(source.draw, 0, 0)
+    np.testing.assert_array_equal(np.sort(index), source.index[drawn])
+    assert len(index) == len(source) > len(set(index)) and not np.array_equal(index, np.sort(index))
+    for batch in batches:
+        for i, image in zip(batch["index"][batch["mask"]], batch["image"][batch["mask"]]):
+            np.testing.assert_array_equal(image, plain[int(i)])
+    halves = [list(source.batches(0, 0, 2, 16, p, 2)) for p in (0, 1)]
+    for whole, first, second in zip(batches[2:], *halves, strict=True):
+        np.testing.assert_array_equal(whole["index"], np.concatenate([first["index"], second["index"]]))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from cxr_jax.tables import Target
+from cxr_jax.tables import Target, UserError
 from cxr_jax.training import objectives, optimizers
 from configs import base
 from cxr_jax import experiment
@@ -110,3 +110,228 @@ def test_a_large_batch_forgets_and_moves_by_the_image_as_a_small_one_does():
 def test_shapes_in_signatures_are_checked_while_tests_run():
     with pytest.raises(jaxtyping.TypeCheckError):
         objectives.categorical_cross_entropy(jnp.ones((3, 4)), np.zeros(5, np.int32), np.ones(3, bool))
+
+
+# --- objectives that see groups ----------------------------------------------------------------------------------------
+
+FINDINGS = {"findings": Target("multilabel", ("x", "y", "z"))}
+BOTH = FINDINGS | {"sex": Target("multiclass", ("F", "M"))}
+
+
+def settings(name, **further):
+    return experiment.apply_diff(base.get_config(), {"train.objective.name": name, **{f"train.objective.{k}": v for k, v in further.items()}}).train.objective
+
+
+def cohort(n=200, groups=3, seed=1):
+    """(labels, group, training): findings and sex, some unknown; groups of unlike sizes, some unknown."""
+    rng = np.random.default_rng(seed)
+    group = rng.choice(groups + 1, n, p=[0.6, 0.25, 0.1, 0.05]).astype(np.int32)
+    group[group == groups] = -1
+    findings = (rng.random((n, 3)) < np.where(group == 1, 0.7, 0.3)[:, None]).astype(np.float32)
+    findings[rng.random((n, 3)) < 0.1] = np.nan
+    return {"findings": findings, "sex": rng.integers(-1, 2, n).astype(np.int32)}, group, rng.random(n) < 0.8
+
+
+def seen(labels, group, rows, features=None, carried=None, logits=None, progress=0.5):
+    rng = np.random.default_rng(7)
+    made = {name: jnp.asarray(rng.normal(size=(len(rows), 3 if name == "findings" else 2)), jnp.float32) for name in labels}
+    mask = jnp.ones(len(rows), bool)
+    carried = jax.tree.map(lambda x: jnp.asarray(x[rows]), {"group": group, **(carried or {})})
+    mine = {name: jnp.asarray(of[rows]) for name, of in labels.items()}
+    targets = {name: BOTH[name] for name in labels}
+    features = jnp.asarray(rng.normal(size=(len(rows), 5)), jnp.float32) if features is None else features
+    counts = objectives.Objective(targets).counts(mine, mask, carried)
+    return objectives.Seen(logits or made, features, mine, mask, carried, counts, jnp.float32(progress), None)
+
+
+@pytest.mark.parametrize("by", ["group", "group_label"])
+def test_cells_count_alike(by):
+    labels, group, training = cohort()
+    cells = objectives.cells_of(BOTH, labels, group, 3, training, by)
+    for name, values in labels.items():
+        columns = (x.reshape(len(group), -1).T for x in (values, cells.cell[name], cells.weight[name]))
+        for value, cell, weight in zip(*columns):
+            known = ~np.isnan(value) & (value >= 0) & (group >= 0)
+            wanted = np.where(known, group * 2 + np.nan_to_num(value) if by == "group_label" else group, -1)
+            np.testing.assert_array_equal(cell, wanted)
+            sums = [weight[training & (cell == c)].sum() for c in np.unique(cell[known])]
+            np.testing.assert_allclose(sums, sums[0], rtol=1e-5)
+            assert weight[training & known].mean() == pytest.approx(1, abs=1e-6) and (weight[~known] == 1).all()
+
+
+def test_a_cell_that_training_lacks_counts_nothing_of_the_others():
+    labels, group, training = cohort()
+    labels["findings"][training & (group == 2), 0] = 0
+    cells = objectives.cells_of(FINDINGS, labels, group, 3, training, "group_label")
+    assert not cells.there["findings"][0, 5] and cells.there["findings"].sum() == 17
+    first = cells.weight["findings"][training & (cells.cell["findings"][:, 0] >= 0), 0]
+    assert first.mean() == pytest.approx(1, abs=1e-6)
+
+
+def test_weighted_losses_are_means_of_weighted_losses():
+    labels, group, training = cohort(40)
+    weight = {name: RNG.random(of.shape).astype(np.float32) for name, of in labels.items()}
+    rows = np.arange(40)
+    view = seen(labels, group, rows, carried={"weight": weight})
+    logits = {name: np.asarray(x, np.float64) for name, x in view.logits.items()}
+    y, p, known = labels["findings"], special.expit(logits["findings"]), ~np.isnan(labels["findings"])
+    of_findings = (-np.where(y == 1, np.log(p), np.log1p(-p)) * weight["findings"])[known].mean()
+    sex = labels["sex"] >= 0
+    of_sex = (-special.log_softmax(logits["sex"], axis=1)[rows, labels["sex"]] * weight["sex"])[sex].mean()
+    np.testing.assert_allclose(objectives.Objective(BOTH).loss({}, {}, view)[0], of_findings + of_sex, rtol=1e-5)
+
+
+def test_shares_of_cells_grow_with_their_losses():
+    """Two steps of Sagawa et al.'s Algorithm 1, written out; and the loss is the shares' mean of the cells' losses where the batch is all of training."""
+    labels, group, training = cohort(300)
+    training[:] = True
+    objective = objectives.of_config(settings("group_dro", step=0.5), BOTH, labels, training, group, ("a", "b", "c"))
+    _, memory = objective.begin(5, 0)
+    view = seen(labels, group, np.arange(300), carried=objective.carried)
+    each, q, sizes, wanted = {}, {}, {}, 0.0
+    for name, y in (("findings", labels["findings"]), ("sex", labels["sex"][:, None].astype(float))):
+        y = np.where(y < 0, np.nan, y)
+        z = np.asarray(view.logits[name], np.float64)
+        loss = np.logaddexp(0, np.where(y == 1, -z, z)) if name == "findings" else -special.log_softmax(z, 1)[np.arange(300), labels[name]][:, None]
+        inside = [[(group == g) & (column == v) for g in range(3) for v in (0, 1)] for column in y.T]
+        each[name] = np.array([[loss[of, k].mean() for of in cells] for k, cells in enumerate(inside)])
+        sizes[name] = np.array([[of.sum() for of in cells] for cells in inside])
+        q[name] = np.full(each[name].shape, 1 / 6)
+        unknown = np.array([loss[(group < 0) & ~np.isnan(column), k].sum() for k, column in enumerate(y.T)])
+        # A label's share of the head's known ones; of those without a group each counts as it is.
+        wanted += ((q[name] * each[name]).sum(1) * sizes[name].sum(1) + unknown).sum() / (~np.isnan(y)).sum()
+    loss, sums = objective.loss({}, memory, view)
+    np.testing.assert_allclose(loss, wanted, rtol=1e-5)
+    for _ in range(2):
+        memory = objective.remember(memory, objective.loss({}, memory, view)[1])
+        for name in q:
+            q[name] = q[name] * np.exp(0.5 * each[name])
+            q[name] /= q[name].sum(1, keepdims=True)
+            np.testing.assert_allclose(memory[name], q[name], rtol=1e-4)
+
+
+def test_what_a_small_batch_says_of_a_cell_is_right_on_average():
+    labels, group, training = cohort(300)
+    training[:] = True
+    objective = objectives.of_config(settings("group_dro"), FINDINGS, {"findings": labels["findings"]}, training, group, ("a", "b", "c"))
+    _, memory = objective.begin(5, 0)
+    whole = seen({"findings": labels["findings"]}, group, np.arange(300), carried=objective.carried)
+    logits = np.asarray(whole.logits["findings"])
+    order, found = np.random.default_rng(0).permutation(300), []
+    for rows in order.reshape(-1, 6):
+        part = seen({"findings": labels["findings"]}, group, rows, carried=objective.carried, logits={"findings": jnp.asarray(logits[rows])})
+        found.append(objective.loss({}, memory, part)[1]["findings"])
+    of_parts = sum(one["loss"] for one in found) / sum(one["count"] for one in found)[:, None]
+    sums = objective.loss({}, memory, whole)[1]["findings"]
+    np.testing.assert_allclose(of_parts, sums["loss"] / sums["count"][:, None], rtol=1e-4)
+
+
+def test_mmd_is_that_of_its_definition():
+    x, group = RNG.normal(size=(12, 4)).astype(np.float32), np.array([0, 0, 1, 1, 1, 2, 2, -1, 0, 1, 2, -1], np.int32)
+    x[group == 1] += 1
+    known = group >= 0
+    squared = ((x[:, None].astype(np.float64) - x[None]) ** 2).sum(-1)
+    middle = squared[np.ix_(known, known)].mean()
+    kernel = np.mean([np.exp(-squared / (s * middle)) for s in (0.25, 0.5, 1, 2, 4)], axis=0)
+
+    def mean(a, b):
+        return kernel[np.ix_(group == a, group == b)].mean()
+
+    wanted = np.mean([mean(a, a) + mean(b, b) - 2 * mean(a, b) for a, b in ((0, 1), (0, 2), (1, 2))])
+    np.testing.assert_allclose(jax.jit(objectives.mmd, static_argnums=2)(x, group, 3), wanted, rtol=1e-5)
+    np.testing.assert_allclose(objectives.mmd(x, group, 5), wanted, rtol=1e-5)  # groups that the batch lacks have no part in it
+    assert objectives.mmd(x, np.where(group == 1, 1, -1).astype(np.int32), 3) == 0
+
+
+def test_coral_is_that_of_its_definition():
+    x, group = RNG.normal(size=(15, 4)).astype(np.float32), np.array([0, 0, 1, 1, 1, 2, 2, -1, 0, 1, 2, -1, 2, 0, 3], np.int32)
+    x[group == 1] *= 3
+
+    def apart(a, b):
+        a, b = x[group == a].astype(np.float64), x[group == b].astype(np.float64)
+        return np.mean((a.mean(0) - b.mean(0)) ** 2) + np.mean((np.cov(a.T) - np.cov(b.T)) ** 2)
+
+    wanted = np.mean([apart(a, b) for a, b in ((0, 1), (0, 2), (1, 2))])  # of the fourth there is one image
+    np.testing.assert_allclose(jax.jit(objectives.coral, static_argnums=2)(x, group, 4), wanted, rtol=1e-4)
+
+
+@pytest.mark.parametrize("distance", [objectives.mmd, objectives.coral])
+def test_distances_have_gradients_where_images_are_alike(distance):
+    group = np.array([0, 0, 1, 1, -1], np.int32)
+    for x in (jnp.zeros((5, 3)), jnp.ones((5, 3))):
+        value, gradient = jax.value_and_grad(lambda x: distance(x, group, 2))(x)
+        assert abs(float(value)) < 1e-6 and np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("name", ["dann", "cdann"])
+def test_an_adversary_learns_and_features_unlearn(name):
+    labels, group, training = cohort(60)
+    objective = objectives.of_config(settings(name, strength=2.0, hidden=8), BOTH, labels, training, group, ("a", "b", "c"))
+    own, _ = objective.begin(5, 0)
+    assert own["kernel"][0].shape == (5 + (5 if name == "cdann" else 0), 8)
+    view = seen(labels, group, np.arange(60), progress=0.3)
+
+    def adversary(features, own):
+        shown = [features] + ([jnp.where(jnp.isnan(labels["findings"]), 0.0, 2 * labels["findings"] - 1)] if name == "cdann" else [])
+        if name == "cdann":
+            shown.append(jnp.where(labels["sex"][:, None] >= 0, 2.0 * np.eye(2)[labels["sex"]] - 1, 0.0))
+        hidden = jax.nn.relu(jnp.concatenate(shown, 1).astype(jnp.float32) @ own["kernel"][0] + own["bias"][0])
+        each = jax.nn.log_softmax(hidden @ own["kernel"][1] + own["bias"][1])[np.arange(60), group]
+        return -jnp.where(group >= 0, each, 0.0).sum() / np.float32((group >= 0).sum())
+
+    by_features, by_own = jax.grad(lambda f, own: objective.loss(own, {}, view._replace(features=f))[0], argnums=(0, 1))(view.features, own)
+    wanted = jax.grad(adversary, argnums=(0, 1))(view.features, own)
+    times = 2.0 * (2 / (1 + np.exp(-3.0)) - 1)
+    np.testing.assert_allclose(by_features, -times * wanted[0], rtol=1e-4, atol=1e-7)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), by_own, wanted[1])
+
+
+def test_the_mean_of_the_groups_heads_is_the_networks_own():
+    labels, group, training = cohort(60)
+    labels = {"findings": labels["findings"]}
+    objective = objectives.of_config(settings("domain_independent"), FINDINGS, labels, training, group, ("a", "b", "c"))
+    own, _ = objective.begin(5, 0)
+    assert all(not leaf.any() for leaf in jax.tree.leaves(own))
+    own = jax.tree.map(lambda x: jnp.asarray(RNG.normal(size=x.shape), jnp.float32), own)
+    view = seen(labels, group, np.arange(60))
+    kernel, bias = (np.asarray(own["findings"][k], np.float64) for k in ("kernel", "bias"))
+    apart = np.einsum("bf,gfc->gbc", np.asarray(view.features, np.float64), kernel) + bias[:, None]
+    logits = np.asarray(view.logits["findings"], np.float64) + apart - apart.mean(0)
+    assert np.allclose(logits.mean(0), view.logits["findings"], atol=1e-6)
+    mine = np.where(group[:, None] >= 0, logits[group, np.arange(60)], view.logits["findings"])
+    y = labels["findings"]
+    wanted = np.nanmean(np.where(np.isnan(y), np.nan, np.logaddexp(0, np.where(y == 1, -mine, mine))))
+    np.testing.assert_allclose(objective.loss(own, {}, view)[0], wanted, rtol=1e-5)
+
+
+def test_images_are_drawn_by_group_or_by_group_and_one_finding():
+    labels, group, training = cohort(2000)
+    labels = {"findings": labels["findings"]}
+    for cells, finding, cell in (("group", "x", group), ("group_label", "y", np.where(np.isnan(labels["findings"][:, 1]) | (group < 0), -1, group * 2 + np.nan_to_num(labels["findings"][:, 1])))):
+        objective = objectives.of_config(settings("resample", cells=cells, finding=finding), FINDINGS, labels, training, group, ("a", "b", "c"))
+        assert objective.carried == {}
+        sums = [objective.draw[training & (cell == c)].sum() for c in np.unique(cell[cell >= 0])]
+        np.testing.assert_allclose(sums, sums[0], rtol=1e-5)
+    with pytest.raises(UserError, match="objective.finding='w': images are drawn by one finding and group, and it is not learnt; there are x, y, z"):
+        objectives.of_config(settings("resample", finding="w"), FINDINGS, labels, training, group, ("a", "b", "c"))
+
+
+def test_what_was_got_wrong_counts_more():
+    labels, _, training = cohort(50)
+    wrong = {name: RNG.random(of.shape) < 0.3 for name, of in labels.items()}
+    objective = objectives.of_config(settings("jtt", upweight=4.0), BOTH, labels, training, wrong=wrong)
+    for name, weight in objective.carried["weight"].items():
+        assert weight[training].mean() == pytest.approx(1, abs=1e-6)
+        np.testing.assert_allclose(weight[wrong[name]], 4 * weight[~wrong[name]][0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in experiment.OBJECTIVES if name not in ("erm", "jtt")])
+def test_a_group_that_training_lacks_is_told(name):
+    labels, group, training = cohort()
+    training &= group != 1
+    with pytest.raises(UserError, match="config.train.objective.attribute=race: no training image is of 'b'"):
+        objectives.of_config(settings(name), BOTH, labels, training, group, ("a", "b", "c"))
+
+
+def test_the_config_knows_all_objectives():
+    assert tuple(objectives.OBJECTIVES) == experiment.OBJECTIVES

@@ -13,7 +13,7 @@ from cxr_jax import experiment
 from cxr_jax import mesh as meshes
 from cxr_jax.data import cohorts, pipeline
 from cxr_jax.models import densenet
-from cxr_jax.training import inference, metrics_log, optimizers, train
+from cxr_jax.training import inference, metrics_log, objectives, optimizers, train
 from cxr_jax.tables import Target, UserError
 from cxr_jax.training.checkpoints import Checkpoints, ModelDescription
 from tests.phantoms import PLAIN, small_config
@@ -45,21 +45,22 @@ class KilledAfter:
 
 def measure(index, scores):
     """Not an AUC, but a number that differs between epochs and runs as one would."""
-    return {"macro_auc": float(scores["race"][:, 0].mean()), "auc": {}, "n_images": len(index), "n_patients": 1}
+    mean = float(next(iter(scores.values()))[:, 0].mean())
+    return {"score": mean, "macro_auc": mean, "auc": {}, "n_images": len(index), "n_patients": 1}
 
 
-def fit(config, phantom, workdir, kill_after=None, devices=8, network=None, description=None):
+def fit(config, phantom, workdir, kill_after=None, devices=8, network=None, description=None, objective=None):
     dataset, cohort = phantom
     targets, _ = cohorts.targets(cohort, config.train.targets, config.dataset)
     labels = cohorts.labels(cohort, targets, config.dataset)
     mesh = meshes.data_mesh(jax.devices()[:devices])
-    sources = pipeline.sources(dataset, cohort.table, config.dataset, mesh)
+    sources = pipeline.sources(dataset, cohort.table, config.dataset, mesh, objective and objective.draw)
     source = sources["train"] if kill_after is None else KilledAfter(sources["train"], kill_after)
     network = network or densenet.from_config(config.model, {name: len(target.classes) for name, target in targets.items()}, config.seed)
     description = description or ModelDescription(config.model.to_dict(), targets, config.dataset.image_size)
     workdir.mkdir(exist_ok=True)
     with Checkpoints(workdir / "checkpoints", description, config.checkpoint.keep) as kept:
-        return train.fit(config, targets, labels, source, sources["validation"], measure, kept, workdir, mesh, network)
+        return train.fit(config, objective or objectives.Objective(targets), labels, source, sources["validation"], measure, kept, workdir, mesh, network)
 
 
 def assert_same_bits(one, other):
@@ -166,13 +167,13 @@ def one_step(config, phantom, devices, padded=3):
     batch = {"image": batch["image"].copy(), "mask": batch["mask"].copy(), "index": batch["index"].astype(np.int32)}
     batch["mask"][-padded:] = False
     batch["image"][-padded:] = 0
-    batch["labels"] = train.take_labels(labels, batch["index"])
+    batch |= {"labels": train.take_rows(labels, batch["index"]), "carried": {}}
     mesh = meshes.data_mesh(jax.devices()[:devices])
     # Plain descent, since Adam turns a rounding error in a gradient near 0 into a whole step.
     optimizer = optax.sgd(0.1)
     model = densenet.from_config(config.model, {n: len(t.classes) for n, t in targets.items()}, config.seed)
-    graphdef, state = train.init_state(model, optimizer, config.seed, mesh)
-    step = train.make_step(graphdef, optimizer, targets, config, mesh)
+    graphdef, state = train.init_state(model, optimizer, config.seed, mesh, objectives.Objective(targets))
+    step = train.make_step(graphdef, optimizer, objectives.Objective(targets), config, mesh)
     return step(state, meshes.shard_batch(mesh, batch))
 
 
@@ -193,14 +194,15 @@ def compiled_step(config, devices):
     targets = {"race": Target("multiclass", ("a", "b", "c")), "findings": Target("multilabel", ("x", "y"))}
     optimizer = optax.sgd(0.1)
     model = densenet.from_config(config.model, {n: len(t.classes) for n, t in targets.items()}, config.seed)
-    graphdef, state = train.init_state(model, optimizer, config.seed, mesh)
+    graphdef, state = train.init_state(model, optimizer, config.seed, mesh, objectives.Objective(targets))
     batch = {
         "image": jax.ShapeDtypeStruct((b, 256, 256, 1), np.uint8),
         "mask": jax.ShapeDtypeStruct((b,), bool),
         "index": jax.ShapeDtypeStruct((b,), np.int32),
         "labels": {"race": jax.ShapeDtypeStruct((b,), np.int32), "findings": jax.ShapeDtypeStruct((b, 2), np.float32)},
+        "carried": {},
     }
-    return train.make_step(graphdef, optimizer, targets, config, mesh).lower(state, batch).compile().as_text(), state
+    return train.make_step(graphdef, optimizer, objectives.Objective(targets), config, mesh).lower(state, batch).compile().as_text(), state
 
 
 @pytest.mark.parametrize("statistics", ["global", "shard"])
@@ -251,14 +253,14 @@ def test_a_batch_in_parts_is_one_update(phantom, phantom_dir):
     labels = cohorts.labels(cohort, targets, config.dataset)
     half = next(pipeline.sources(dataset, cohort.table, config.dataset)["train"].batches(0, 0, 0, 8))
     batch = {name: np.repeat(half[name], 2, axis=0) for name in ("image", "mask", "index")}
-    batch["labels"] = train.take_labels(labels, batch["index"])
+    batch |= {"labels": train.take_rows(labels, batch["index"]), "carried": {}}
     mesh = meshes.data_mesh(jax.devices()[:1])
     ends = []
     for accumulate in (1, 2):
         config.train.accumulate = accumulate
         model = densenet.from_config(config.model, {n: len(t.classes) for n, t in targets.items()}, config.seed)
-        graphdef, state = train.init_state(model, optax.sgd(0.1), config.seed, mesh)
-        ends.append(train.make_step(graphdef, optax.sgd(0.1), targets, config, mesh)(state, meshes.shard_batch(mesh, batch)))
+        graphdef, state = train.init_state(model, optax.sgd(0.1), config.seed, mesh, objectives.Objective(targets))
+        ends.append(train.make_step(graphdef, optax.sgd(0.1), objectives.Objective(targets), config, mesh)(state, meshes.shard_batch(mesh, batch)))
     (whole, loss), (parts, loss_of_parts) = ends
     np.testing.assert_allclose(loss, loss_of_parts, rtol=1e-5)
     for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(parts.params)):
