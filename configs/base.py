@@ -85,7 +85,9 @@ def get_config() -> ml_collections.ConfigDict:
     # and jtt read the attribute of training images; none that of an image that is judged
     o.name = "erm"
     o.attribute = "race"  # whose classes are the groups; also of train.select
-    o.cells = "group_label"  # group | group_label: what reweight, resample and group_dro make count alike; of findings each has its own
+    # group | group_label | independent: what reweight, resample and group_dro make count alike; of findings each has its own. independent: groups by
+    # label count as they would if labels did not depend on groups, so that labels stay as common as they are; not for group_dro
+    o.cells = "group_label"
     o.finding = "No Finding"  # resample by group_label: an image is drawn once for all its findings, by this one
     o.step = 0.01  # group_dro: of the exponent by which shares of cells grow
     o.strength = 1.0  # dann, cdann: of the reversed gradient; mmd, coral: of the distance between groups, beside the loss
@@ -127,19 +129,22 @@ def get_config() -> ml_collections.ConfigDict:
     e.untrained = True  # also what an untrained network of the same shape makes of the images: a control
 
     c.mitigate = g = ml_collections.ConfigDict()
-    # What the stage mitigate, off by default, takes from the features, and so from what the model's heads make of them; what probes and the
-    # audit judge is then what is left. none | leace | orthogonalise | null_space | prune: cxr_jax/probes/erasure.py. none: the reference, which takes
-    # nothing and has probes read the same patients. None of them needs the attribute of an image that is judged. Empty: no such stage
+    # What the stage mitigate, off by default, does to what training made; probes and the audit then judge that. Empty: no such stage
+    # none: the reference, which does nothing and has probes read the same patients
+    # leace | orthogonalise | null_space | prune: takes the attribute from the features, and so from what heads make of them (cxr_jax/probes/erasure.py)
+    # dfr: heads fitted anew on validation, groups by label balanced (cxr_jax/probes/last_layer.py)
+    # oracle | quadratic: erasure, and equalised_odds: calls by group and lot (cxr_jax/audit/equalised_odds.py), which need the attribute of
+    # everyone who is judged
     g.method = ""
-    g.attribute = "race"  # what is to be erased; a class label
-    # of training patients, whom a method is fitted on; probes are then fitted on the others. On a method's own patients a linear probe finds nothing
-    # by construction, whatever it would find on those of another hospital. 1: all of them, for both
+    g.attribute = "race"  # a class label
+    # of patients of training (dfr: of validation), whom a method is fitted on; probes (thresholds) are then fitted on the others. On a method's own
+    # patients a linear probe finds nothing by construction, whatever it would find on those of another hospital. 1: all of them, for both
     g.share = 0.5
-    g.shrink = True  # leace: shrink the covariance of features by how few patients it is of
+    g.shrink = True  # leace, oracle, quadratic: shrink the covariance of features by how few patients it is of
     g.confounders = ("age", "sex", "view")  # orthogonalise: what classes are compared at equal values of
-    g.penalty = 1e-2  # null_space, prune: of their linear probe, as probe.penalties
+    g.penalty = 1e-2  # null_space, prune, dfr: of their logistic regression, as probe.penalties
     g.rounds = 20  # null_space: probes fitted one after the other, at most
-    g.features = 100  # prune: how many
+    g.pruned_share = 0.1  # prune: of features
 
     c.probe = p = ml_collections.ConfigDict()
     p.targets = ("race",)  # class labels that the features are asked for

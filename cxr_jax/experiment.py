@@ -50,7 +50,8 @@ PROBES = ("logistic_regression", "knn", "kmeans", "network")
 THRESHOLD = re.compile(r"youden|f1|(sensitivity|specificity|fixed):(0|0?\.\d+|1|[01]\.0*)")
 THRESHOLDS = "youden, f1, sensitivity:0.9, specificity:0.9 or fixed:0.5, the number from 0 to 1"
 OBJECTIVES = ("erm", "reweight", "resample", "group_dro", "dann", "cdann", "mmd", "coral", "jtt", "domain_independent")
-MITIGATIONS = ("none", "leace", "orthogonalise", "null_space", "prune")
+MITIGATIONS = ("none", "leace", "orthogonalise", "null_space", "prune", "oracle", "quadratic", "dfr", "equalised_odds")
+NEED_ATTRIBUTE = ("oracle", "quadratic", "equalised_odds")  # of those, that of an image that is judged
 CONTROLS = ("shuffled", "untrained", "findings", "demographics", "histogram", "as_many")
 
 
@@ -206,7 +207,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
     require("train.warmup_epochs", 0 <= t.warmup_epochs < t.epochs, "0 or more, and fewer than train.epochs")
     o = t.objective
     require("train.objective.name", o.name in OBJECTIVES, f"no {o.name!r}{nearest(str(o.name), OBJECTIVES)}")
-    require("train.objective.cells", o.cells in ("group", "group_label"), "group or group_label")
+    require("train.objective.cells", o.cells in ("group", "group_label", "independent"), "group, group_label or independent")
+    require("train.objective.cells", o.cells != "independent" or o.name != "group_dro", "group_dro has shares of its own: group or group_label")
     require("train.objective.step", _number(o.step) and o.step > 0, "more than 0")
     require("train.objective.strength", _number(o.strength) and o.strength >= 0, "0 or more")
     require("train.objective.hidden", _whole(o.hidden) and o.hidden > 0, "at least 1 unit")
@@ -253,11 +255,16 @@ def validate(config: ml_collections.ConfigDict) -> None:
     require("mitigate.method", g.method in ("", *MITIGATIONS), f"{', '.join(MITIGATIONS)} or empty")
     require("mitigate.method", not (g.method and config.predict.dataset), "features are of the data set trained on; leave predict.dataset empty")
     require("mitigate.method", not (g.method and (p.embeddings or a.predictions)), "takes features of ours; leave probe.embeddings and audit.predictions empty")
-    require("mitigate.confounders", g.attribute not in g.confounders and len(set(g.confounders)) == len(g.confounders), "each once, and not mitigate.attribute")
+    needed = bool(g.method and "mitigate" not in config.stages and {"train", "extract"} & set(config.stages) and {"probe", "audit"} & set(config.stages))
+    require("mitigate.method", not needed, "is what the stage mitigate does; add it to --config.stages, after extract")
+    calls = g.method != "equalised_odds" or a.threshold == "fixed:0.5"
+    require("audit.threshold", calls, "mitigate.method=equalised_odds calls images itself, from scores of 0.5 up: take --config.audit.threshold=fixed:0.5")
+    mixed = g.method == "orthogonalise" and g.attribute in g.confounders
+    require("mitigate.confounders", not mixed and len(set(g.confounders)) == len(g.confounders), "each once, and not mitigate.attribute")
     require("mitigate.share", _number(g.share) and 0 < g.share <= 1, "a share above 0, at most 1")
     require("mitigate.penalty", _number(g.penalty) and g.penalty > 0, "more than 0")
-    for name in ("rounds", "features"):
-        require(f"mitigate.{name}", _whole(g[name]) and g[name] >= 1, "at least 1")
+    require("mitigate.rounds", _whole(g.rounds) and g.rounds >= 1, "at least 1")
+    require("mitigate.pruned_share", _number(g.pruned_share) and 0 < g.pruned_share < 1, "a share above 0, below 1")
     elsewhere = config.predict.dataset and "probe" in config.stages
     require("predict.dataset", not elsewhere, "probes read the data set trained on; on another one run them by themselves, with --config.extract.weights=RUN")
     require("probe.table", bool(p.embeddings or not p.table), "a table of the images of what probe.embeddings names")
@@ -331,6 +338,15 @@ def mitigated_folder(workdir: pathlib.Path | str, config: ml_collections.ConfigD
     """Where the features and predictions lie that probes and the audit judge: the workdir, or what `mitigate` made there."""
     method = config.get("mitigate", {}).get("method", "")
     return pathlib.Path(workdir) / "mitigated" / method if method else pathlib.Path(workdir)
+
+
+def needs_attribute(config: ml_collections.ConfigDict | Mapping) -> str:
+    """The attribute of everyone who is judged without which a run's mitigation cannot be done; '' for none."""
+    g = config.get("mitigate", {})
+    if g.get("method", "") in NEED_ATTRIBUTE:
+        return g["attribute"]
+    by = config["audit"].get("threshold_by", "")
+    return by if by != "view" else ""  # which every picture has
 
 
 def diff(config: ml_collections.ConfigDict | Mapping, base: ml_collections.ConfigDict | Mapping) -> dict:

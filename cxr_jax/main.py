@@ -81,7 +81,7 @@ def parse(argv: list[str]) -> list[tuple]:
         sweep, folder = sweeps.read(path), pathlib.Path(WORKDIR.value or pathlib.Path("runs") / stem)
         if (folder / "run.json").exists():
             raise UserError(f"{folder}: holds a run; name another folder for those of the sweep with --workdir")
-        configs = sweep.configs(config_flags.get_override_values(flags.FLAGS["config"]), only=argument)
+        configs = sweep.configs(config_flags.get_override_values(flags.FLAGS["config"]), argument, folder)
         return [(config, folder / name, sweep.record(name)) for name, config in configs.items()]
     experiment.validate(config)
     workdir = WORKDIR.value or str(pathlib.Path("runs") / "-".join(filter(None, [stem, argument.replace(",", "-")])))

@@ -17,6 +17,7 @@ stage, or a user, left there.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import pathlib
 import shutil
 import sys
@@ -99,9 +100,21 @@ def headline(config: ml_collections.ConfigDict) -> str:
     recipe = full and config.dataset.image_size == 256 and config.train.epochs >= 10
     told = "" if recipe else ". A reduced run: the published recipe is DenseNet-121 at 256×256 pixels for 10 epochs"
     judged = f", judged on {config.predict.dataset}" if config.predict.dataset else ""
-    g = config.mitigate
+    o, g = config.train.objective, config.mitigate
+    of = "" if o.name in ("erm", "jtt") else f" over {o.attribute}"
+    trained = f", trained by {o.name}{of}" if o.name != "erm" else ""
     mitigated = f", judged after {g.method} of {g.attribute}" if g.method not in ("", "none") else ""
-    return f"{config.name}: {network} on {data}, {size}{judged}{mitigated}{told}."
+    needs = experiment.needs_attribute(config)
+    needed = f" (needs {needs} of everyone who is judged)" if needs else ""
+    return f"{config.name}: {network} on {data}, {size}{trained}{judged}{mitigated}{needed}{told}."
+
+
+def tell_headline(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
+    """Has the record's headline say what is judged now: a workdir may be mitigated, and judged, otherwise than before."""
+    if "headline" in run.record:
+        run.record["headline"] = headline(config)
+    if not config.mitigate.method:
+        run.record.pop("mitigated", None)
 
 
 def train(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
@@ -398,36 +411,60 @@ def check_unseen(cohort, there: pathlib.Path | str, field: str) -> None:
 
 
 def mitigate(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
-    """Takes config.mitigate.attribute from the features by config.mitigate.method, and has the model's heads read what is left.
+    """Mitigates by config.mitigate.method what a model was trained to be: features and what its heads make of them, the heads, or their calls.
 
-    Writes features and, where the weights are a run's, predictions of config.predict.splits.
+    Writes features and, where the weights are a run's, predictions of config.predict.splits. Patients of training and validation are dealt into two
+    halves, of which a method is fitted on one; probes, and thresholds where the method had a say in scores of validation, are of the other.
     """
     from cxr_jax.data import cohorts
     from cxr_jax.probes import mitigation
 
     run.record.pop("mitigated", None)
-    if "headline" in run.record:
-        run.record["headline"] = headline(config)
+    tell_headline(config, run)
     if not config.mitigate.method:
         return
+    method, share = config.mitigate.method, config.mitigate.share
     splits = extracted(run.path("features"))
-    share = config.mitigate.share
-    own = cohorts.uniform(splits["train"].table, f"{config.dataset.split_salt} mitigate") < share
+    own = {split: cohorts.uniform(splits[split].table, f"{config.dataset.split_salt} mitigate") < share for split in ("train", "validation")}
     # Whom a method is fitted on has no say in what probes find, unless all have.
-    others = ~own if share < 1 else own
-    if not own.any() or not others.any():
-        raise UserError(f"config.mitigate.share={share}: {own.sum()} training images are for the method and {others.sum()} for probes; take another share")
-    eraser, said = mitigation.eraser(splits, own, config.mitigate)
-    patients = splits["train"].table.loc[others, "patient_id"].nunique()
-    said += f"; probes are fitted on {others.sum():,} images of {patients:,} patients, {'the same' if share == 1 else 'others'}"
+    others = {split: ~mine if share < 1 else mine for split, mine in own.items()}
+    if not own["train"].any() or not others["train"].any():
+        for_method, for_probes = int(own["train"].sum()), int(others["train"].sum())
+        raise UserError(f"config.mitigate.share={share}: {for_method} training images are for the method and {for_probes} for probes; take another share")
+    on_features = method not in ("dfr", "equalised_odds")
+    found = mitigation.eraser(splits, own["train"], config.mitigate if on_features else _nothing(config.mitigate))
+    erased = {split: found.erase(part.arrays[FEATURES], attribute_of(part, config.mitigate.attribute, found.classes)) for split, part in splits.items()}
+
+    weights = config.extract.weights
+    source = run.workdir if weights in ("best", "last") else pathlib.Path(weights).expanduser()
+    predictions, said = None, found.said
+    if (source / "checkpoints").is_dir():
+        # Every process: a checkpoint is read by all of them together.
+        heads = Heads.read(config, run, source / "checkpoints", weights if weights == "last" else "best", splits)
+        scores = {split: heads.of(erased[split]) for split in config.predict.splits}
+        if method == "dfr":
+            scores, said = refitted_heads(config, run, heads, splits, own["validation"])
+        predictions = heads.predictions(config, scores, others["validation"] if method == "dfr" else None)
+        if method == "equalised_odds":
+            from cxr_jax.audit import equalised_odds
+
+            predictions, said = equalised_odds.post_processed(predictions, config.mitigate.attribute, config.seed)
+    elif not on_features:
+        raise UserError(f"config.mitigate.method={method}: {weights} has no heads that tell findings; name the weights of a run")
+    if experiment.needs_attribute(config) and on_features:
+        unknown = sum(int((attribute_of(splits[split], config.mitigate.attribute, found.classes) < 0).sum()) for split in ("validation", "test"))
+        said += f"; {unknown:,} images of validation and test, of whom it is not known, are erased as by leace" * bool(unknown)
+    patients = splits["train"].table.loc[others["train"], "patient_id"].nunique()
+    said += f"; probes are fitted on {others['train'].sum():,} images of {patients:,} patients, {'the same' if share == 1 else 'others'}"
     run.record["mitigated"] = said
     print(f"  {said}")
+    if predictions is None:
+        print(f"  {weights} has no heads that tell findings: features alone, and no predictions")
     folder = experiment.mitigated_folder(run.workdir, config)
     if jax.process_index() == 0:
         shutil.rmtree(folder, ignore_errors=True)  # of an interrupted start, or of other features
-        erased = {split: eraser(part.arrays[FEATURES]) for split, part in splits.items()}
         for split, part in splits.items():
-            rows = others if split == "train" else np.ones(len(part.table), bool)
+            rows = others["train"] if split == "train" else np.ones(len(part.table), bool)
             # What controls read stays as it is. Depths are of the network before these features, and not what is asked.
             kept = {name: array for name, array in part.arrays.items() if name in ("untrained", "histogram")} | {FEATURES: erased[split]}
             about = {key: value for key, value in part.about.items() if key != "arrays"} | {"mitigated": said}
@@ -435,32 +472,103 @@ def mitigate(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
                 files.start({name: array.shape[1] for name, array in kept.items()}, len(rows))
                 files.append({name: array[rows] for name, array in kept.items()})
                 files.finish(part.table[rows].reset_index(drop=True))
-        weights = config.extract.weights
-        source = run.workdir if weights in ("best", "last") else pathlib.Path(weights).expanduser()
-        if (source / "checkpoints").is_dir():
-            head_predictions(config, run, source / "checkpoints", weights if weights == "last" else "best", splits, erased).write(folder / PREDICTIONS)
-        else:
-            print(f"  {weights} has no heads that tell findings: features alone, and no predictions")
+        if predictions is not None:
+            predictions.write(folder / PREDICTIONS)
     mesh.agreed(0)
 
 
-def head_predictions(config, run: experiment.Run, checkpoints: pathlib.Path, which: str, splits: dict[str, Features], erased: dict) -> Predictions:
-    """What the heads of a checkpoint make of features that were changed, of config.predict.splits. erased: float32 [n, features] by split."""
-    from cxr_jax.data import cohorts
-    from cxr_jax.training import inference, objectives
+def _nothing(settings: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The same of a method that leaves features as they are."""
+    made = ml_collections.ConfigDict(settings.to_dict())
+    made.method = "none"
+    return made
 
-    network, described = inference.restored_network(checkpoints, which, mesh.data_mesh(jax.local_devices()[:1]))
-    cohort, parts = cohorts.Cohort.read(run.path(COHORT)), []
-    labels = cohorts.labels(cohort, described.targets, config.dataset)
+
+def attribute_of(part: Features, attribute: str, classes: Sequence[str]) -> np.ndarray:
+    """The number of each image's class, int [n]; -1 where unknown."""
+    return pd.Index(classes).get_indexer(part.table[attribute])
+
+
+@dataclasses.dataclass(frozen=True)
+class Heads:
+    """The heads of a checkpoint, and the rows of config.predict.splits that they are to judge.
+
+    kernels: by target, (float32 [features, classes], float32 [classes]). labels: of every row of the cohort.
+    """
+
+    targets: dict[str, Target]
+    kernels: dict[str, tuple[np.ndarray, np.ndarray]]
+    table: pd.DataFrame
+    labels: dict[str, np.ndarray]
+    open_data: bool
+
+    @classmethod
+    def read(cls, config, run: experiment.Run, checkpoints_: pathlib.Path, which: str, splits: dict[str, Features]) -> "Heads":
+        """Raises UserError where the features were not made by that checkpoint, or not of the cohort's images."""
+        from cxr_jax.data import cohorts
+        from cxr_jax.training import checkpoints, inference
+
+        now, then = checkpoints.identity(checkpoints_, which), splits["train"].about["weights"]
+        if now != then:
+            raise UserError(f"{run.path('features')}: made by the {then}, and the heads are of the {now}; run the extract stage again")
+        network, described = inference.restored_network(checkpoints_, which, mesh.data_mesh())
+        kernels = {name: tuple(np.asarray(head[...]) for head in (of.kernel, of.bias)) for name, of in network.heads.items()}
+        cohort = cohorts.Cohort.read(run.path(COHORT))
+        for split in config.predict.splits:
+            if list(cohort.table.loc[cohort.table["split"] == split, "image_id"]) != list(splits[split].table["image_id"]):
+                raise UserError(f"{run.path('features')}: not of the images of {COHORT}; run the extract stage again")
+        labels = cohorts.labels(cohort, described.targets, config.dataset)
+        return cls(dict(described.targets), kernels, cohort.table, labels, bool(run.record["dataset"]["open_data"]))
+
+    def of(self, features: np.ndarray) -> dict[str, np.ndarray]:
+        """Probabilities by target, float32 [n, classes], of features, float32 [n, features]."""
+        from cxr_jax.training import objectives
+
+        logits = {name: jax.numpy.asarray(features @ kernel + bias) for name, (kernel, bias) in self.kernels.items()}
+        return {name: np.asarray(values) for name, values in objectives.probabilities(self.targets, logits).items()}
+
+    def rows_of(self, split: str) -> np.ndarray:
+        return np.flatnonzero((self.table["split"] == split).to_numpy())
+
+    def predictions(self, config, scores: dict[str, dict[str, np.ndarray]], kept: np.ndarray | None) -> Predictions:
+        """scores: by split and target. kept: bool, of validation, the rows that may choose thresholds; None: all."""
+        parts = []
+        for split, of in scores.items():
+            keep = kept if split == "validation" and kept is not None else np.ones(len(self.rows_of(split)), bool)
+            at = self.rows_of(split)[keep]
+            labels, mine = ({name: values[rows] for name, values in tree.items()} for tree, rows in ((self.labels, at), (of, keep)))
+            parts.append(prediction_table(self.table.iloc[at], self.targets, labels, mine, config.audit.attributes))
+        return Predictions(pd.concat(parts, ignore_index=True), self.targets, self.open_data)
+
+
+def refitted_heads(config, run: experiment.Run, heads: Heads, splits: dict[str, Features], own: np.ndarray) -> tuple[dict, str]:
+    """(scores by split and target of heads fitted anew on some rows of validation, in a sentence what was done); `probes.last_layer`."""
+    from cxr_jax.probes import last_layer
+    from cxr_jax.training import objectives
+
+    validation, attribute = splits["validation"], config.mitigate.attribute
+    at = heads.rows_of("validation")
+    if len(at) != len(own) or not own.any() or own.all():
+        raise UserError(f"config.mitigate.share={config.mitigate.share}: dfr is fitted on {own.sum()} of {len(own)} validation images, and thresholds are chosen on the others; take another share")
+    labels = {name: values[at][own] for name, values in heads.labels.items()}
+    classes = tuple(sorted(validation.table[attribute].dropna().unique()))
+    group = attribute_of(validation, attribute, classes)[own].astype(np.int32)
+    cells = objectives.cells_of(heads.targets, labels, group, len(classes), np.ones(len(group), bool), "group_label")
+    read = last_layer.refitted(heads.targets, validation.arrays[FEATURES][own], labels, cells.weight, config.mitigate.penalty)
+    patients, scores, kept = validation.table.loc[own, "patient_id"].nunique(), {}, []
     for split in config.predict.splits:
-        at = np.flatnonzero((cohort.table["split"] == split).to_numpy())
-        rows = cohort.table.iloc[at]
-        if list(rows["image_id"]) != list(splits[split].table["image_id"]):
-            raise UserError(f"{run.path('features')}: not of the images of {COHORT}; run the extract stage again")
-        logits = {name: head(jax.numpy.asarray(erased[split])) for name, head in network.heads.items()}
-        scores = {name: np.asarray(values) for name, values in objectives.probabilities(described.targets, logits).items()}
-        parts.append(prediction_table(rows, described.targets, {k: v[at] for k, v in labels.items()}, scores, config.audit.attributes))
-    return Predictions(pd.concat(parts, ignore_index=True), described.targets, bool(run.record["dataset"]["open_data"]))
+        features = splits[split].arrays[FEATURES]
+        of_old, scores[split] = heads.of(features), read(features)
+        for name, values in scores[split].items():
+            none = np.isnan(values).all(axis=0)
+            kept += [c for c, lacks in zip(heads.targets[name].classes, none) if lacks and c not in kept]
+            scores[split][name] = np.where(none, of_old[name], values)
+    said = (
+        f"dfr: heads fitted anew on {own.sum():,} validation images of {patients:,} patients, among whom every {attribute} by label counts alike; features are as they"
+        " were; no attribute is needed of an image that is judged"
+        + f"; by the network's own head {', '.join(kept)}, which none of them has, or every one" * bool(kept)
+    )
+    return scores, said
 
 
 def probe(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
@@ -484,10 +592,17 @@ def probe(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
 
 
 def vectors(config: ml_collections.ConfigDict, run: experiment.Run) -> dict[str, Features]:
-    """What is probed, by split. Raises UserError where the splits were made by different networks."""
+    """What is probed, by split. Raises UserError where the splits were made by different networks, or a mitigation is not done."""
     if config.probe.embeddings:
         return own_vectors(config)
+    check_mitigated(config, run)
     return extracted(experiment.mitigated_folder(run.workdir, config) / "features")
+
+
+def check_mitigated(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
+    """Raises UserError where what config.mitigate names was not done with this config and these features."""
+    if config.mitigate.method and not run.done("mitigate"):
+        raise UserError(f"config.mitigate.method={config.mitigate.method}: the stage mitigate is not done with these features and this config; add it to --config.stages")
 
 
 def extracted(folder: pathlib.Path) -> dict[str, Features]:
@@ -539,10 +654,14 @@ def audit(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
 
     if config.audit.predictions:
         take_in(config, run)
+    check_mitigated(config, run)
+    tell_headline(config, run)
     probed, path = run.done("probe"), experiment.mitigated_folder(run.workdir, config) / PREDICTIONS
     if path.exists() or not probed:
         predictions = Predictions.read(path)
         tables.write_json(run.path(AUDIT), subgroups.audit(predictions, config.audit))
+    else:
+        run.path(AUDIT).unlink(missing_ok=True)  # of predictions that are not what is judged now
     if probed:
         read, test = tables.Readings.read(run.path(READINGS)), vectors(config, run)["test"]
         if list(read.table["image_id"]) != list(test.table["image_id"]):

@@ -1,7 +1,8 @@
 """Sweeps: runs that differ in a few named fields, from one file of configs/sweeps/.
 
 Such a file gives `get_base()`, a config as any `get_config` gives it, and `get_diffs()`, {name: {dotted field: value}}, in the
-order in which the runs are made; an empty diff is the base itself. `--config=configs/sweeps/FILE.py` stands for all of them and
+order in which the runs are made; an empty diff is the base itself. A value `sweep:NAME` stands for the folder of the run called NAME, which
+comes before: what that trained need not be trained again (`extract.weights`). `--config=configs/sweeps/FILE.py` stands for all of them and
 `…/FILE.py:NAME` for one; either way the run called NAME is made in the folder NAME of the sweep's own.
 """
 
@@ -19,6 +20,9 @@ from cxr_jax import experiment
 from cxr_jax.tables import UserError
 
 
+SIBLING = "sweep:"
+
+
 @dataclasses.dataclass(frozen=True)
 class Sweep:
     """source: the file. base: makes what a run begins with. diffs: by a run's name, in order, what is set over it."""
@@ -27,8 +31,8 @@ class Sweep:
     base: Callable[[], ml_collections.ConfigDict]  # made anew for each run: copies of a ConfigDict share their sections
     diffs: Mapping[str, Mapping]
 
-    def configs(self, overrides: Mapping, only: str = "") -> dict[str, ml_collections.ConfigDict]:
-        """The validated config of every run, by name; or of one run alone.
+    def configs(self, overrides: Mapping, only: str = "", folder: pathlib.Path = pathlib.Path()) -> dict[str, ml_collections.ConfigDict]:
+        """The validated config of every run, by name; or of one run alone. folder: of the sweep, that the runs' are in.
 
         overrides: {dotted field: value} from the command line, for every run. Raises UserError for any run's mistake, whichever is
         asked for: a sweep is told to be wrong before its first run, not after hours.
@@ -42,12 +46,21 @@ class Sweep:
                 raise UserError(f"--config.{both[0]}: the sweep itself sets it, in {name!r}; give a run of your own another config")
             config = self.base()
             try:
-                experiment.apply_diff(config, {**diff, **overrides})
+                experiment.apply_diff(config, {**{field: self._placed(value, made, folder) for field, value in diff.items()}, **overrides})
                 experiment.validate(config)
             except (UserError, TypeError, ValueError) as error:
                 raise UserError(f"{self.source}: in {name!r}: {str(error).splitlines()[0]}") from error
             made[name] = config.lock()
         return {only: made[only]} if only else made
+
+    def _placed(self, value, before: Mapping, folder: pathlib.Path):
+        """A field's value, with the folder in the place of a run's name."""
+        if not isinstance(value, str) or not value.startswith(SIBLING):
+            return value
+        name = value.removeprefix(SIBLING)
+        if name not in before:
+            raise UserError(f"{value!r} is to be a run of this sweep that comes before; there are {', '.join(before) or 'none'}")
+        return str(folder / name)
 
     def record(self, name: str) -> dict:
         """What run.json says of a run's sweep, so that the runs can be put in order again: the base first, if it is among them."""

@@ -5,12 +5,14 @@ import pytest
 
 from configs import mitigate
 from cxr_jax import experiment, main, stages, tables
-from cxr_jax.audit import subgroups
-from cxr_jax.probes import logistic_regression
+from cxr_jax.audit import equalised_odds, subgroups
+from cxr_jax.data import cohorts
+from cxr_jax.probes import last_layer, logistic_regression, mitigation
 from cxr_jax.report import compare
 from cxr_jax.tables import FEATURES, Features, Predictions, UserError
 from tests.test_probe_run import probe_config
 
+ERASURES = [m for m in experiment.MITIGATIONS if m not in ("none", "dfr", "equalised_odds")]
 STAGES = ("prepare", "train", "predict", "extract", "mitigate", "probe", "audit", "report")
 LEAST = {"probe.probes": ("logistic_regression",), "probe.controls": (), "probe.strata": (), "probe.refits": 0, "extract.untrained": False}
 
@@ -47,9 +49,9 @@ def test_heads_make_of_untouched_features_what_the_network_did(reference):
     assert not set(half.table["patient_id"]) & set(whole.table.loc[whole.table["image_id"].isin(left), "patient_id"])
 
 
-@pytest.mark.parametrize("method", [m for m in experiment.MITIGATIONS if m != "none"])
+@pytest.mark.parametrize("method", ERASURES)
 def test_what_a_method_leaves_is_what_probes_and_audit_judge(phantom_dir, reference, tmp_path, method, capsys):
-    parts = mitigated(phantom_dir, reference, tmp_path / "run", method, **{"mitigate.features": 5, "mitigate.rounds": 2, "mitigate.share": 1.0})
+    parts = mitigated(phantom_dir, reference, tmp_path / "run", method, **{"mitigate.pruned_share": 0.5, "mitigate.rounds": 2, "mitigate.share": 1.0})
     before = {split: Features.read(tmp_path / "run" / "features", split) for split in tables.SPLITS}
     for split, part in parts.items():
         assert list(part.table["image_id"]) == list(before[split].table["image_id"])
@@ -60,10 +62,13 @@ def test_what_a_method_leaves_is_what_probes_and_audit_judge(phantom_dir, refere
     left, was = (logistic_regression.fit(of["train"].arrays[FEATURES], codes, np.array([1e-4])).objective[0, 0] for of in (parts, before))
     share = np.bincount(codes) / len(codes)
     constant = -(share * np.log(share)).sum()
-    assert was < left <= constant + 1e-9 and (method != "leace" or left > constant - 1e-6)
+    assert was < left <= constant + 1e-9 and (method not in ("leace", "oracle", "quadratic") or left > constant - 1e-6)
 
     record = tables.read_json(tmp_path / "run" / "run.json")
-    assert record["mitigated"].startswith(f"{method} of race") and "no attribute is needed of an image that is judged" in record["mitigated"]
+    needs = method in experiment.NEED_ATTRIBUTE
+    assert record["mitigated"].startswith(f"{method} of race")
+    assert ("needs the attribute of every image that is judged" if needs else "no attribute is needed of an image that is judged") in record["mitigated"]
+    assert ("(needs race of everyone who is judged)" in record["headline"]) == needs
     assert f"judged after {method} of race" in record["headline"] and record["mitigated"] in capsys.readouterr().out
     judged = Predictions.read(tmp_path / "run" / "mitigated" / method / "predictions.parquet")
     tables.write_json(tmp_path / "again.json", subgroups.audit(judged, config_of(phantom_dir, method).audit))
@@ -71,10 +76,102 @@ def test_what_a_method_leaves_is_what_probes_and_audit_judge(phantom_dir, refere
     assert method in compare.text(compare.read([reference, tmp_path / "run"]))
 
 
+@pytest.mark.parametrize("method", ERASURES)
+def test_a_method_is_fitted_on_its_own_half_with_the_config_s_settings(phantom_dir, reference, tmp_path, method):
+    """And what is left for probes are the others' images, all of them."""
+    diff = {"mitigate.pruned_share": 0.4, "mitigate.rounds": 2, "mitigate.shrink": method == "quadratic", "mitigate.penalty": 0.3, "mitigate.confounders": ("view",)}
+    parts = mitigated(phantom_dir, reference, tmp_path, method, **diff)
+    whole = {split: Features.read(tmp_path / "features", split) for split in tables.SPLITS}
+    config = config_of(phantom_dir, method, **diff)
+    own = cohorts.uniform(whole["train"].table, f"{config.dataset.split_salt} mitigate") < 0.5
+    found = mitigation.eraser(whole, own, config.mitigate)
+    for split, part in parts.items():
+        rows = ~own if split == "train" else slice(None)
+        assert list(part.table["image_id"]) == list(whole[split].table["image_id"][rows])
+        wanted = found.erase(whole[split].arrays[FEATURES][rows], stages.attribute_of(part, "race", found.classes))
+        np.testing.assert_allclose(part.arrays[FEATURES], wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max())
+
+
+LARGER = {"dataset.phantom.patients": 240, "dataset.split_fractions": (0.2, 0.5, 0.3), "train.epochs": 1}
+
+
+@pytest.fixture(scope="module")
+def larger(phantom_dir, tmp_path_factory):
+    """A reference with many in validation."""
+    workdir = tmp_path_factory.mktemp("larger")
+    main.run(config_of(phantom_dir, "none", **LARGER), workdir, command="the command")
+    return workdir
+
+
+def test_heads_fitted_anew_are_of_half_of_validation_and_thresholds_of_the_other(phantom_dir, larger, tmp_path):
+    parts = mitigated(phantom_dir, larger, tmp_path, "dfr", **LARGER, **{"mitigate.penalty": 0.5})
+    whole = {split: Features.read(tmp_path / "features", split) for split in tables.SPLITS}
+    np.testing.assert_array_equal(parts["test"].arrays[FEATURES], whole["test"].arrays[FEATURES])
+    judged = Predictions.read(tmp_path / "mitigated" / "dfr" / "predictions.parquet")
+    table = whole["validation"].table
+    own = (cohorts.uniform(table, "cxr_jax mitigate") < 0.5).astype(bool)
+    assert list(judged.table.loc[judged.table["split"] == "validation", "image_id"]) == list(table["image_id"][~own]) and 0 < own.sum() < len(own)
+    name, target = next(iter(judged.targets.items()))
+    assert target.kind == "multilabel"
+    labels = table[[f"label_{c}" for c in target.classes]].to_numpy(np.float32)[own]
+    # Groups by label alike, of each finding, written out.
+    weight = np.ones(labels.shape)
+    for k, column in enumerate(labels.T):
+        cells = table["race"][own].to_numpy() + np.where(column == 1, "+", "-")
+        counts = {cell: (cells == cell).sum() for cell in set(cells)}
+        weight[:, k] = [len(cells) / (len(counts) * counts[cell]) for cell in cells]
+    read = last_layer.refitted({name: target}, whole["validation"].arrays[FEATURES][own], {name: labels}, {name: weight}, 0.5)
+    scores = judged.table.loc[judged.table["split"] == "test", [f"score_{c}" for c in target.classes]]
+    wanted = read(whole["test"].arrays[FEATURES])[name]
+    old = Predictions.read(larger / "mitigated" / "none" / "predictions.parquet").table
+    wanted = np.where(np.isnan(wanted), old.loc[old["split"] == "test", scores.columns], wanted)
+    np.testing.assert_allclose(scores, wanted, atol=1e-5)
+    assert "among whom every race by label counts alike" in tables.read_json(tmp_path / "run.json")["mitigated"]
+
+
+def test_calls_by_group_and_lot(phantom_dir, larger, tmp_path):
+    mitigated(phantom_dir, larger, tmp_path, "equalised_odds", **LARGER, **{"audit.threshold": "fixed:0.5"})
+    plain = Predictions.read(larger / "mitigated" / "none" / "predictions.parquet")
+    judged = Predictions.read(tmp_path / "mitigated" / "equalised_odds" / "predictions.parquet")
+    wanted, said = equalised_odds.post_processed(plain, "race", 0)
+    scores = [c for c in wanted.table if c.startswith("score_")]
+    np.testing.assert_allclose(judged.table[scores], wanted.table[scores], atol=1e-5)
+    record = tables.read_json(tmp_path / "run.json")
+    assert record["mitigated"].startswith(said) and "needs race of everyone who is judged" in record["headline"]
+
+
+def test_heads_of_another_checkpoint_are_refused(phantom_dir, reference, tmp_path):
+    mitigated(phantom_dir, reference, tmp_path / "run", "none")
+    other = tmp_path / "other"
+    main.run(config_of(phantom_dir, "none", seed=5, stages=("prepare", "train")), other, command="the command")
+    (tmp_path / "run" / "features").rename(tmp_path / "kept")
+    mitigated(phantom_dir, other, tmp_path / "second", "none")
+    for split in tables.SPLITS:
+        assert (tmp_path / "second" / "features" / f"{split}.npy").exists()
+    for name in ("features",):
+        (tmp_path / "second" / name).rename(tmp_path / "second" / "own")
+        (tmp_path / "kept").rename(tmp_path / "second" / name)
+    with pytest.raises(UserError, match="made by the best checkpoint, step .*, and the heads are of the best checkpoint.*; run the extract stage again"):
+        mitigated(phantom_dir, other, tmp_path / "second", "none", **{"mitigate.share": 0.4})
+
+
+def test_what_is_judged_is_what_the_config_says_now(phantom_dir, reference, tmp_path):
+    """After a mitigation, without it: neither headline nor numbers are left of it; and probes of another attribute have it done anew."""
+    mitigated(phantom_dir, reference, tmp_path, "leace")
+    main.run(config_of(phantom_dir, "", **{"extract.weights": str(reference), "stages": ("prepare", "extract", "probe", "audit", "report")}), tmp_path, "the command")
+    record = tables.read_json(tmp_path / "run.json")
+    assert "leace" not in record["headline"] and "mitigated" not in record and "judged after" not in (tmp_path / "report.html").read_text()
+    assert not (tmp_path / "audit.json").exists()  # the run has no predictions but those after leace
+    for diff in ({}, {"mitigate.attribute": "sex"}):
+        config = config_of(phantom_dir, "leace", **{"extract.weights": str(reference), "stages": ("probe", "audit", "report"), **diff})
+        with pytest.raises(UserError, match="mitigate.method=leace: the stage mitigate is not done with these features and this config; add it"):
+            main.run(config, tmp_path, "the command")
+
+
 def test_another_method_keeps_what_was_extracted(phantom_dir, reference, tmp_path):
     mitigated(phantom_dir, reference, tmp_path, "leace")
     before = (tmp_path / "features" / "train.npy").stat().st_mtime_ns
-    parts = mitigated(phantom_dir, reference, tmp_path, "prune", **{"mitigate.features": 3})
+    parts = mitigated(phantom_dir, reference, tmp_path, "prune", **{"mitigate.pruned_share": 0.3})
     assert (tmp_path / "features" / "train.npy").stat().st_mtime_ns == before
     changed = (parts["test"].arrays[FEATURES] != Features.read(tmp_path / "features", "test").arrays[FEATURES]).any(axis=0)
     assert changed.sum() == 3
@@ -98,10 +195,12 @@ def test_what_cannot_be_taken(phantom_dir, reference, tmp_path, diff, told):
 @pytest.mark.parametrize(
     ("diff", "told"),
     [
-        ({"mitigate.method": "erase"}, "none, leace, orthogonalise, null_space, prune or empty"),
+        ({"mitigate.method": "erase"}, "none, leace, orthogonalise, null_space, prune, oracle, quadratic, dfr, equalised_odds or empty"),
         ({"mitigate.method": "leace", "predict.dataset": "nih"}, "leave predict.dataset empty"),
         ({"mitigate.method": "leace", "probe.embeddings": "x.npy", "stages": ("probe",)}, "leave probe.embeddings"),
-        ({"mitigate.confounders": ("race",)}, "and not mitigate.attribute"),
+        ({"mitigate.method": "orthogonalise", "mitigate.confounders": ("race",)}, "and not mitigate.attribute"),
+        ({"mitigate.method": "leace", "stages": ("prepare", "train", "extract", "probe", "audit")}, "is what the stage mitigate does; add it"),
+        ({"mitigate.method": "equalised_odds"}, "take --config.audit.threshold=fixed:0.5"),
         ({"mitigate.share": 0.0}, "a share above 0"),
         ({"mitigate.rounds": 0}, "at least 1"),
         ({"mitigate.penalty": 0.0}, "more than 0"),

@@ -1,6 +1,7 @@
 """A sweep's file, what is made of it, and the command line that runs it."""
 
 import json
+import pathlib
 import subprocess
 import sys
 import types
@@ -9,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from configs import base
+from configs import base, mitigate
 from cxr_jax import experiment, main, sweeps, tables
 from cxr_jax.tables import Predictions, Target, UserError
 from tests.phantoms import ROOT, SMALL, as_user, command, small_config
@@ -78,12 +79,37 @@ def test_a_shipped_sweep_changes_its_own_fields_alone(name, changed):
         ({"a": 3}, {}, "", "get_diffs.. must give"),
         ({"a/b": {}}, {}, "", "'a/b' is to name a run and its folder"),
         ({".hidden": {}}, {}, "", "'.hidden' is to name a run"),
+        ({"a": {"extract.weights": "sweep:b"}, "b": {}}, {}, "", "in 'a': 'sweep:b' is to be a run of this sweep that comes before; there are none"),
     ],
 )
 def test_a_mistake_in_a_sweep_is_told(tmp_path, diffs, overrides, only, told):
     with pytest.raises(UserError, match=told) as caught:
         sweeps.read(str(write(tmp_path, diffs))).configs(overrides, only)
     assert "\n" not in str(caught.value)
+
+
+def test_what_another_run_of_the_sweep_trained_is_named_by_its_folder(tmp_path):
+    sweep = sweeps.read(str(write(tmp_path, {"a": {}, "b": {"extract.weights": "sweep:a"}})))
+    configs = sweep.configs({}, folder=tmp_path / "runs")
+    assert configs["b"].extract.weights == str(tmp_path / "runs" / "a") and configs["a"].extract.weights == "best"
+    assert sweep.configs({}, "b", tmp_path / "runs")["b"].extract.weights == str(tmp_path / "runs" / "a")
+
+
+@pytest.mark.parametrize("name", ["mitigation", "mitigation_tiny"])
+def test_the_field_of_mitigations_has_every_method_on_every_seed(name):
+    sweep = sweeps.read(str(ROOT / "configs" / "sweeps" / f"{name}.py"))
+    configs = sweep.configs({}, folder=pathlib.Path("runs"))
+    methods = {run.rpartition("-")[0] for run in configs}
+    seeds = {run.rpartition("-")[2] for run in configs}
+    assert set(configs) == {f"{method}-{seed}" for method in methods for seed in seeds}
+    assert methods == {"erm", *mitigate.METHODS} if name == "mitigation" else methods >= {"erm", "reweight", "group_dro", "dann", "leace", "thresholds_by_group"}
+    for run, config in configs.items():
+        method, _, seed = run.rpartition("-")
+        assert config.seed == int(seed) and ("train" in config.stages) == (config.extract.weights == "best")
+        assert config.extract.weights in ("best", f"runs/erm-{seed}")
+        changed = experiment.diff(config, sweep.base())
+        wanted = set(mitigate.METHODS.get(method, {})) | ({"extract.weights", "stages"} if config.extract.weights != "best" else set())
+        assert set(changed) == wanted | ({"seed"} if config.seed else set())
 
 
 def test_a_sweep_needs_both_functions(tmp_path):

@@ -85,6 +85,20 @@ def audit(readings: Readings, features: np.ndarray, settings, open_data: bool) -
     }
 
 
+def of_features(readings: Readings, target: str, settings, bootstrap: Bootstrap) -> dict[str, Estimate]:
+    """The macro AUC of each kind of probe of the features for a target's recorded labels, among all images; by the probe's name.
+
+    bootstrap: of the readings' rows. What is withheld is what `audit` withholds.
+    """
+    judge, found = _judge(readings, target, False, (), settings, bootstrap), {}
+    for reading in readings.readings:
+        if (reading.target, reading.input, reading.shuffled, reading.attribute) == (target, FEATURES, False, "") and reading.probe != "kmeans":
+            for row, figure in judge.aucs(readings.scores[reading.name], unscored=reading.about.get("reason", "")):
+                if row["class"] == judgement.MACRO:
+                    found[reading.probe] = figure
+    return found
+
+
 def _no_image(judge, where: tuple[str, str]) -> list[dict]:
     """Rows that say that the test split has no image of a stratum."""
     return [row | {"attribute": where[0], "group": where[1]} for row in judge.empty("auc", "no test image here")]

@@ -11,15 +11,20 @@ that with the concept's indicators, W = Σ^(-1/2), and P the orthogonal projecti
 makes the cross-covariance Σ_xz exactly 0 and, of all affine maps that do, changes x least in the mean square, in any norm given by
 an inner product. By their theorem 3.1 no linear predictor then has a lower expected loss than the best constant, for any convex loss.
 That is a statement about the patients it was fitted on. On others the concept comes back as far as Σ_xz was misjudged, which with
-many features and few patients is far: shrinkage is for this.
+many features and few patients is far.
 
 **Shrinkage.** Σ is replaced by α Σ + (1 - α) (tr Σ / d) I with the α that is best in the mean square as patients and features grow
 together (Bodnar, Gupta and Parolya 2014), here kept within 0 and 1:
 
     1 - α = (tr Σ)² / m / (‖Σ‖² - (tr Σ)² / d),    m patients, d features
 
-The erased cross-covariance stays exactly 0, whatever W is; what is given up is that the change is the least. Where Σ has not full rank (a
-dead feature, fewer patients than features) and is not shrunk, W is the root of its pseudo-inverse.
+Whatever W is, the cross-covariance becomes exactly 0, x is moved along the columns of Σ_xz alone, and what is left of it is what does not
+change along them. So a linear probe that is fitted anew and hardly penalised finds as much on others with shrinkage as without, and as much as
+after orthogonalisation without confounders, below. What W decides is how far along them each image is moved, and so how much features change
+(least, on the patients fitted on, where Σ is not shrunk) and what heads that stay as they are make of them.
+
+Σ that is not shrunk is inverted in deviations of features, which gives the same A in whatever units they come. Where it has not full
+rank (a dead feature, fewer patients than features), W is the root of its pseudo-inverse there.
 
 **Orthogonalisation.** Features are regressed on the concept and on confounders together; the columns of the concept's coefficients, differences
 between its classes among images that are alike otherwise, are projected out orthogonally, with each feature in units of its own
@@ -37,25 +42,34 @@ tells the classes apart either. Σ̄ is the fixed point of
 
     S ↦ S^(-1/2) (Σ_c π_c (S^(1/2) Σ_c S^(1/2))^(1/2))² S^(-1/2)
 
-(Álvarez-Esteban et al. 2016), and class c's x goes to μ + Σ_c^(-1/2) (Σ_c^(1/2) Σ̄ Σ_c^(1/2))^(1/2) Σ_c^(-1/2) (x - μ_c).
+(Álvarez-Esteban et al. 2016), and class c's x goes to μ + Σ_c^(-1/2) (Σ_c^(1/2) Σ̄ Σ_c^(1/2))^(1/2) Σ_c^(-1/2) (x - μ_c). The condition
+of such products is that of a covariance squared, so they are never formed: for S = F Fᵀ and Σ_c = G Gᵀ, whatever the factors, Fᵀ Σ_c F has the
+root V σ Vᵀ by the singular values of Gᵀ F = U σ Vᵀ, and F⁻ᵀ V σ Vᵀ F⁻¹ takes the place of S^(-1/2) (S^(1/2) Σ_c S^(1/2))^(1/2) S^(-1/2).
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cxr_jax import mesh
 from cxr_jax.probes import logistic_regression
 from cxr_jax.tables import UserError, not_finite
 
 ROWS = 8192  # features in float64 at a time
-# Of the largest eigenvalue of a covariance, and of the largest singular value of what is to be erased: below is rounding.
+# Of the greatest variance of a direction, in deviations of features: one that has less is rounding.
+COVARIANCE_TOLERANCE = 1e-12
+# Of a variance of class indicators and of confounders in deviations, and, squared, of the largest singular value of what is to be erased: the same.
 RANK_TOLERANCE = 1e-10
-# Of the barycentre's fixed point: steps, and the relative change at which it stands. It gains a digit or more a step.
-BARYCENTRE_STEPS, BARYCENTRE_TOLERANCE = 100, 1e-10
+# Of the barycentre's fixed point: steps, the change in deviations at which it stands, and that below which rounding alone may move it. Ten steps
+# where classes are alike, eighty where their covariances, each with variances a million apart, have nothing to do with each other.
+BARYCENTRE_STEPS, BARYCENTRE_TOLERANCE, BARYCENTRE_ROUNDING = 100, 1e-10, 1e-3
+# In deviations: how far a class's covariance may be from the common one after it was carried over.
+CARRIED_TOLERANCE = 1e-3
 # Nats below the best constant that a probe must reach for what it reads to be projected out.
 LEAST_GAIN = 1e-4
 
@@ -76,14 +90,9 @@ class Eraser:
 
     def __call__(self, features: np.ndarray, b: int = 0) -> np.ndarray:
         """float32 [n, d] of float32 [n, d]. Raises UserError for a feature that is no number, ValueError for another number of columns."""
-        if features.ndim != 2 or features.shape[1] != self.mean.shape[1]:
-            raise ValueError(f"features {features.shape} for an eraser of {self.mean.shape[1]} columns")
         out = np.empty(features.shape, np.float32)
-        for first in range(0, len(features), ROWS):
-            block = np.asarray(features[first : first + ROWS], np.float64)
-            if not np.isfinite(block).all():
-                raise not_finite(np.asarray(features), "features")
-            out[first : first + ROWS] = block - ((block - self.mean[b]) @ self.right[b]) @ self.left[b].T
+        for at, block in _blocks(features, self.mean.shape[1]):
+            out[at] = block - ((block - self.mean[b]) @ self.right[b]) @ self.left[b].T
         return out
 
 
@@ -92,7 +101,10 @@ class Eraser:
 
 @dataclasses.dataclass(frozen=True)
 class _Moments:
-    """Of each of B sets of weights: rows' weight [B]; means [B, d], [B, k]; covariances [B, d, d], [B, d, k], [B, k, k]. Float64."""
+    """Of each of B sets of weights: rows' weight [B]; means [B, d], [B, k]; covariances [B, d, d], [B, d, k], [B, k, k]. Float64.
+
+    A feature that varies by no more than float32 can be off has covariances of exactly 0, so that it has no part in anything.
+    """
 
     weight: np.ndarray
     mean: np.ndarray
@@ -102,8 +114,8 @@ class _Moments:
     concepts: np.ndarray
 
 
-def _moments(features: np.ndarray, concept: np.ndarray, weights: np.ndarray) -> _Moments:
-    """weights: [B, n]. Raises UserError where no feature varies."""
+def _moments(features: np.ndarray, concept: np.ndarray, weights: np.ndarray, whose: Sequence[str] = ()) -> _Moments:
+    """weights: [B, n]. whose: names of the B sets, for the message. Raises UserError where no feature varies."""
     # Rows that have the same weights everywhere are summed up once: of folds, every row once, however many folds there are.
     kinds, kind = np.unique(weights, axis=1, return_inverse=True)
     if kinds.shape[1] <= len(weights) + 1:
@@ -117,7 +129,7 @@ def _moments(features: np.ndarray, concept: np.ndarray, weights: np.ndarray) -> 
     shift = sum(features[some[i : i + ROWS]].sum(axis=0, dtype=np.float64) for i in range(0, len(some), ROWS)) / len(some)
     d, k = features.shape[1], concept.shape[1]
     sums, products = np.empty((len(pieces), d + k)), np.empty((len(pieces), d + k, d + k))
-    with jax.enable_x64(True):
+    with mesh.float64_on_host():
         for piece, (rows, weight) in enumerate(pieces):
             total = (jnp.zeros(d + k), jnp.zeros((d + k, d + k)))
             for i in range(0, len(rows), ROWS):
@@ -127,10 +139,15 @@ def _moments(features: np.ndarray, concept: np.ndarray, weights: np.ndarray) -> 
     weight = weights.sum(axis=1)
     mean = shares @ sums / weight[:, None]
     covariance = np.tensordot(shares, products, 1) / weight[:, None, None] - mean[:, :, None] * mean[:, None, :]
-    of = _Moments(weight, mean[:, :d] + shift, mean[:, d:], covariance[:, :d, :d], covariance[:, :d, d:], covariance[:, d:, d:])
-    if not (_deviations(of)[0] > 0).any(axis=1).all():
-        raise UserError("no feature varies among the training images: there is nothing to erase from")
-    return of
+    about = np.maximum(np.abs(mean[:, :d] + shift), np.abs(mean[:, :d]))
+    variance = np.diagonal(covariance, axis1=1, axis2=2)[:, :d]
+    varies = np.pad(variance > np.square(np.finfo(np.float32).eps * about), [(0, 0), (0, k)], constant_values=True)
+    covariance = np.where(varies[:, :, None] & varies[:, None], covariance, 0)
+    some = varies[:, :d].any(axis=1)
+    if not some.all():
+        of = f" of {whose[np.argmin(some)]}" if whose else ""
+        raise UserError(f"no feature varies among the training images{of}: there is nothing to erase from")
+    return _Moments(weight, mean[:, :d] + shift, mean[:, d:], covariance[:, :d, :d], covariance[:, :d, d:], covariance[:, d:, d:])
 
 
 @jax.jit
@@ -145,15 +162,40 @@ def _eigen(matrices):
     return jax.lax.map(jnp.linalg.eigh, matrices)
 
 
-def _roots(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(Σ^(-1/2), Σ^(1/2), rank of Σ) of each [B, d, d]; pseudo-inverse where its rank is below d."""
-    with jax.enable_x64(True):
-        values, vectors = (np.asarray(x) for x in _eigen(jnp.asarray(covariance)))
-    kept = values > RANK_TOLERANCE * values[:, -1:]
-    root = np.sqrt(np.where(kept, values, 0))
-    inverse = np.where(kept, 1 / np.where(kept, root, 1), 0)
-    back = np.swapaxes(vectors, 1, 2)
-    return vectors * inverse[:, None] @ back, vectors * root[:, None] @ back, kept.sum(axis=1)
+@jax.jit
+def _right_singular(matrices):
+    return jax.lax.map(lambda matrix: jnp.linalg.svd(matrix, full_matrices=False)[1:], matrices)
+
+
+def _factors(covariance: np.ndarray, deviation: np.ndarray, tolerance: float = COVARIANCE_TOLERANCE) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(F, F⁻¹, rank) of each covariance F Fᵀ, [B, d, d]; by its eigenvalues in units of `deviation`, [B, d].
+
+    Without features of deviation 0, and directions whose variance in these units is not above `tolerance` of the greatest.
+    """
+    to_units = _inverse(deviation)
+    with mesh.float64_on_host():
+        values, vectors = (np.asarray(x) for x in _eigen(jnp.asarray(covariance * to_units[:, :, None] * to_units[:, None])))
+    kept = values > tolerance * values[:, -1:]
+    root = np.sqrt(np.where(kept, values, 0))[:, None]
+    factor, inverse = deviation[:, :, None] * vectors * root, to_units[:, :, None] * vectors * _inverse(root)
+    return factor, inverse.swapaxes(1, 2), kept.sum(axis=1)
+
+
+def _root_of_square(matrices: np.ndarray) -> np.ndarray:
+    """(Mᵀ M)^(1/2) of each [B, d, d]."""
+    with mesh.float64_on_host():
+        singular, back = (np.asarray(x) for x in _right_singular(jnp.asarray(matrices)))
+    return back.swapaxes(1, 2) @ (singular[:, :, None] * back)
+
+
+def _deviations(covariance: np.ndarray) -> np.ndarray:
+    """[B, d] of covariances [B, d, d]."""
+    return np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
+
+
+def _inverse(values: np.ndarray) -> np.ndarray:
+    """1 over each; 0 over 0 is 0."""
+    return np.divide(1, values, out=np.zeros_like(values), where=values > 0)
 
 
 def shrunk(covariance: np.ndarray, patients: np.ndarray) -> np.ndarray:
@@ -180,10 +222,11 @@ def leace(
     """
     concept, weights = _checked(features, labels, classes, weights)
     of = _moments(features, concept, weights)
-    covariance = shrunk(of.features, _patients(patients, weights)) if shrink else of.features
-    whiten, colour, rank = _roots(covariance)
+    patients, deviation = _patients(patients, weights), _deviations(of.features)
+    # What a multiple of the identity is depends on the units, so that shrinkage is in those that features come in.
+    colour, whiten, rank = _factors(shrunk(of.features, patients), np.ones_like(deviation)) if shrink else _factors(of.features, deviation)
     spans, erased = _spans(whiten @ of.cross)
-    return Eraser(of.mean, colour @ spans, whiten @ spans, erased, rank)
+    return Eraser(of.mean, colour @ spans, whiten.swapaxes(1, 2) @ spans, erased, rank)
 
 
 def orthogonalised(
@@ -193,11 +236,13 @@ def orthogonalised(
     *,
     classes: int | None = None,
     weights: np.ndarray | None = None,
+    names: Sequence[str] | None = None,
 ) -> Eraser:
     """Without the directions in which classes differ among images that are alike in confounders. See above.
 
-    confounders: float [n, c], such as age, and 1 or 0 for a view; none: the differences between class means. Else as `leace`. Raises UserError, too,
-    where confounders tell the class entirely, so that no difference can be told from theirs, or are not finite.
+    confounders: float [n, c], such as age, and 1 or 0 for a view, in any units; none: the differences between class means. names: of
+    classes, for messages. Else as `leace`. Raises UserError, too, where confounders tell a class entirely, so that a difference cannot be told from
+    theirs, or are not finite.
     """
     confounders = np.empty((len(features), 0)) if confounders is None else np.asarray(confounders, np.float64)
     if confounders.ndim != 2 or len(confounders) != len(features):
@@ -206,19 +251,38 @@ def orthogonalised(
         raise UserError(f"confounders: row {int(np.argmin(np.isfinite(confounders).all(axis=1))) + 1} has one that is no number; leave such rows out")
     concept, weights = _checked(features, labels, classes, weights)
     k = concept.shape[1]
-    of = _moments(features, np.concatenate([concept, confounders], axis=1), weights)
-    inverse = np.linalg.pinv(of.concepts, rcond=RANK_TOLERANCE, hermitian=True)
-    # The indicators of all classes add up to 1, so that one combination of them has no variance; all others must have some of
-    # their own beside the confounders'.
+    # Confounders from their mean and in their deviation, lest what is rounding be told by their units.
+    some = weights.any(axis=0)
+    off = confounders - confounders[some].mean(axis=0)
+    of = _moments(features, np.concatenate([concept, off * _inverse(np.sqrt(np.square(off[some]).mean(axis=0)))], axis=1), weights)
     for b, design in enumerate(of.concepts):
-        if np.linalg.matrix_rank(design, tol=RANK_TOLERANCE * np.abs(design).max(), hermitian=True) < k - 1 + np.linalg.matrix_rank(
-            design[k:, k:], tol=RANK_TOLERANCE * np.abs(design).max(), hermitian=True
-        ):
-            raise UserError(f"confounders tell the class of every image (weights {b}): no difference between classes is left that is not theirs")
-    # Coefficients of the class indicators, less their mean over classes, which is not determined.
-    coefficients, (_, to_units) = (of.cross @ inverse)[:, :, :k], _deviations(of)
-    spans, erased = _spans((coefficients - coefficients.mean(axis=2, keepdims=True)) * to_units[:, :, None])
+        told = _told(design, k)
+        if len(told) > 1:
+            names = [f"class {c}" for c in range(k)] if names is None else names
+            apart = " from ".join(" or ".join(names[c] for c in group) for group in sorted(told, key=len))
+            what = "tell the class of every image" if len(told) == k else f"alone tell {apart}"
+            where = f" (weights {b})" if len(weights) > 1 else ""
+            raise UserError(f"confounders {what}{where}: no difference between these is left that is not the confounders'")
+    # Coefficients of the class indicators, less their mean over classes, which is not determined since indicators add up to 1.
+    coefficients = (of.cross @ np.linalg.pinv(of.concepts, rcond=RANK_TOLERANCE, hermitian=True))[:, :, :k]
+    spans, erased = _spans((coefficients - coefficients.mean(axis=2, keepdims=True)) * _inverse(_deviations(of.features))[:, :, None])
     return _in_deviations(of, spans, erased)
+
+
+def _told(design: np.ndarray, k: int) -> list[list[int]]:
+    """Groups of classes that confounders tell apart without an error, all in one where they tell none; of covariances [k + c, k + c] of both."""
+    to_classes = design[:k, k:] @ np.linalg.pinv(design[k:, k:], rcond=RANK_TOLERANCE, hermitian=True)
+    values, vectors = np.linalg.eigh(design[:k, :k] - to_classes @ design[k:, :k])
+    # Functions of the class that have no variance beside the confounders; the constant, which has none of itself, is one.
+    functions = vectors[:, values <= RANK_TOLERANCE]
+    groups: list[list[int]] = []
+    for c, value in enumerate(functions):
+        like = next((group for group in groups if np.abs(functions[group[0]] - value).max() <= 1e-6 * np.abs(functions).max()), None)
+        if like is None:
+            groups.append([c])
+        else:
+            like.append(c)
+    return groups
 
 
 def nullspace_projected(
@@ -238,7 +302,7 @@ def nullspace_projected(
     concept, weights = _checked(features, labels, classes, weights)
     codes, classes = np.maximum(labels, 0), concept.shape[1]
     of = _moments(features, concept, weights)
-    (deviation, _), bases = _deviations(of), []
+    deviation, bases = _deviations(of.features), []
     for b, weight in enumerate(weights):
         basis = np.zeros((features.shape[1], 0))
         share = of.concept[b]
@@ -270,28 +334,24 @@ def pruned(
     weights: np.ndarray | None = None,
 ) -> Eraser:
     """The `count` features of most weight in a probe of the concept put to their mean: root of the sum of squared coefficients over classes, for
-    features in deviations. penalty: as `nullspace_projected` takes it. Else as `leace`.
+    features in deviations. penalty: as `nullspace_projected` takes it. Else as `leace`. Raises UserError, too, where none would be left that varies.
     """
     concept, weights = _checked(features, labels, classes, weights)
     of = _moments(features, concept, weights)
+    varying = int((_deviations(of.features) > 0).sum(axis=1).min())
+    if count >= varying:
+        raise UserError(f"{count} features are to be pruned, and {varying} of {features.shape[1]} vary: nothing would be left; prune fewer")
     fit = logistic_regression.fit(features, np.maximum(labels, 0), np.array([penalty]), weights.astype(np.float32), classes=concept.shape[1])
-    size = np.sqrt(np.square(np.nan_to_num(fit.coefficients[:, 0])).sum(axis=1)) * _deviations(of)[0]
-    chosen = np.argsort(-size, axis=1, kind="stable")[:, : min(count, features.shape[1])]
+    size = np.sqrt(np.square(np.nan_to_num(fit.coefficients[:, 0])).sum(axis=1)) * _deviations(of.features)
+    chosen = np.argsort(-size, axis=1, kind="stable")[:, :count]
     spans = np.eye(features.shape[1])[chosen].transpose(0, 2, 1)
     return Eraser(of.mean, spans, spans, np.full(len(weights), chosen.shape[1]))
 
 
-def _deviations(of: _Moments) -> tuple[np.ndarray, np.ndarray]:
-    """(deviation of each feature, 1 over it), [B, d]; both 0 for one that varies by no more than float32 can be off, so that it has no part in anything."""
-    variance = np.diagonal(of.features, axis1=1, axis2=2)
-    deviation = np.sqrt(np.where(variance > np.square(np.finfo(np.float32).eps * of.mean), variance, 0))
-    return deviation, np.divide(1, deviation, out=np.zeros_like(deviation), where=deviation > 0)
-
-
 def _in_deviations(of: _Moments, spans: np.ndarray, erased: np.ndarray) -> Eraser:
     """The eraser that projects out orthonormal columns of features in deviations."""
-    deviation, to_units = _deviations(of)
-    return Eraser(of.mean, deviation[:, :, None] * spans, to_units[:, :, None] * spans, erased)
+    deviation = _deviations(of.features)[:, :, None]
+    return Eraser(of.mean, deviation * spans, _inverse(deviation) * spans, erased)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -301,8 +361,11 @@ class Oracle:
     shift: np.ndarray
 
     def __call__(self, features: np.ndarray, labels: np.ndarray, b: int = 0) -> np.ndarray:
-        """float32 [n, d]; the class of every row must be known."""
-        return (features.astype(np.float64) - self.shift[b][_known(labels, self.shift.shape[1])]).astype(np.float32)
+        """float32 [n, d]; the class of every row must be known. Raises as `Eraser` does."""
+        labels, out = _known(labels, self.shift.shape[1], len(features)), np.empty(features.shape, np.float32)
+        for at, block in _blocks(features, self.shift.shape[2]):
+            out[at] = block - self.shift[b][labels[at]]
+        return out
 
 
 def oracle(features: np.ndarray, labels: np.ndarray, *, classes: int | None = None, weights: np.ndarray | None = None) -> Oracle:
@@ -327,35 +390,63 @@ class Quadratic:
     covariance: np.ndarray
 
     def __call__(self, features: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """float32 [n, d]; the class of every row must be known."""
-        labels, out = _known(labels, len(self.means)), np.empty(features.shape, np.float32)
-        for c, (mean, map_) in enumerate(zip(self.means, self.maps)):
-            out[labels == c] = self.mean + (features[labels == c].astype(np.float64) - mean) @ map_
+        """float32 [n, d]; the class of every row must be known. Raises as `Eraser` does."""
+        labels, out = _known(labels, len(self.means), len(features)), np.empty(features.shape, np.float32)
+        for at, block in _blocks(features, len(self.mean)):
+            for c, (mean, map_) in enumerate(zip(self.means, self.maps)):
+                out[at][labels[at] == c] = self.mean + (block[labels[at] == c] - mean) @ map_
         return out
 
 
-def quadratic(features: np.ndarray, labels: np.ndarray, patients: np.ndarray, *, classes: int | None = None, shrink: bool = True) -> Quadratic:
-    """Quadratic concept erasure. See above; arguments as for `leace`, of one set of weights.
+def quadratic(
+    features: np.ndarray,
+    labels: np.ndarray,
+    patients: np.ndarray,
+    *,
+    classes: int | None = None,
+    shrink: bool = True,
+    names: Sequence[str] | None = None,
+) -> Quadratic:
+    """Quadratic concept erasure. See above; arguments as for `leace`, of one set of weights. names: of classes, for messages.
 
-    Raises UserError, too, where a class's covariance has not full rank and is not shrunk: no map carries over what is not there.
+    Raises UserError, too, for a class of one patient, where a class's covariance has not full rank and is not shrunk, since no map carries over
+    what is not there, and where deviations are too far apart for float64, from some 1e7 on.
     """
     concept, _ = _checked(features, labels, classes, None)
     d, share = features.shape[1], concept.sum(axis=0) / concept.sum()
-    of = _moments(features, np.empty((len(features), 0)), concept.T)
-    covariance = shrunk(of.features, _patients(patients, concept.T)) if shrink else of.features
-    whiten, colour, rank = _roots(covariance)
+    names, counts = [f"class {c}" for c in range(len(share))] if names is None else names, _patients(patients, concept.T)
+    if (counts < 2).any():
+        c = int(np.argmin(counts))
+        n = int(concept[:, c].sum())
+        raise UserError(f"{names[c]} has {n:,} image{'s' if n > 1 else ''} of one patient: that has no covariance to carry over; leave the class out")
+    of = _moments(features, np.empty((len(features), 0)), concept.T, names)
+    covariance = shrunk(of.features, counts) if shrink else of.features
+    own, own_inverse, rank = _factors(covariance, _deviations(covariance))
     if (rank < d).any():
         c = int(np.argmin(rank))
-        raise UserError(f"the covariance of class {c} has rank {rank[c]} of {d}: a feature that does not vary there, or too few images; shrink it")
-    middle = np.einsum("c,cde->de", share, covariance)
+        raise UserError(f"the covariance of {names[c]} has rank {rank[c]} of {d}: a feature that does not vary there, or too few images; shrink it")
+    middle, change = np.einsum("c,cde->de", share, covariance), np.inf
     for _ in range(BARYCENTRE_STEPS):
-        (inverse,), (root,), _ = _roots(middle[None])
-        between = np.einsum("c,cde->de", share, _roots(root @ covariance @ root)[1])
-        before, middle = middle, inverse @ between @ between @ inverse
-        if np.linalg.norm(middle - before) <= BARYCENTRE_TOLERANCE * np.linalg.norm(middle):
+        factor, inverse = _one_factor(middle)
+        root = inverse.T @ np.einsum("c,cde->de", share, _root_of_square(own.swapaxes(1, 2) @ factor))
+        before, middle, deviation = middle, root @ root.T, _deviations(middle[None])[0]
+        last, change = change, np.abs((middle - before) / np.outer(deviation, deviation)).max()
+        if change <= BARYCENTRE_TOLERANCE or last <= change < BARYCENTRE_ROUNDING:
             break
-    maps = whiten @ _roots(colour @ middle @ colour)[1] @ whiten
+    maps = own_inverse.swapaxes(1, 2) @ _root_of_square(_one_factor(middle)[0].T @ own) @ own_inverse
+    apart = np.abs((maps @ covariance @ maps - middle) / np.outer(deviation, deviation)).max()
+    if not apart < CARRIED_TOLERANCE:
+        raise UserError(
+            f"features' deviations, up to {deviation.max() / deviation.min():.0e} times the least, are too far apart for quadratic erasure in"
+            " float64; scale features, or leave out those that hardly vary"
+        )
     return Quadratic(share @ of.mean, of.mean, maps, middle)
+
+
+def _one_factor(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(F, F⁻¹) of F Fᵀ, [d, d], of full rank."""
+    factor, inverse, _ = _factors(covariance[None], _deviations(covariance[None]), tolerance=np.finfo(np.float64).eps)
+    return factor[0], inverse[0]
 
 
 # -------------------------------------------------------------------------------------------------------------- plumbing
@@ -400,8 +491,21 @@ def _patients(patients: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return np.array([len(np.unique(codes[weight > 0])) for weight in weights])
 
 
-def _known(labels: np.ndarray, classes: int) -> np.ndarray:
+def _blocks(features: np.ndarray, width: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """(Which rows, they in float64), ROWS at a time. Raises UserError for a feature that is no number, ValueError for another number of columns."""
+    if features.ndim != 2 or features.shape[1] != width:
+        raise ValueError(f"features {features.shape} for an eraser of {width} columns")
+    for first in range(0, len(features), ROWS):
+        block = np.asarray(features[first : first + ROWS], np.float64)
+        if not np.isfinite(block).all():
+            raise not_finite(np.asarray(features), "features")
+        yield slice(first, first + ROWS), block
+
+
+def _known(labels: np.ndarray, classes: int, rows: int) -> np.ndarray:
     labels = np.asarray(labels)
+    if labels.shape != (rows,) or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels {labels.dtype} {labels.shape} for {rows} rows of features")
     if (labels < 0).any() or (labels >= classes).any():
         raise UserError("this eraser needs the class of every image, and some have none that it knows")
     return labels

@@ -3,56 +3,132 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from cxr_jax import experiment
 from cxr_jax.probes import erasure, protocol
-from cxr_jax.tables import FEATURES, Features, UserError
+from cxr_jax.tables import FEATURES, IDENTIFIERS, LABEL, Features, UserError
 
 FIELD = "config.mitigate"
+NEED_ATTRIBUTE = ("oracle", "quadratic")  # methods that take the attribute of an image that is judged
+_MOVED = {"oracle": "the mean of each class moved to that of all", "quadratic": "mean and covariance of each class carried over to common ones"}
+MOST_NAMES = 15  # of columns, in a message
 
 
-def eraser(splits: Mapping[str, Features], own: np.ndarray, settings) -> tuple[Callable[[np.ndarray], np.ndarray], str]:
-    """(what settings.method does to features, float32 [n, d] to the same; what was done in a sentence).
+class Mitigation(NamedTuple):
+    """What `eraser` has fitted.
+
+    erase: (features float32 [n, d], labels int [n]) to float32 [n, d]. labels: positions in `classes`, -1 where the class is not known or not
+        among them; read by NEED_ATTRIBUTE alone, which make of such an image what leace, fitted on the same, would. How many there are
+        is the caller's to say.
+    classes: those of the attribute that were fitted on; of `none`, all.
+    said: what was done, in a sentence.
+    """
+
+    erase: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    classes: tuple[str, ...]
+    said: str
+
+
+def eraser(splits: Mapping[str, Features], own: np.ndarray, settings) -> Mitigation:
+    """What settings.method does to features.
 
     splits: train, validation and test. own: bool [n], the training rows that it is fitted on. settings: a config's `mitigate` section.
 
-    Raises UserError for an attribute or a confounder that is not recorded, and where there is nothing to erase.
+    Raises UserError for an attribute or a confounder that is not recorded, for fewer than two classes among the rows, and where there is nothing to
+    erase, or nothing would be left.
     """
     classes = protocol.classes_of(splits, settings.attribute, f"{FIELD}.attribute")
     if settings.method == "none":
-        return np.asarray, "none: nothing is taken from the features"
+        return Mitigation(lambda features, labels: np.asarray(features), classes, "none: nothing is taken from the features")
     table, features = splits["train"].table[own].reset_index(drop=True), splits["train"].arrays[FEATURES][own]
-    labels = pd.Index(classes).get_indexer(table[settings.attribute])
-    patients, among = table["patient_id"].to_numpy(), ""
+    width = features.shape[1]
+    known, confounders, among = np.ones(len(table), bool), None, ""
+    if settings.method == "orthogonalise" and settings.confounders:
+        confounders, known = design(table, settings.confounders, settings.attribute)
+        confounders = np.where(known[:, None], confounders, 0)
+        among = f" among images alike in {', '.join(settings.confounders)}"
+    names = _classes_there(table[known], classes, settings)
+    labels = np.where(known, pd.Index(names).get_indexer(table[settings.attribute]), -1)
+    patients = table["patient_id"].to_numpy()
     try:
-        if settings.method == "leace":
-            found = erasure.leace(features, labels, patients, classes=len(classes), shrink=settings.shrink)
-        elif settings.method == "orthogonalise":
-            confounders, known = design(table, settings.confounders)
-            labels = np.where(known, labels, -1)
-            found = erasure.orthogonalised(features, labels, np.where(known[:, None], confounders, 0), classes=len(classes))
-            among = f" among images alike in {', '.join(settings.confounders)}" if settings.confounders else ""
+        if settings.method == "orthogonalise":
+            found = erasure.orthogonalised(features, labels, confounders, classes=len(names), names=names)
         elif settings.method == "null_space":
-            found = erasure.nullspace_projected(features, labels, settings.penalty, settings.rounds, classes=len(classes))
+            found = erasure.nullspace_projected(features, labels, settings.penalty, settings.rounds, classes=len(names))
+        elif settings.method == "prune":
+            found = erasure.pruned(features, labels, settings.penalty, max(round(settings.pruned_share * width), 1), classes=len(names))
+        elif settings.method in ("leace", *NEED_ATTRIBUTE):
+            found = erasure.leace(features, labels, patients, classes=len(names), shrink=settings.shrink)
         else:
-            found = erasure.pruned(features, labels, settings.penalty, settings.features, classes=len(classes))
+            raise ValueError(f"no method of erasure: {settings.method!r}")
+        if settings.method == "oracle":
+            by_class = erasure.oracle(features, labels, classes=len(names))
+        elif settings.method == "quadratic":
+            by_class = erasure.quadratic(features, labels, patients, classes=len(names), shrink=settings.shrink, names=names)
     except UserError as error:
         raise UserError(f"{FIELD}.attribute={settings.attribute}: {error}") from None
-    fitted = labels >= 0
+
+    fitted, missing = labels >= 0, [c for c in classes if c not in names]
+    on = f"fitted on {fitted.sum():,} training images of {len(np.unique(patients[fitted])):,} patients"
+    if missing:
+        on += f"; {' and '.join(missing)} {'has' if len(missing) == 1 else 'have'} no image among them"
+    if settings.method not in NEED_ATTRIBUTE:
+        said = (
+            f"{settings.method} of {settings.attribute}{among}: {found.rank[0]} of {width} directions taken from the features, {on};"
+            " no attribute is needed of an image that is judged"
+        )
+        return Mitigation(lambda features, labels: found(features), names, said)
+
+    def erase(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        out, known = found(features), np.asarray(labels) >= 0
+        out[known] = by_class(features[known], labels[known])
+        return out
+
     said = (
-        f"{settings.method} of {settings.attribute}{among}: {found.rank[0]} of {features.shape[1]} directions taken from the features, fitted on"
-        f" {fitted.sum():,} training images of {len(np.unique(patients[fitted])):,} patients; no attribute is needed of an image that is judged"
+        f"{settings.method} of {settings.attribute}: {_MOVED[settings.method]}, {on}; needs the attribute of every image that is judged: not"
+        " deployable where that is not known; what it does not know it treats as leace does"
     )
-    return found, said
+    return Mitigation(erase, names, said)
 
 
-def design(table: pd.DataFrame, confounders: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """(float64 [n, c], as `protocol.attribute_columns`; bool [n]: where all are known)."""
+def _classes_there(table: pd.DataFrame, classes: Sequence[str], settings) -> tuple[str, ...]:
+    """Those of `classes` that rows have. Raises UserError for fewer than two."""
+    counts = table[settings.attribute].value_counts().reindex(list(classes), fill_value=0)
+    if (counts > 0).sum() < 2:
+        told = " whose confounders are recorded" if settings.method == "orthogonalise" and settings.confounders else ""
+        raise UserError(
+            f"{FIELD}.attribute={settings.attribute}: of the training images that {settings.method} is fitted on{told},"
+            f" {', '.join(f'{name} has n={count:,}' for name, count in counts.items())}, and two classes are needed; take another {FIELD}.share"
+        )
+    return tuple(counts.index[counts > 0])
+
+
+def design(table: pd.DataFrame, confounders: Sequence[str], attribute: str = "") -> tuple[np.ndarray, np.ndarray]:
+    """(float64 [n, c], as `protocol.attribute_columns`; bool [n]: where all are known). attribute: offered in no message.
+
+    Raises UserError for a confounder that is an identifier, or not there, or recorded of no row, and where no row has all of them.
+    """
+    field = f"{FIELD}.confounders"
     for name in confounders:
+        protocol.check_no_identifier(field, name)
         if name not in table:
-            raise UserError(f"{FIELD}.confounders: {name} is not recorded beside these features; there are {', '.join(sorted(table.columns))}")
-    columns = [protocol.attribute_columns(table[name], table[name]) for name in confounders if table[name].notna().any()]
+            offered = ", ".join(_offered(table.drop(columns=attribute, errors="ignore"), name))
+            raise UserError(f"{field}: {name} is not recorded beside these features; there are, nearest first, {offered}")
+        if table[name].isna().all():
+            raise UserError(f"{field}: {name} is recorded of none of the n={len(table):,} training images that the method is fitted on; leave it out")
     known = table[list(confounders)].notna().all(axis=1).to_numpy()
-    return np.concatenate([np.empty((len(table), 0)), *columns], axis=1), known
+    if not known.any():
+        counts = ", ".join(f"{name} of n={table[name].notna().sum():,}" for name in confounders)
+        raise UserError(f"{field}: of the n={len(table):,} training images that the method is fitted on none has all, {counts}; leave one out")
+    return np.concatenate([protocol.attribute_columns(table[name], table[name]) for name in confounders], axis=1), known
+
+
+def _offered(table: pd.DataFrame, name: str) -> list[str]:
+    """Class labels, findings and age, the likeliest meant by `name` first; other numbers may be confounders too, but a phantom has a hundred."""
+    recorded = (c for c in table if c not in IDENTIFIERS and table[c].notna().any())
+    offered = [c for c in recorded if c == "age" or c.startswith(LABEL) or pd.api.types.is_string_dtype(table[c])]
+    return experiment.nearest_first(name, offered)[:MOST_NAMES]

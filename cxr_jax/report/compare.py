@@ -27,7 +27,7 @@ from matplotlib import ticker
 from cxr_jax import experiment, tables
 from cxr_jax.audit import comparisons, subgroups
 from cxr_jax.audit.paired import Paired, Reference, Scored
-from cxr_jax.report import figures, html, page, probes
+from cxr_jax.report import figures, frontier, html, page, probes
 from cxr_jax.report import rows as audit_rows
 from cxr_jax.tables import AS_MANY, FEATURES, Predictions, UserError
 
@@ -67,11 +67,12 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Blocks of lines, a block a class or a reading of a probe; family: of how many comparisons the adjusted p are."""
+    """Blocks of lines, a block a class or a reading of a probe; family: of how many comparisons the adjusted p are; measure: what values are."""
 
     title: str
     blocks: Sequence[tuple[str, Sequence[Line]]]
     family: int = 0
+    measure: str = "AUC"
 
     @property
     def lines(self) -> list[Line]:
@@ -92,14 +93,15 @@ class Compared:
 class Comparison:
     """runs: the first is what the others are compared with. fields: (dotted name, its value in each run), where these differ.
 
-    targets: that at least two of the runs have. probed: a table a label that probes of at least two of them were asked for.
-    notes: what else must be known.
+    targets: that at least two of the runs have. probed: a table a label that probes of at least two of them were asked for. frontier: of
+    mitigations, None where the runs are of none. notes: what else must be known.
     """
 
     runs: Sequence[Run]
     fields: Sequence[tuple[str, Sequence[str]]]
     targets: Sequence[Compared]
     probed: Sequence[Table]
+    frontier: frontier.Frontier | None
     notes: Sequence[str]
 
 
@@ -123,7 +125,7 @@ def read(folders: Sequence[os.PathLike | str]) -> Comparison:
         have = "; ".join(f"{run.name}: {', '.join(_targets(run)) or 'nothing'}" for run in runs)
         notes.append(f"No two of the runs have predictions of one target. What was predicted: {have}.")
     compared = [_compare(runs, target) for target in targets]
-    return Comparison(runs, _differing(runs), compared, _probed(runs), notes)
+    return Comparison(runs, _differing(runs), compared, _probed(runs), frontier.read(runs), notes)
 
 
 # ------------------------------------------------------------------------------------------------- reading
@@ -388,6 +390,51 @@ def _probed(runs: Sequence[Run]) -> list[Table]:
     return made
 
 
+def _of_methods(found: frontier.Frontier) -> list[Table]:
+    """A table a metric, a line a method."""
+    names, made = frontier.names_of(found.target, found.called), []
+    for metric in (frontier.STRONGEST, *frontier.PROBES, *frontier.METRICS):
+        if sum(metric in method.figures for method in found.methods) > 1:
+            over = f", over {len(found.classes)} class{'es' * (len(found.classes) != 1)}" if metric in ("error", "gap") else ""
+            blocks = [("", _lines_of_methods(found, metric))]
+            made.append(_one_family(f"{names[metric][0].upper() + names[metric][1:]}{over}, test images", blocks))
+    return made
+
+
+def _gaps_of_classes(found: frontier.Frontier) -> Table | None:
+    """The error gap of every class, a block a class; None where none is shown."""
+    blocks = [(name, _lines_of_methods(found, frontier.gap_of(name))) for name in found.classes]
+    if not blocks:
+        return None
+    p = np.array([np.nan if line.difference is None else line.difference.p for _, lines in blocks for line in lines])
+    adjusted = iter(comparisons.holm(p).tolist())
+    blocks = [(name, [dataclasses.replace(line, p_adjusted=next(adjusted)) for line in lines]) for name, lines in blocks]
+    return _one_family("Error gap between groups, by class, test images", blocks)
+
+
+def _one_family(title: str, blocks) -> Table:
+    return Table(title, blocks, sum(np.isfinite(line.p_adjusted) for _, lines in blocks for line in lines), "value")
+
+
+def _lines_of_methods(found: frontier.Frontier, metric: str) -> list[Line]:
+    lines = []
+    for method in found.methods:
+        if metric not in method.figures:
+            continue
+        of = method.figures[metric]
+        kind = "probes" if metric in (frontier.STRONGEST, *frontier.PROBES) else "findings"
+        counts = tuple(map(audit_rows.count, method.counts[kind]))
+        row = pd.Series({"value": of.value, "low": of.low, "high": of.high, "level": found.level, "suppressed": False, "reason": of.reason})
+        apart = method.differences.get(metric)
+        paired = None if apart is None else Paired(*apart[:3], "", apart.p, apart.reason, *method.counts[kind])
+        worst = f"most often worst: {', '.join(audit_rows.in_order(method.worst))}" if metric == "error" and any(method.worst) else ""
+        needs = f"needs {method.needs} of who is judged" if method.needs else ""
+        note = "; ".join(filter(None, (worst, needs, of.reason, *(n for n in method.notes if metric == frontier.STRONGEST))))
+        seeds = "1 seed" if len(method.seeds) == 1 else f"{len(method.seeds)} seeds"
+        lines.append(Line(f"{method.name}, {seeds}", row, counts, paired, method.p_adjusted.get(metric, np.nan), note))
+    return lines
+
+
 def _foremost(table: Table) -> Table:
     """Of a table of probes the readings of the features themselves: in a terminal the controls would hide them."""
     keep = []
@@ -414,6 +461,11 @@ def text(comparison: Comparison, classes: bool = False) -> str:
             lines += [*_table_text(target.classes), ""]
     for table in comparison.probed:
         lines += [*_table_text(_foremost(table)), NO_TEST, ""]
+    if comparison.frontier is not None:
+        by_class = _gaps_of_classes(comparison.frontier) if classes else None
+        for table in [*_of_methods(comparison.frontier), *([by_class] if by_class else [])]:
+            lines += [*_table_text(table), ""]
+        lines += [line for sentence in comparison.frontier.said for line in textwrap.wrap(sentence, COLUMNS, subsequent_indent="  ")] + [""]
     for note in comparison.notes:
         lines += textwrap.wrap(note, COLUMNS, subsequent_indent="  ")
     return "\n".join(lines).rstrip()
@@ -466,7 +518,7 @@ def _level(table: Table) -> str:
 
 def _head(table: Table, paired: bool) -> list[str]:
     more = ["less first", _level(table), "p", "adjusted p"] if paired else []
-    return ["AUC", _level(table), *more, "images", "patients"]
+    return [table.measure, _level(table), *more, "images", "patients"]
 
 
 def _cells(line: Line, paired: bool) -> list[str]:
@@ -514,6 +566,13 @@ def write(comparison: Comparison, path: os.PathLike | str) -> None:
         } for target in comparison.targets],
         probed=[_on_page(table) for table in comparison.probed],
         no_test=NO_TEST,
+        frontier=None if comparison.frontier is None else {
+            "called": comparison.frontier.called,
+            "said": comparison.frontier.said,
+            "tables": [_on_page(table) for table in _of_methods(comparison.frontier)],
+            "classes": _on_page(by_class) if (by_class := _gaps_of_classes(comparison.frontier)) else None,
+            "drawn": [drawing for drawing in [frontier.draw(comparison.frontier)] if drawing is not None],
+        },
         notes=comparison.notes,
         rounded=any(run.read.rounded for run in runs),
         least=max(run.settings["min_patients"] for run in runs),

@@ -3,7 +3,7 @@
 An objective is one small object that training asks four things of (`Objective`); a config chooses it by name:
 
     erm                 the mean loss, nothing else (empirical risk minimisation): the reference of all others
-    reweight            losses weighed so that cells (groups, or groups by label) count alike
+    reweight            losses weighed so that cells (groups, or groups by label) count alike, or as if labels did not depend on groups
     resample            the same by drawing images, a cell as often as any other
     group_dro           the cells that fare worst count most (Sagawa et al. 2020, "Distributionally robust neural networks for group shifts")
     dann, cdann         an adversary reads the attribute off the features, and its gradient comes back reversed (Ganin and Lempitsky 2015,
@@ -141,24 +141,31 @@ class Cells(NamedTuple):
 def cells_of(
     targets: Mapping[str, Target], labels: Mapping[str, np.ndarray], group: np.ndarray, groups: int, training: np.ndarray, by: str
 ) -> Cells:
-    """labels: as `cohorts.labels` gives them. group: int32 [n], -1 unknown. training: bool [n]. by: 'group' or 'group_label'.
+    """labels: as `cohorts.labels` gives them. group: int32 [n], -1 unknown. training: bool [n]. by: 'group', 'group_label' or 'independent'.
 
-    Of several findings each has cells of its own: group by whether it is there.
+    Of several findings each has cells of its own: group by whether it is there. 'independent' is groups by label, of which each counts as much as
+    it would if labels did not depend on groups (Kamiran and Calders 2012, "Data preprocessing techniques for classification without
+    discrimination", reweighing): labels stay as common as they are.
     """
     found = Cells({}, {}, {})
     for name, target in targets.items():
         of = labels[name]
         known = (of >= 0) if target.kind == "multiclass" else ~np.isnan(of)
         own = group if of.ndim == 1 else np.broadcast_to(group[:, None], of.shape)
-        values = (len(target.classes) if target.kind == "multiclass" else 2) if by == "group_label" else 1
-        value = np.where(known, of, 0).astype(np.int32) if by == "group_label" else 0
+        values = 1 if by == "group" else len(target.classes) if target.kind == "multiclass" else 2
+        value = 0 if by == "group" else np.where(known, of, 0).astype(np.int32)
         cell = np.where(known & (own >= 0), own * values + value, -1).astype(np.int32)
         weight, columns = np.ones((len(cell), cell[0].size), np.float32), cell.reshape(len(cell), -1)
         there = np.zeros((columns.shape[1], groups * values), bool)
         for c, column in enumerate(columns.T):
             counts = np.bincount(column[training & (column >= 0)], minlength=groups * values)
             there[c] = counts > 0
-            each = counts.sum() / (np.maximum(counts, 1) * max(there[c].sum(), 1))
+            wanted = there[c] * counts.sum() / max(there[c].sum(), 1)
+            if by == "independent":
+                table = counts.reshape(groups, values)
+                wanted = there[c] * (table.sum(1, keepdims=True) * table.sum(0) / max(counts.sum(), 1)).ravel()
+                wanted *= counts.sum() / max(wanted.sum(), 1)
+            each = wanted / np.maximum(counts, 1)
             # What training lacks, validation may have; it is not trained on.
             weight[:, c] = np.where(column >= 0, np.where(there[c], each, 1.0)[column], 1.0)
         found.cell[name], found.there[name] = cell, there
@@ -323,10 +330,11 @@ class Matching(Objective):
 
 
 def mmd(features: Float[ArrayLike, "b F"], group: Int[ArrayLike, " b"], groups: int) -> Float[Array, ""]:
-    """Squared maximum mean discrepancy, biased, the mean over pairs of the groups that are there; 0 of fewer than two; from 0 to 2.
+    """Squared maximum mean discrepancy, the mean over pairs of groups that have two images or more; 0 where there is no such pair.
 
     The kernel is the mean of five Gaussians, exp(-|x - y|² / (s · m)), m the mean squared distance of the images here (no gradient through it)
-    and s of 1/4, 1/2, 1, 2, 4.
+    and s of 1/4, 1/2, 1, 2, 4. Unbiased (Gretton et al. 2012, lemma 6), so that it may be below 0: the biased one is above 0 for groups that are alike, and of
+    the few images that a batch has of a group that is most of it, which features can only lower by telling nothing apart.
     """
     features, group = jnp.asarray(features), jnp.asarray(group)
     known = group >= 0
@@ -337,26 +345,34 @@ def mmd(features: Float[ArrayLike, "b F"], group: Int[ArrayLike, " b"], groups: 
     scale = jnp.asarray((0.25, 0.5, 1.0, 2.0, 4.0), features.dtype) * jnp.maximum(middle, 1e-12)
     kernel = jnp.exp(-squared[..., None] / scale).mean(-1)
     inside, size = _members(group, groups, features.dtype)
-    means = inside.T @ kernel @ inside / jnp.maximum(size[:, None] * size[None, :], 1)
-    return _over_pairs(jnp.diag(means)[:, None] + jnp.diag(means)[None, :] - 2 * means, size > 0)
+    sums = inside.T @ kernel @ inside
+    own = (jnp.diag(sums) - inside.T @ jnp.diag(kernel)) / jnp.maximum(size * (size - 1), 1)
+    across = sums / jnp.maximum(size[:, None] * size[None, :], 1)
+    return _over_pairs(own[:, None] + own[None, :] - 2 * across, size > 1)
 
 
 def coral(features: Float[ArrayLike, "b F"], group: Int[ArrayLike, " b"], groups: int) -> Float[Array, ""]:
-    """Mean squared difference of means, and of covariances, of the features of two groups; over pairs of groups that have two images or more.
+    """Mean squared difference of means, and of covariances, of the features of two groups; over pairs of groups that have four images or more.
 
-    Means beside covariances as in Gulrajani and Lopez-Paz 2021, "In search of lost domain generalization". Covariances themselves are not made:
-    |A - B|² = tr AA - 2 tr AB + tr BB, and tr AB is a sum of squared products of images.
+    Means beside covariances as in Gulrajani and Lopez-Paz 2021, "In search of lost domain generalization". Unbiased, for the reason given in `mmd`: from the
+    squared difference of means goes what chance adds, and tr ΣΣ is Himeno and Yamada's (2014, Journal of Multivariate Analysis 130:27-38). Covariances
+    themselves are not made: |A - B|² = tr AA - 2 tr AB + tr BB, and tr AB is a sum of squared products of images.
     """
     features, group = jnp.asarray(features), jnp.asarray(group)
     inside, size = _members(group, groups, features.dtype)
+    n = jnp.maximum(size, 4)
     mean = inside.T @ features / jnp.maximum(size, 1)[:, None]
     centred = (features - inside @ mean) * inside.sum(1, keepdims=True)
-    traces = inside.T @ jnp.square(centred @ centred.T) @ inside
-    freedom = jnp.maximum(size - 1, 1)
-    traces = traces / (freedom[:, None] * freedom[None, :])
-    apart = jnp.square(mean[:, None] - mean[None, :]).mean(-1)
-    covariances = (jnp.diag(traces)[:, None] + jnp.diag(traces)[None, :] - 2 * traces) / features.shape[1] ** 2
-    return _over_pairs(apart + covariances, size > 1)
+    gram = centred @ centred.T
+    length = jnp.diag(gram)
+    products = inside.T @ jnp.square(gram) @ inside / ((n - 1)[:, None] * (n - 1)[None, :])
+    trace, fourth = inside.T @ length / (n - 1), inside.T @ jnp.square(length) / (n - 1)
+    squared = (n - 1) / (n * (n - 2) * (n - 3)) * ((n - 1) * (n - 2) * jnp.diag(products) + jnp.square(trace) - n * fourth)
+    chance = trace / n
+    apart = jnp.square(mean[:, None] - mean[None, :]).sum(-1) - chance[:, None] - chance[None, :]
+    covariances = squared[:, None] + squared[None, :] - 2 * products
+    width = features.shape[1]
+    return _over_pairs(apart / width + covariances / width**2, size > 3)
 
 
 def _members(group, groups, dtype):

@@ -159,6 +159,19 @@ def test_cells_count_alike(by):
             assert weight[training & known].mean() == pytest.approx(1, abs=1e-6) and (weight[~known] == 1).all()
 
 
+def test_reweighing_makes_labels_independent_of_groups_and_leaves_them_as_common():
+    labels, group, training = cohort(4000)
+    cells = objectives.cells_of(BOTH, labels, group, 3, training, "independent")
+    for name, values in labels.items():
+        for value, weight in zip(values.reshape(4000, -1).T, cells.weight[name].reshape(4000, -1).T):
+            known = training & ~np.isnan(value) & (value >= 0) & (group >= 0)
+            share = np.average(value[known], weights=weight[known])
+            assert share == pytest.approx(value[known].mean(), abs=1e-5) and weight[known].mean() == pytest.approx(1, abs=1e-5)
+            for g in range(3):
+                of = known & (group == g)
+                assert np.average(value[of], weights=weight[of]) == pytest.approx(share, abs=1e-5) and weight[of].sum() == pytest.approx(of.sum(), rel=1e-5)
+
+
 def test_a_cell_that_training_lacks_counts_nothing_of_the_others():
     labels, group, training = cohort()
     labels["findings"][training & (group == 2), 0] = 0
@@ -227,7 +240,7 @@ def test_what_a_small_batch_says_of_a_cell_is_right_on_average():
 
 
 def test_mmd_is_that_of_its_definition():
-    x, group = RNG.normal(size=(12, 4)).astype(np.float32), np.array([0, 0, 1, 1, 1, 2, 2, -1, 0, 1, 2, -1], np.int32)
+    x, group = RNG.normal(size=(12, 4)).astype(np.float32), np.array([0, 0, 1, 1, 1, 2, 2, -1, 0, 1, 2, 3], np.int32)
     x[group == 1] += 1
     known = group >= 0
     squared = ((x[:, None].astype(np.float64) - x[None]) ** 2).sum(-1)
@@ -235,24 +248,42 @@ def test_mmd_is_that_of_its_definition():
     kernel = np.mean([np.exp(-squared / (s * middle)) for s in (0.25, 0.5, 1, 2, 4)], axis=0)
 
     def mean(a, b):
-        return kernel[np.ix_(group == a, group == b)].mean()
+        return np.mean([kernel[i, j] for i in np.flatnonzero(group == a) for j in np.flatnonzero(group == b) if i != j])
 
-    wanted = np.mean([mean(a, a) + mean(b, b) - 2 * mean(a, b) for a, b in ((0, 1), (0, 2), (1, 2))])
-    np.testing.assert_allclose(jax.jit(objectives.mmd, static_argnums=2)(x, group, 3), wanted, rtol=1e-5)
-    np.testing.assert_allclose(objectives.mmd(x, group, 5), wanted, rtol=1e-5)  # groups that the batch lacks have no part in it
+    wanted = np.mean([mean(a, a) + mean(b, b) - 2 * mean(a, b) for a, b in ((0, 1), (0, 2), (1, 2))])  # of the fourth there is one image
+    np.testing.assert_allclose(jax.jit(objectives.mmd, static_argnums=2)(x, group, 4), wanted, rtol=1e-5)
+    np.testing.assert_allclose(objectives.mmd(x, group, 6), wanted, rtol=1e-5)  # groups that the batch lacks have no part in it
     assert objectives.mmd(x, np.where(group == 1, 1, -1).astype(np.int32), 3) == 0
 
 
-def test_coral_is_that_of_its_definition():
-    x, group = RNG.normal(size=(15, 4)).astype(np.float32), np.array([0, 0, 1, 1, 1, 2, 2, -1, 0, 1, 2, -1, 2, 0, 3], np.int32)
-    x[group == 1] *= 3
+def test_coral_of_many_images_is_that_of_its_definition():
+    rng = np.random.default_rng(4)
+    group = np.sort(rng.integers(0, 3, 6000)).astype(np.int32)
+    x = (rng.normal(size=(6000, 4)) * (1 + group[:, None]) + 0.5 * group[:, None]).astype(np.float32)
 
     def apart(a, b):
         a, b = x[group == a].astype(np.float64), x[group == b].astype(np.float64)
         return np.mean((a.mean(0) - b.mean(0)) ** 2) + np.mean((np.cov(a.T) - np.cov(b.T)) ** 2)
 
-    wanted = np.mean([apart(a, b) for a, b in ((0, 1), (0, 2), (1, 2))])  # of the fourth there is one image
-    np.testing.assert_allclose(jax.jit(objectives.coral, static_argnums=2)(x, group, 4), wanted, rtol=1e-4)
+    wanted = np.mean([apart(a, b) for a, b in ((0, 1), (0, 2), (1, 2))])
+    np.testing.assert_allclose(jax.jit(objectives.coral, static_argnums=2)(x, group, 5), wanted, rtol=0.01)
+
+
+@pytest.mark.parametrize(("distance", "alike"), [(objectives.mmd, 0.02), (objectives.coral, 0.05)])
+def test_of_few_images_distances_are_right_on_average(distance, alike):
+    """Of groups that are alike 0, which the plain estimates are far from; of others as of very many images."""
+    rng = np.random.default_rng(2)
+    group = np.repeat([0, 1], [6, 5]).astype(np.int32)
+    draws = rng.gamma(2.0, size=(20000, 11, 3)).astype(np.float32)
+    shifted = draws.copy()
+    shifted[:, 6:] = 2 * shifted[:, 6:] + 1
+    of_each = jax.jit(jax.vmap(lambda x: distance(x, group, 2)))
+    assert abs(float(of_each(draws).mean())) < alike
+    if distance is objectives.coral:
+        # means 2 and 5, variances 2 and 8, of three independent features
+        assert float(of_each(shifted).mean()) == pytest.approx(9 + 3 * 36 / 9, rel=0.03)
+    else:
+        assert float(of_each(shifted).mean()) > 10 * alike
 
 
 @pytest.mark.parametrize("distance", [objectives.mmd, objectives.coral])

@@ -148,7 +148,8 @@ def test_a_mistake_is_told_before_anything_is_written(phantom_dir, tmp_path, dif
     ("diff", "told"),
     [
         ({"train.objective.name": "dan"}, "did you mean 'dann'"),
-        ({"train.objective.cells": "label"}, "group or group_label"),
+        ({"train.objective.cells": "label"}, "group, group_label or independent"),
+        ({"train.objective.cells": "independent", "train.objective.name": "group_dro"}, "group or group_label"),
         ({"train.objective.step": 0.0}, "more than 0"),
         ({"train.objective.strength": -1.0}, "0 or more"),
         ({"train.objective.hidden": 0}, "at least 1 unit"),

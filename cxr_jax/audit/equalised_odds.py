@@ -1,0 +1,84 @@
+"""Calls that miss and call as often in every group: thresholds by group, drawn by lot between two, as fairlearn finds them.
+
+Hardt, Price and Srebro 2016, "Equality of opportunity in supervised learning". Whoever is called by this must have her group known, and some are called by
+lot. What is found is written as scores, so that the audit can judge it like any model: a called image has .5 + score / 2, another score / 2. The calls are those
+at fixed:0.5; among called, and among the rest, images are ordered as before. These are no probabilities.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from cxr_jax.audit import thresholds
+from cxr_jax.tables import SCORE, Predictions, UserError
+
+FIELD = "config.mitigate.attribute"
+
+
+def _optimizer():
+    """Fairlearn's, on a model that gives back its only feature."""
+    # Here, since they take a second to import, which other stages need not wait.
+    from fairlearn.postprocessing import ThresholdOptimizer
+    from sklearn.base import BaseEstimator, ClassifierMixin
+
+    class Scores(ClassifierMixin, BaseEstimator):
+        def __sklearn_is_fitted__(self) -> bool:
+            return True
+
+        def fit(self, X, y):
+            return self
+
+        def predict(self, X):
+            return np.asarray(X)[:, 0]
+
+    return ThresholdOptimizer(estimator=Scores(), constraints="equalized_odds", objective="balanced_accuracy_score", prefit=True, predict_method="predict")
+
+
+def post_processed(predictions: Predictions, attribute: str, seed: int) -> tuple[Predictions, str]:
+    """(the same with scores as above; what was done in a sentence). Fitted on the validation split, for each finding by itself.
+
+    seed: of the lots. An image whose group is unknown, or is not among those fitted, is called at Youden's threshold of all; a finding that some group of validation
+    has only with, or only without, in all groups. Raises UserError where there is no validation split, no attribute, or fewer than two groups;
+    and for classes that exclude one another, which have no calls of their own.
+    """
+    table = predictions.table
+    if attribute not in table:
+        raise UserError(f"{FIELD}={attribute}: not in the predictions; put it in config.audit.attributes")
+    kinds = [name for name, target in predictions.targets.items() if target.kind != "multilabel"]
+    if kinds:
+        raise UserError(f"config.mitigate.method=equalised_odds: is for findings; {kinds[0]} has classes that exclude one another")
+    fitted = (table["split"] == "validation").to_numpy()
+    if not fitted.any():
+        raise UserError("config.mitigate.method=equalised_odds: is fitted on validation; put that in config.predict.splits")
+    group = table[attribute].to_numpy(object)
+    known_group = table[attribute].notna().to_numpy()
+    columns, without, lots = {}, [], 0
+    for name, target in predictions.targets.items():
+        labels, scores = predictions.labels(name), predictions.scores(name)
+        for k, finding in enumerate(target.classes):
+            label, score = labels[:, k], scores[:, k]
+            use = fitted & ~np.isnan(label)
+            called = score >= thresholds.choose(label[use] == 1, score[use], "youden")
+            there = [g for g in sorted(set(group[use & known_group])) if len(set(label[use & (group == g)])) == 2]
+            if len(there) < 2 or len(there) < len(set(group[use & known_group])):
+                without.append(finding)
+            else:
+                own = use & known_group
+                found = _optimizer()
+                found.fit(score[own, None], label[own].astype(int), sensitive_features=group[own])
+                mine = known_group & np.isin(group, there)
+                called[mine] = found.predict(score[mine, None], sensitive_features=group[mine], random_state=seed + k) == 1
+                lots += 1
+            columns[SCORE + finding] = np.where(called, 0.5 + score / 2, score / 2)
+    if not lots:
+        raise UserError(f"{FIELD}={attribute}: no finding is both there and absent in two groups or more of {fitted.sum():,} validation images")
+    unknown = int((~known_group & ~fitted).sum())
+    said = (
+        f"equalised_odds by {attribute}: each of {lots} findings is called by thresholds, and lots, of its own in every group, fitted on {fitted.sum():,} validation"
+        f" images of {table.loc[fitted, 'patient_id'].nunique():,} patients; needs {attribute} of everyone who is judged"
+        + (f", which {unknown:,} images lack: these are called at a threshold for all" if unknown else "")
+        + (f"; at one for all {', '.join(without)}, since a group has validation images of one kind alone" if without else "")
+    )
+    return dataclasses.replace(predictions, table=table.assign(**columns)), said

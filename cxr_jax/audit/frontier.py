@@ -1,0 +1,194 @@
+"""Encoding, accuracy and harm of a run, each one figure; and of several runs that differ in their seed, over patients and seeds.
+
+What is measured of a run (`measured`), all on its test patients:
+
+    auc        macro AUC of a target
+    brier      mean over classes of the mean squared distance of scores from labels: calibration and discrimination in one
+    error      where errors are worst: the mean over classes of the greatest rate, of positives that are missed in a group or negatives that are called in one,
+               at the run's own thresholds. The worst of groups by label, as those who train for it judge it (Sagawa et al. 2020); a group that
+               is missed more often and called less often, or the other way round, has both seen
+    gap        the mean over classes of the mean of two ranges over groups, of either rate; by class, too, as `gap_of`
+    encoding   of the attribute, by each kind of probe refitted on the run's features: its macro AUC; and by the strongest of them
+
+The greatest of several is above what it would be of an endless supply of patients, the more the fewer there are, and is taken at its groups as if these
+were given: so for every run alike. Classes are those whose rates are shown in every group.
+
+**Intervals** (`over_seeds`). With k runs the figure is the mean of theirs. Two things move it: patients, by the standard error of that mean by influence,
+and seeds, by the standard deviation between runs over the root of k. Half the interval is the root of the sum of two squares, each error times
+Student's quantile at its own degrees of freedom. Satterthwaite's common degrees of freedom would be narrower, and are estimated: of two runs that happen
+to agree they are far too many, and intervals that should hold the truth 95 times of 100 do so 90 times (seen in the test that draws such). Two seeds
+that disagree give very wide intervals, since two say next to nothing of how far runs are apart: take five. Nor is that borrowed from other methods, of which one that does
+not settle would widen all. One run's interval is over patients alone. Differences from a reference are of runs of the same seed,
+on the same patients, and their variance is of the differences.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import ml_collections
+import numpy as np
+from scipy import optimize, stats
+
+from cxr_jax.audit import estimates, judgement, subgroups
+from cxr_jax.audit import readings as probed
+from cxr_jax.audit.disclosure import MISSING
+from cxr_jax.audit.estimates import Estimate
+from cxr_jax.audit.intervals import Bootstrap
+from cxr_jax.tables import Predictions, Readings
+
+METRICS = ("auc", "brier", "error", "gap")
+STRONGEST = "strongest"
+_RATES = ("false_negative_rate", "false_positive_rate")
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """figures: Estimates by metric, influences by patient in the order of sorted ids. images: sorted ids; labels: float64 [n, classes], in their
+    order. n_images, n_patients: of figures. worst: the group that most often has the worst error; '' where there is none. classes: those that error and gap
+    are over.
+    """
+
+    figures: Mapping[str, Estimate]
+    images: np.ndarray
+    labels: np.ndarray
+    n_images: int
+    n_patients: int
+    worst: str = ""
+    classes: tuple[str, ...] = ()
+
+
+def measured(predictions: Predictions, target: str, split: str, settings, attribute: str) -> Measured:
+    """auc, brier, error and gap of a target between the groups of an attribute. settings: a config's `audit` section.
+
+    predictions: of all splits; thresholds are chosen on validation, as in the audit. What the audit would withhold has no part in it: an undefined
+    Estimate says why.
+    """
+    settings = _settings(settings, attribute)
+    predictions = dataclasses.replace(predictions, targets={target: predictions.targets[target]})
+
+    def part(name):
+        table = predictions.table[predictions.table["split"] == name]
+        return dataclasses.replace(predictions, table=table.sort_values("image_id").reset_index(drop=True))
+
+    recorded, chosen_on = part(split), part("validation")  # whoever chooses a threshold has what is recorded
+    judged = subgroups.with_truth(recorded) if settings.truth == "true" else recorded
+    bootstrap = _influences_alone(judged.table["patient_id"].to_numpy())
+    (of,) = judgement.judgements(judged, split, settings, bootstrap, chosen_on if len(chosen_on.table) else None, recorded)
+    everyone, *groups = of.groups
+    figures = of.figures(of.groups, lambda _: ("auc", "brier", *_RATES))
+    found = {metric: figures[0][metric][judgement.MACRO] for metric in ("auc", "brier")}
+    shown = {group.name: rates for group, rates in zip(groups, figures[1:], strict=True) if group.name != MISSING}
+    classes = [name for name in of.classes if all(rates[rate][name].defined for rates in shown.values() for rate in _RATES)]
+    if len(shown) < 2 or not classes:
+        why = f"no two groups of {attribute} are recorded" if len(shown) < 2 else "rates of no class are shown in every group"
+        found |= {"error": estimates.undefined(why), "gap": estimates.undefined(why)}
+        classes, worst = [], ""
+    else:
+        cells = {one: {(group, rate): rates[rate][one] for group, rates in shown.items() for rate in _RATES} for one in classes}
+        at = {one: max(of, key=lambda cell: of[cell].value) for one, of in cells.items()}
+        groups_ = [group for group, _ in at.values()]
+        worst = max(shown, key=groups_.count)
+        found["error"] = estimates.mean([cells[one][at[one]] for one in classes])
+        found |= {gap_of(one): _gap(of) for one, of in cells.items()}
+        found["gap"] = estimates.mean([found[gap_of(one)] for one in classes])
+    known = everyone.known.any(axis=0)
+    return Measured(
+        found, judged.table["image_id"].to_numpy(str), judged.labels(target), int(known.sum()),
+        len(np.unique(bootstrap.patient[known])), worst, tuple(classes),
+    )  # fmt: skip
+
+
+def gap_of(name: str) -> str:
+    """The metric that is the error gap of one class."""
+    return f"gap of {name}"
+
+
+def _gap(cells: Mapping[tuple[str, str], Estimate]) -> Estimate:
+    """cells: rates by group and which rate it is."""
+    ranges = []
+    for rate in _RATES:
+        of = sorted((one for (_, which), one in cells.items() if which == rate), key=lambda one: one.value)
+        ranges.append(estimates.difference(of[-1], of[0]))
+    return estimates.mean(ranges)
+
+
+def encoded(readings: Readings, target: str, settings) -> Measured:
+    """The macro AUC of each probe of the features for `target`, among all images; under STRONGEST that of the greatest."""
+    order = np.argsort(readings.table["image_id"].to_numpy(str))
+    table = readings.table.iloc[order].reset_index(drop=True)
+    ordered = dataclasses.replace(readings, table=table, scores={name: of[order] for name, of in readings.scores.items()})
+    bootstrap = _influences_alone(table["patient_id"].to_numpy())
+    figures = probed.of_features(ordered, target, settings, bootstrap)
+    defined = [one for one in figures.values() if one.defined]
+    figures[STRONGEST] = max(defined, key=lambda one: one.value) if defined else estimates.undefined("no probe has an AUC")
+    classes = readings.targets[target]
+    labels = np.stack([table[f"label_{target}"] == name for name in classes], axis=1).astype(np.float64)
+    labels[table[f"label_{target}"].isna()] = np.nan
+    known = ~np.isnan(labels).any(axis=1)
+    return Measured(figures, table["image_id"].to_numpy(str), labels, int(known.sum()), len(np.unique(bootstrap.patient[known])))
+
+
+def why_not_paired(one: Measured, other: Measured) -> str:
+    """Why figures of two runs cannot be told apart image by image, or ''."""
+    if not np.array_equal(one.images, other.images):
+        return "they were judged on other images"
+    return "" if np.array_equal(one.labels, other.labels, equal_nan=True) else "the labels of their images differ"
+
+
+class Over(NamedTuple):
+    """A figure, or a difference, over runs that differ in their seed. low, high, p: NaN where undefined. reason: why, or ''. seeds: how many runs."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+    seeds: int
+    reason: str = ""
+
+
+def over_seeds(runs: Sequence[Estimate], level: float, bounded: bool = True) -> Over:
+    """The mean of one figure over runs, its interval, and p of its being 0; see above. bounded: it cannot be outside 0 … 1."""
+    lacking = next((one.reason for one in runs if not one.defined), "")
+    k = len(runs)
+    if not k or any(not one.defined for one in runs):
+        return Over(np.nan, np.nan, np.nan, np.nan, k, lacking or "no run")
+    value = float(np.mean([one.value for one in runs]))
+    moves = sum(one.influence() for one in runs) / k
+    patients = float(moves @ moves)
+    seeds = float(np.var([one.value for one in runs], ddof=1)) / k if k > 1 else 0.0
+    if not np.isfinite(patients + seeds) or patients + seeds <= 0:
+        return Over(value, np.nan, np.nan, np.nan, k, "every patient and every seed says the same")
+    freedom = max(min(one.patients for one in runs) - 1, 1), max(k - 1, 1)
+
+    def half(p: float) -> float:
+        of_patients, of_runs = (stats.t.isf(p / 2, n) for n in freedom)
+        return float(np.sqrt(of_patients**2 * patients + of_runs**2 * seeds))
+
+    low, high = value - half(1 - level), value + half(1 - level)
+    if bounded:
+        low, high = max(low, 0.0), min(high, 1.0)
+    # p is that of the interval which just reaches 0.
+    p = float(optimize.brentq(lambda p: half(p) - abs(value), _LEAST_P, 1.0)) if half(_LEAST_P) > abs(value) else _LEAST_P
+    return Over(value, low, high, p, k)
+
+
+_LEAST_P = 1e-12
+
+
+def differences(runs: Sequence[Estimate], reference: Sequence[Estimate]) -> list[Estimate]:
+    """What figures are more than those of a reference, run by run of the same seed."""
+    return [estimates.difference(one, other) for one, other in zip(runs, reference, strict=True)]
+
+
+def _settings(settings, attribute: str) -> ml_collections.ConfigDict:
+    made = ml_collections.ConfigDict(settings)
+    made.attributes, made.intersections = (attribute,), ()
+    return made
+
+
+def _influences_alone(patients: np.ndarray) -> Bootstrap:
+    """Intervals here are of influences; of replicates, which every figure of the audit has, there is one."""
+    return Bootstrap(patients, 1, 0)

@@ -1,0 +1,322 @@
+"""Mitigations beside one another: what probes still find, what findings are told by, and how the group fares that fares worst.
+
+Runs whose configs differ in nothing but the seed are one method; the reference is the one that takes nothing and weighs nothing (ERM). What figures and
+intervals are is said in `audit.frontier`. A method that needs the attribute of who is judged is said to, and has no part in the line that is drawn.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from cxr_jax import experiment
+from cxr_jax.audit import comparisons, frontier
+from cxr_jax.audit.estimates import Estimate
+from cxr_jax.audit.frontier import METRICS, STRONGEST, Measured, Over, gap_of
+from cxr_jax.report import figures
+from cxr_jax.report import rows as audit_rows
+from cxr_jax.report.probes import ALPHA
+from cxr_jax.tables import Predictions, Readings, UserError
+
+PROBES = {"logistic_regression": "logistic regression", "knn": "nearest neighbours", "network": "the small network"}
+ENCODING, ACCURACY, HARM = STRONGEST, "auc", "error"  # what the figure is of
+# Where less is better.
+LESS = {STRONGEST, *PROBES, "brier", "error", "gap"}  # and the gap of a class
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """name: of its runs. runs: how many, seeds: theirs. needs: the attribute of who is judged that it needs, or ''.
+
+    figures, differences: by metric; differences from the reference, {} of itself. p_adjusted: by metric, by Holm over the methods. worst: groups
+    that fare worst, one a run. counts: (images, patients) of findings, and of probes. notes: what is missing, and why.
+    """
+
+    name: str
+    seeds: Sequence[int]
+    needs: str
+    figures: Mapping[str, Over]
+    differences: Mapping[str, Over]
+    p_adjusted: Mapping[str, float]
+    worst: Sequence[str]
+    counts: Mapping[str, tuple[int, int]]
+    notes: Sequence[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Frontier:
+    """target: of findings; attribute, called: what is encoded, and its name for readers. methods: the reference first. classes: those that the
+    rates are over. said: what of it all can be told apart, in sentences."""
+
+    target: str
+    attribute: str
+    called: str
+    methods: Sequence[Method]
+    level: float
+    classes: Sequence[str]
+    said: Sequence[str]
+
+
+def is_one(fields: Mapping) -> bool:
+    """Whether a run, by its config's dotted fields, is of a mitigation or a reference for some."""
+    return bool(fields.get("mitigate.method")) or fields.get("train.objective.name", "erm") != "erm"
+
+
+def _is_reference(fields: Mapping) -> bool:
+    plain = {"mitigate.method": ("", "none"), "train.objective.name": ("erm",), "train.select": ("auc",), "audit.threshold_by": ("",)}
+    moved = [name for name in ("window", "field_of_view", "exposure") if fields.get(f"train.augment.{name}", 0.0)]
+    return not moved and all(fields.get(name, allowed[0]) in allowed for name, allowed in plain.items())
+
+
+def read(runs: Sequence) -> Frontier | None:
+    """The frontier of finished runs, `report.compare.Run`s; None where they are not of mitigations.
+
+    Raises UserError for predictions or readings that are missing or not of their audit.
+    """
+    if sum(is_one(run.fields) for run in runs) < 2 or not any(not _is_reference(run.fields) for run in runs):
+        return None
+    groups: dict[str, list] = {}
+    for run in runs:
+        # What was trained elsewhere was so with the seed that this run names.
+        fields = {k: v for k, v in run.fields.items() if k not in ("seed", "name", "extract.weights") and not experiment.is_free(k)}
+        key = json.dumps(fields, sort_keys=True)
+        if run.fields["seed"] in (other.fields["seed"] for other in groups.get(key, ())):
+            key += f" {run.name}"  # the same twice, of other weights
+        groups.setdefault(key, []).append(run)
+    ordered = sorted(groups.values(), key=lambda of: not _is_reference(of[0].fields))
+    if not _is_reference(ordered[0][0].fields):
+        return None
+    first = ordered[0][0]
+    attribute = first.fields.get("mitigate.attribute", "race")
+    targets = [t for t in audit_rows.targets(first.read.rows) if t != attribute] if len(first.read.rows) else []
+    if not targets:
+        return None
+    target, level = targets[0], first.settings["level"]
+    measured = [[_measured(run, target, attribute) for run in sorted(of, key=lambda run: run.fields["seed"])] for of in ordered]
+    names = _distinct([_name(of) for of in ordered])
+    by_seed = [dict(zip(sorted(run.fields["seed"] for run in of), its, strict=True)) for of, its in zip(ordered, measured, strict=True)]
+    told = [_estimates(its, by_seed[0]) for its in by_seed]
+    figures_, differences = (_over_seeds([one[k] for one in told], level, bounded=k == 0) for k in (0, 1))
+    methods = _adjusted([
+        Method(
+            name, sorted(its), experiment.needs_attribute(of[0].read.config), mine, apart, {}, [one[0].worst for one in its.values()],
+            _counts(next(iter(its.values()))), notes,
+        )
+        for name, of, its, mine, apart, (_, _, notes) in zip(names, ordered, by_seed, figures_, differences, told, strict=True)
+    ])  # fmt: skip
+    called = first.read.name_of(attribute)
+    return Frontier(target, attribute, called, methods, level, measured[0][0][0].classes, _said(methods, target, called))
+
+
+def _name(runs: Sequence) -> str:
+    """What the names of the runs have in common, without their seed."""
+    names = [run.name for run in runs]
+    alike = names[0] if len(names) == 1 else re.match(r".*?(?=[-_. ]?\d*$)", names[0])[0]
+    return alike if all(name.startswith(alike) for name in names) and alike else names[0]
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    return [name if names.count(name) == 1 else f"{name} ({names[:i].count(name) + 1})" for i, name in enumerate(names)]
+
+
+def _measured(run, target: str, attribute: str) -> tuple[Measured, Measured | None]:
+    """(of findings, of probes, None where these were not asked for the attribute)."""
+    predictions = Predictions.read(experiment.mitigated_folder(run.folder, run.read.config) / "predictions.parquet")
+    stale = f"{run.folder}: predictions.parquet and audit.json are not of each other; run the audit stage again"
+    if target not in predictions.targets or "split" not in predictions.table:
+        raise UserError(stale)
+    split = audit_rows.main_split(run.read.rows)
+    of_findings = frontier.measured(predictions, target, split, run.settings, attribute)
+    macro = audit_rows.first(audit_rows.select(run.read.rows, metric="auc", target=target, split=split, attribute="all"), class_="macro")
+    if macro is None or not (abs(of_findings.figures["auc"].value - macro["value"]) < 1e-9 or np.isnan(macro["value"])):
+        raise UserError(stale)
+    path = run.folder / "probes" / "readings.parquet"
+    if run.read.probed is None or not path.exists():
+        return of_findings, None
+    readings = Readings.read(path)
+    return of_findings, frontier.encoded(readings, attribute, run.settings) if attribute in readings.targets else None
+
+
+ByMetric = Mapping[str, Sequence[Estimate]]
+BySeed = Mapping[int, tuple[Measured, Measured | None]]
+
+
+def _estimates(its: BySeed, reference: BySeed) -> tuple[ByMetric, ByMetric, list[str]]:
+    """(figures of all seeds, differences from the reference of those that it has too, what is missing and why)."""
+    shared, notes = [seed for seed in its if seed in reference], []
+    figures_, apart = {}, {}
+    if len(shared) < len(its):
+        notes.append(f"differences are of {len(shared)} of {len(its)} seeds, which the reference has too")
+    for part in (0, 1):
+        mine, theirs = ({seed: of[seed][part] for seed in seeds} for of, seeds in ((its, its), (reference, shared)))
+        if any(one is None for one in mine.values()):
+            notes.append("probes were not asked for it")
+            continue
+        alike = [metric for metric in next(iter(mine.values())).figures if all(metric in one.figures for one in mine.values())]
+        figures_ |= {metric: [one.figures[metric] for one in mine.values()] for metric in alike}
+        notes += audit_rows.in_order(one.reason for metric in (*METRICS, STRONGEST) for one in figures_.get(metric, ()) if not one.defined)
+        if its is reference or not shared or any(theirs[seed] is None for seed in shared):
+            continue
+        why = next(filter(None, (frontier.why_not_paired(mine[seed], theirs[seed]) for seed in shared)), "")
+        if why:
+            notes.append(f"no difference from the reference: {why}")
+            continue
+        both = [metric for metric in alike if all(metric in one.figures for one in theirs.values())]
+        apart |= {m: frontier.differences([mine[s].figures[m] for s in shared], [theirs[s].figures[m] for s in shared]) for m in both}
+    return figures_, apart, audit_rows.in_order(notes)
+
+
+def _over_seeds(methods: Sequence[ByMetric], level: float, bounded: bool) -> list[dict[str, Over]]:
+    return [{metric: frontier.over_seeds(runs, level, bounded) for metric, runs in method.items()} for method in methods]
+
+
+def _counts(measured: tuple[Measured, Measured | None]) -> dict[str, tuple[int, int]]:
+    return {kind: (of.n_images, of.n_patients) for kind, of in zip(("findings", "probes"), measured, strict=True) if of is not None}
+
+
+def _adjusted(methods: Sequence[Method]) -> list[Method]:
+    """With p adjusted by Holm, of each metric over the methods."""
+    adjusted: list[dict[str, float]] = [{} for _ in methods]
+    for metric in audit_rows.in_order(metric for method in methods for metric in method.differences):
+        have = [i for i, method in enumerate(methods) if metric in method.differences]
+        for i, p in zip(have, comparisons.holm(np.array([methods[i].differences[metric].p for i in have])), strict=True):
+            adjusted[i][metric] = float(p)
+    return [dataclasses.replace(method, p_adjusted=p) for method, p in zip(methods, adjusted, strict=True)]
+
+
+# ------------------------------------------------------------------------------------------------- in words
+
+
+def names_of(target: str, called: str) -> dict[str, str]:
+    """What every metric is called."""
+    probes = {probe: f"AUC of {words}, refitted, for {called}" for probe, words in PROBES.items()}
+    return {
+        STRONGEST: f"encoding of {called} (AUC of the strongest refitted probe)",
+        **probes,
+        "auc": f"macro AUC of {target}",
+        "brier": "Brier score",
+        "error": "worst error of a group",
+        "gap": "error gap between groups",
+    }
+
+
+def distinguishable(method: Method, metric: str) -> bool:
+    """Whether a difference from the reference is told apart from none, by its interval and after correction for the number of methods."""
+    found = method.differences.get(metric)
+    apart = found is not None and np.isfinite(found.low) and (found.low > 0 or found.high < 0)
+    return bool(apart and method.p_adjusted[metric] < ALPHA)
+
+
+def _said(methods: Sequence[Method], target: str, called: str) -> list[str]:
+    reference, names, said = methods[0], names_of(target, called), []
+    for method in methods[1:]:
+        told = {True: [], False: [], None: []}
+        for metric in (ENCODING, ACCURACY, "brier", HARM, "gap"):
+            found = method.differences.get(metric)
+            if found is None or not np.isfinite(found.value):
+                continue
+            words = f"{names[metric].split(' (')[0]} by {audit_rows.number(abs(found.value))} ({_ends(found)})"
+            better = (found.value < 0) == (metric in LESS)
+            told[better if distinguishable(method, metric) else None].append(f"{'lower' if found.value < 0 else 'higher'} {words}")
+        parts = [f"better than {reference.name}: {'; '.join(told[True])}" * bool(told[True]), f"worse: {'; '.join(told[False])}" * bool(told[False])]
+        parts.append(f"not told apart from it: {'; '.join(told[None])}" * bool(told[None]))
+        needs = f" It needs {method.needs} of everyone who is judged, and is no answer where that is not known or may not be used." if method.needs else ""
+        told_parts = ". ".join(part[0].upper() + part[1:] for part in parts if part) or "No difference can be told"
+        said.append(f"{method.name}, {_seeds(method)}. {told_parts}.{needs}{_undone(method)}")
+    if not any(distinguishable(method, metric) for method in methods[1:] for metric in (ENCODING, ACCURACY, HARM, "gap")):
+        said.append(f"No method is told apart from {reference.name} in encoding, accuracy or harm.")
+    if max(len(method.seeds) for method in methods) < 3:
+        said.append("Of one or two seeds little is known of what another would give; where two disagree, intervals are very wide for it; take five.")
+    return said
+
+
+def _ends(found: Over) -> str:
+    if not np.isfinite(found.low):
+        return f"no interval: {found.reason}"
+    low, high = sorted((abs(found.low), abs(found.high))) if found.low > 0 or found.high < 0 else (found.low, found.high)
+    return f"{audit_rows.number(low)} to {audit_rows.number(high)}"
+
+
+def _seeds(method: Method) -> str:
+    return "1 seed" if len(method.seeds) == 1 else f"{len(method.seeds)} seeds"
+
+
+def _undone(method: Method) -> str:
+    """What a linear probe no longer finds, and another does."""
+    linear = method.figures.get("logistic_regression")
+    others = [probe for probe in ("knn", "network") if probe in method.figures and method.figures[probe].low > 0.5]
+    if linear is None or not np.isfinite(linear.low) or linear.low > 0.5 or not others:
+        return ""
+    return f" What logistic regression no longer finds, {' and '.join(PROBES[probe] for probe in others)} still find{'s' * (len(others) == 1)}: a linear erasure that is undone."
+
+
+# ------------------------------------------------------------------------------------------------- the figure
+
+
+def undominated(methods: Sequence[Method], other: str) -> list[Method]:
+    """The deployable methods than which none is better in both encoding and `other`, by their figures alone; by encoding."""
+    sign = -1 if other in LESS else 1
+    have = [m for m in methods if not m.needs and all(k in m.figures and np.isfinite(m.figures[k].value) for k in (ENCODING, other))]
+    points = {m.name: (m.figures[ENCODING].value, -sign * m.figures[other].value) for m in have}
+
+    def beaten(m):
+        mine = points[m.name]
+        return any(p != mine and p[0] <= mine[0] and p[1] <= mine[1] for p in points.values())
+
+    return sorted((m for m in have if not beaten(m)), key=lambda m: points[m.name])
+
+
+def draw(found: Frontier) -> figures.Drawing | None:
+    """Encoding against accuracy, and against the error of the group that fares worst; None where no two methods have all three."""
+    wanted = (ENCODING, ACCURACY, HARM)
+    have = [m for m in found.methods if all(k in m.figures and np.isfinite(m.figures[k].value) for k in wanted)]
+    return _draw(found, have) if len(have) > 1 else None
+
+
+@figures.styled
+def _draw(found: Frontier, methods: Sequence[Method]):
+    names = names_of(found.target, found.called)
+    figure = figures.new_figure(3.3 + 0.17 * (len(methods) + 1) // 2, 7.4)
+    panels = figure.subplots(1, 2)
+    reference, said = methods[0], []
+    for panel, other in zip(panels, (ACCURACY, HARM), strict=True):
+        panel.axhline(reference.figures[other].value, color=figures.FAINT, lw=0.8, ls=":")
+        panel.axvline(reference.figures[ENCODING].value, color=figures.FAINT, lw=0.8, ls=":")
+        line = undominated(methods, other)
+        panel.plot([m.figures[ENCODING].value for m in line], [m.figures[other].value for m in line], color=figures.FAINT, lw=1.0, zorder=1)
+        for i, method in enumerate(methods):
+            x, y, colour = method.figures[ENCODING], method.figures[other], figures.COLOURS[i % len(figures.COLOURS)]
+            marker = figures.MARKERS[(i // len(figures.COLOURS) + i) % len(figures.MARKERS)]
+            for at, ends, over in (("x", x, y), ("y", y, x)):
+                if np.isfinite(ends.low):
+                    (panel.hlines if at == "x" else panel.vlines)(over.value, ends.low, ends.high, color=colour, lw=0.9, alpha=0.55)
+            inside = "white" if method.needs else colour
+            label = f"{figures.short(method.name, 30)}{' (needs the attribute)' if method.needs else ''}" if other == ACCURACY else None
+            panel.plot(x.value, y.value, marker, color=colour, mfc=inside, ms=6, label=label, zorder=3)
+        if other == HARM:
+            panel.invert_yaxis()
+        panel.set_xlabel("AUC of the strongest refitted probe")
+        panel.set_ylabel(figures.wrapped(names[other][0].upper() + names[other][1:], 34))
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    for method in methods:
+        said.append(f"{method.name}: " + ", ".join(f"{names[k].split(' (')[0]} {_estimate(method.figures[k])}" for k in (ENCODING, ACCURACY, HARM)))
+    n, p = methods[0].counts["findings"], methods[0].counts["probes"]
+    level = audit_rows.percent(found.level)
+    caption = (
+        f"Encoding of {found.called} against accuracy (left) and harm (right, better is up): to the left and up is better. Lines: {level} intervals over patients"
+        f" and seeds ({min(len(m.seeds) for m in methods)} to {max(len(m.seeds) for m in methods)} runs a method). Dotted: {reference.name}. Joined: methods than which none that can be"
+        f" deployed is better in both, by the points alone. Hollow: needs the attribute of who is judged. {n[0]:,} test images of {n[1]:,} patients; probes, {p[0]:,} of {p[1]:,}."
+    )
+    return f"frontier_{found.target}_{found.attribute}", figure, "Encoding, accuracy and harm. " + "; ".join(said) + ".", caption
+
+
+def _estimate(found: Over) -> str:
+    return f"{audit_rows.number(found.value)}" + (f" ({_plain(found)})" if np.isfinite(found.low) else "")
+
+
+def _plain(found: Over) -> str:
+    return f"{audit_rows.number(found.low)} to {audit_rows.number(found.high)}"
