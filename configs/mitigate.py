@@ -45,7 +45,7 @@ from cxr_jax import experiment
 METHODS = {
     "independent": {"train.objective.name": "reweight", "train.objective.cells": "independent"},
     **{name: {"train.objective.name": name} for name in ("reweight", "resample", "group_dro", "jtt", "domain_independent")},
-    **{name: {"train.objective.name": name, "train.objective.strength": strength} for name, strength in (("dann", 0.1), ("cdann", 0.1), ("mmd", 1.0), ("coral", 10.0))},
+    **{name: {"train.objective.name": name, "train.objective.strength": strength} for name, strength in (("dann", 0.1), ("cdann", 0.1), ("mmd", 0.1), ("coral", 1.0))},
     "acquisition": {"train.augment.window": 0.1, "train.augment.field_of_view": 0.15, "train.augment.exposure": 0.5},
     **{name: {"mitigate.method": name} for name in ("leace", "orthogonalise", "null_space", "prune", "dfr", "oracle", "quadratic")},
     "thresholds_by_view": {"audit.threshold_by": "view"},

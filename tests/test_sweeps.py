@@ -108,8 +108,9 @@ def test_the_field_of_mitigations_has_every_method_on_every_seed(name):
         assert config.seed == int(seed) and ("train" in config.stages) == (config.extract.weights == "best")
         assert config.extract.weights in ("best", f"runs/erm-{seed}")
         changed = experiment.diff(config, sweep.base())
-        wanted = set(mitigate.METHODS.get(method, {})) | ({"extract.weights", "stages"} if config.extract.weights != "best" else set())
-        assert set(changed) == wanted | ({"seed"} if config.seed else set())
+        wanted = experiment.apply_diff(sweep.base(), mitigate.METHODS.get(method, {}))
+        own = {"extract.weights", "stages"} if config.extract.weights != "best" else set()
+        assert set(changed) == set(experiment.diff(wanted, sweep.base())) | own | ({"seed"} if config.seed else set())
 
 
 def test_a_sweep_needs_both_functions(tmp_path):
