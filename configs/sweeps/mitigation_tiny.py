@@ -3,7 +3,10 @@
     bash launch/local.sh python -m cxr_jax.main --config=configs/sweeps/mitigation_tiny.py
     bash launch/local.sh python -m cxr_jax.compare runs/mitigation_tiny --html runs/mitigation_tiny.html
 
-RESULT
+Fourteen runs took 8.6 minutes on two cores. Macro AUC of findings, on 1,944 test images of 870 patients, and of the strongest probe of the group (.738 in the
+reference, of whose two seeds one leans on the group far more than the other): `independent` .822 and .577, `dann` .825 and .596, `group_dro` .795 and .532, `reweight` .800 and
+.547, `leace` .800 and .679, reference .832. Over patients these differences from the reference are all told apart; over seeds, of which there
+are two, none is.
 """
 
 from configs import mitigate

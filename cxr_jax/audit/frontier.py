@@ -18,7 +18,7 @@ and seeds, by the standard deviation between runs over the root of k. Half the i
 Student's quantile at its own degrees of freedom. Satterthwaite's common degrees of freedom would be narrower, and are estimated: of two runs that happen
 to agree they are far too many, and intervals that should hold the truth 95 times of 100 do so 90 times (seen in the test that draws such). Two seeds
 that disagree give very wide intervals, since two say next to nothing of how far runs are apart: take five. Nor is that borrowed from other methods, of which one that does
-not settle would widen all. One run's interval is over patients alone. Differences from a reference are of runs of the same seed,
+not settle would widen all. Beside it stands the interval over patients alone, which is of these runs as they are. One run's interval is over patients alone. Differences from a reference are of runs of the same seed,
 on the same patients, and their variance is of the differences.
 """
 
@@ -138,8 +138,19 @@ def why_not_paired(one: Measured, other: Measured) -> str:
     return "" if np.array_equal(one.labels, other.labels, equal_nan=True) else "the labels of their images differ"
 
 
+class Of(NamedTuple):
+    """An interval, and p of 0; NaN where undefined."""
+
+    low: float = np.nan
+    high: float = np.nan
+    p: float = np.nan
+
+
 class Over(NamedTuple):
-    """A figure, or a difference, over runs that differ in their seed. low, high, p: NaN where undefined. reason: why, or ''. seeds: how many runs."""
+    """A figure, or a difference, over runs that differ in their seed. low, high, p: NaN where undefined. seeds: how many runs. reason: why, or ''.
+
+    these: over patients alone, of these runs as they are: what other seeds would give it does not say.
+    """
 
     value: float
     low: float
@@ -147,10 +158,11 @@ class Over(NamedTuple):
     p: float
     seeds: int
     reason: str = ""
+    these: Of = Of()
 
 
 def over_seeds(runs: Sequence[Estimate], level: float, bounded: bool = True) -> Over:
-    """The mean of one figure over runs, its interval, and p of its being 0; see above. bounded: it cannot be outside 0 … 1."""
+    """The mean of one figure over runs, its interval, and p of its being 0; see above. bounded: it cannot be outside 0 … 1; else -1 … 1."""
     lacking = next((one.reason for one in runs if not one.defined), "")
     k = len(runs)
     if not k or any(not one.defined for one in runs):
@@ -163,16 +175,16 @@ def over_seeds(runs: Sequence[Estimate], level: float, bounded: bool = True) -> 
         return Over(value, np.nan, np.nan, np.nan, k, "every patient and every seed says the same")
     freedom = max(min(one.patients for one in runs) - 1, 1), max(k - 1, 1)
 
-    def half(p: float) -> float:
-        of_patients, of_runs = (stats.t.isf(p / 2, n) for n in freedom)
-        return float(np.sqrt(of_patients**2 * patients + of_runs**2 * seeds))
+    def of(seeds: float) -> Of:
+        def half(p: float) -> float:
+            of_patients, of_runs = (stats.t.isf(p / 2, n) for n in freedom)
+            return float(np.sqrt(of_patients**2 * patients + of_runs**2 * seeds))
 
-    low, high = value - half(1 - level), value + half(1 - level)
-    if bounded:
-        low, high = max(low, 0.0), min(high, 1.0)
-    # p is that of the interval which just reaches 0.
-    p = float(optimize.brentq(lambda p: half(p) - abs(value), _LEAST_P, 1.0)) if half(_LEAST_P) > abs(value) else _LEAST_P
-    return Over(value, low, high, p, k)
+        # p is that of the interval which just reaches 0.
+        p = float(optimize.brentq(lambda p: half(p) - abs(value), _LEAST_P, 1.0)) if half(_LEAST_P) > abs(value) else _LEAST_P
+        return Of(max(value - half(1 - level), 0.0 if bounded else -1.0), min(value + half(1 - level), 1.0), p)
+
+    return Over(value, *of(seeds), k, "", of(0.0) if patients > 0 else Of())
 
 
 _LEAST_P = 1e-12

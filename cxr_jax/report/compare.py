@@ -427,9 +427,13 @@ def _lines_of_methods(found: frontier.Frontier, metric: str) -> list[Line]:
         row = pd.Series({"value": of.value, "low": of.low, "high": of.high, "level": found.level, "suppressed": False, "reason": of.reason})
         apart = method.differences.get(metric)
         paired = None if apart is None else Paired(*apart[:3], "", apart.p, apart.reason, *method.counts[kind])
+        these = ""
+        if apart is not None and apart.seeds > 1 and np.isfinite(apart.these.low):
+            ends = f"{audit_rows.number(apart.these.low)} to {audit_rows.number(apart.these.high)}"
+            these = f"over patients alone the difference of these runs is {ends}, adjusted p {audit_rows.p_value(method.p_of_these[metric])}"
         worst = f"most often worst: {', '.join(audit_rows.in_order(method.worst))}" if metric == "error" and any(method.worst) else ""
         needs = f"needs {method.needs} of who is judged" if method.needs else ""
-        note = "; ".join(filter(None, (worst, needs, of.reason, *(n for n in method.notes if metric == frontier.STRONGEST))))
+        note = "; ".join(filter(None, (these, worst, needs, of.reason, *(n for n in method.notes if metric == frontier.STRONGEST))))
         seeds = "1 seed" if len(method.seeds) == 1 else f"{len(method.seeds)} seeds"
         lines.append(Line(f"{method.name}, {seeds}", row, counts, paired, method.p_adjusted.get(metric, np.nan), note))
     return lines

@@ -20,7 +20,7 @@ from cxr_jax.audit.frontier import METRICS, STRONGEST, Measured, Over, gap_of
 from cxr_jax.report import figures
 from cxr_jax.report import rows as audit_rows
 from cxr_jax.report.probes import ALPHA
-from cxr_jax.tables import Predictions, Readings, UserError
+from cxr_jax.tables import Predictions, Readings
 
 PROBES = {"logistic_regression": "logistic regression", "knn": "nearest neighbours", "network": "the small network"}
 ENCODING, ACCURACY, HARM = STRONGEST, "auc", "error"  # what the figure is of
@@ -30,18 +30,22 @@ LESS = {STRONGEST, *PROBES, "brier", "error", "gap"}  # and the gap of a class
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """name: of its runs. runs: how many, seeds: theirs. needs: the attribute of who is judged that it needs, or ''.
+    """name: of its runs; seeds: theirs. needs: the attribute of who is judged that it needs, or ''. erases: whether it takes it from features.
 
-    figures, differences: by metric; differences from the reference, {} of itself. p_adjusted: by metric, by Holm over the methods. worst: groups
+    figures, differences: by metric; differences from the reference, {} of itself. p_adjusted: by metric, by Holm over the methods; p_of_these: the same over
+    patients alone. each: by metric, every run's figure. worst: groups
     that fare worst, one a run. counts: (images, patients) of findings, and of probes. notes: what is missing, and why.
     """
 
     name: str
     seeds: Sequence[int]
     needs: str
+    erases: bool
     figures: Mapping[str, Over]
     differences: Mapping[str, Over]
     p_adjusted: Mapping[str, float]
+    p_of_these: Mapping[str, float]
+    each: Mapping[str, Sequence[float]]
     worst: Sequence[str]
     counts: Mapping[str, tuple[int, int]]
     notes: Sequence[str]
@@ -73,11 +77,23 @@ def _is_reference(fields: Mapping) -> bool:
 
 
 def read(runs: Sequence) -> Frontier | None:
-    """The frontier of finished runs, `report.compare.Run`s; None where they are not of mitigations.
+    """The frontier of finished runs, `report.compare.Run`s; None where they are not of mitigations, or there is no reference among them.
 
-    Raises UserError for predictions or readings that are missing or not of their audit.
+    A run whose predictions are gone, or are not of its audit, has no part in it, and is said to have none.
     """
-    if sum(is_one(run.fields) for run in runs) < 2 or not any(not _is_reference(run.fields) for run in runs):
+    runs = [run for run in runs if len(run.read.rows)]
+    if sum(is_one(run.fields) for run in runs) < 2 or all(_is_reference(run.fields) for run in runs):
+        return None
+    first = next((run for run in runs if _is_reference(run.fields)), None)
+    attribute = first.fields.get("mitigate.attribute", "race") if first else ""
+    target = next((t for t in audit_rows.targets(first.read.rows) if t != attribute), None) if first else None
+    if target is None:
+        return None
+    found = [(run, *_measured(run, target, attribute)) for run in runs]
+    without = [f"{run.name} has no part in this: {why}." for run, _, why in found if why]
+    measured = {run.name: of for run, of, why in found if not why}
+    runs = [run for run in runs if run.name in measured]
+    if first.name not in measured:
         return None
     groups: dict[str, list] = {}
     for run in runs:
@@ -88,28 +104,23 @@ def read(runs: Sequence) -> Frontier | None:
             key += f" {run.name}"  # the same twice, of other weights
         groups.setdefault(key, []).append(run)
     ordered = sorted(groups.values(), key=lambda of: not _is_reference(of[0].fields))
-    if not _is_reference(ordered[0][0].fields):
+    if len(ordered) < 2:
         return None
-    first = ordered[0][0]
-    attribute = first.fields.get("mitigate.attribute", "race")
-    targets = [t for t in audit_rows.targets(first.read.rows) if t != attribute] if len(first.read.rows) else []
-    if not targets:
-        return None
-    target, level = targets[0], first.settings["level"]
-    measured = [[_measured(run, target, attribute) for run in sorted(of, key=lambda run: run.fields["seed"])] for of in ordered]
-    names = _distinct([_name(of) for of in ordered])
-    by_seed = [dict(zip(sorted(run.fields["seed"] for run in of), its, strict=True)) for of, its in zip(ordered, measured, strict=True)]
+    level, names = first.settings["level"], _distinct([_name(of) for of in ordered])
+    by_seed = [{run.fields["seed"]: measured[run.name] for run in sorted(of, key=lambda run: run.fields["seed"])} for of in ordered]
     told = [_estimates(its, by_seed[0]) for its in by_seed]
     figures_, differences = (_over_seeds([one[k] for one in told], level, bounded=k == 0) for k in (0, 1))
     methods = _adjusted([
         Method(
-            name, sorted(its), experiment.needs_attribute(of[0].read.config), mine, apart, {}, [one[0].worst for one in its.values()],
+            name, sorted(its), experiment.needs_attribute(of[0].read.config), of[0].fields.get("mitigate.method", "") not in ("", "none"), mine, apart, {}, {},
+            {metric: [one.value for one in several] for metric, several in runs_.items()}, [one[0].worst for one in its.values()],
             _counts(next(iter(its.values()))), notes,
         )
-        for name, of, its, mine, apart, (_, _, notes) in zip(names, ordered, by_seed, figures_, differences, told, strict=True)
+        for name, of, its, mine, apart, (runs_, _, notes) in zip(names, ordered, by_seed, figures_, differences, told, strict=True)
     ])  # fmt: skip
     called = first.read.name_of(attribute)
-    return Frontier(target, attribute, called, methods, level, measured[0][0][0].classes, _said(methods, target, called))
+    classes = next(iter(by_seed[0].values()))[0].classes
+    return Frontier(target, attribute, called, methods, level, classes, [*_said(methods, target, called), *without])
 
 
 def _name(runs: Sequence) -> str:
@@ -123,22 +134,27 @@ def _distinct(names: Sequence[str]) -> list[str]:
     return [name if names.count(name) == 1 else f"{name} ({names[:i].count(name) + 1})" for i, name in enumerate(names)]
 
 
-def _measured(run, target: str, attribute: str) -> tuple[Measured, Measured | None]:
-    """(of findings, of probes, None where these were not asked for the attribute)."""
-    predictions = Predictions.read(experiment.mitigated_folder(run.folder, run.read.config) / "predictions.parquet")
-    stale = f"{run.folder}: predictions.parquet and audit.json are not of each other; run the audit stage again"
+def _measured(run, target: str, attribute: str) -> tuple[tuple[Measured, Measured | None] | None, str]:
+    """((of findings, of probes or None where these were not asked for the attribute), or None; why there is nothing, or '')."""
+    path = experiment.mitigated_folder(run.folder, run.read.config) / "predictions.parquet"
+    if not path.exists():
+        return None, "there is no predictions.parquet"
+    predictions = Predictions.read(path)
+    if target not in audit_rows.targets(run.read.rows):
+        return None, f"it has no target {target}"
+    stale = "predictions.parquet and audit.json are not of each other; run the audit stage again"
     if target not in predictions.targets or "split" not in predictions.table:
-        raise UserError(stale)
+        return None, stale
     split = audit_rows.main_split(run.read.rows)
     of_findings = frontier.measured(predictions, target, split, run.settings, attribute)
     macro = audit_rows.first(audit_rows.select(run.read.rows, metric="auc", target=target, split=split, attribute="all"), class_="macro")
     if macro is None or not (abs(of_findings.figures["auc"].value - macro["value"]) < 1e-9 or np.isnan(macro["value"])):
-        raise UserError(stale)
+        return None, stale
     path = run.folder / "probes" / "readings.parquet"
     if run.read.probed is None or not path.exists():
-        return of_findings, None
+        return (of_findings, None), ""
     readings = Readings.read(path)
-    return of_findings, frontier.encoded(readings, attribute, run.settings) if attribute in readings.targets else None
+    return (of_findings, frontier.encoded(readings, attribute, run.settings) if attribute in readings.targets else None), ""
 
 
 ByMetric = Mapping[str, Sequence[Estimate]]
@@ -181,11 +197,14 @@ def _counts(measured: tuple[Measured, Measured | None]) -> dict[str, tuple[int, 
 def _adjusted(methods: Sequence[Method]) -> list[Method]:
     """With p adjusted by Holm, of each metric over the methods."""
     adjusted: list[dict[str, float]] = [{} for _ in methods]
+    these: list[dict[str, float]] = [{} for _ in methods]
     for metric in audit_rows.in_order(metric for method in methods for metric in method.differences):
         have = [i for i, method in enumerate(methods) if metric in method.differences]
-        for i, p in zip(have, comparisons.holm(np.array([methods[i].differences[metric].p for i in have])), strict=True):
-            adjusted[i][metric] = float(p)
-    return [dataclasses.replace(method, p_adjusted=p) for method, p in zip(methods, adjusted, strict=True)]
+        found = [methods[i].differences[metric] for i in have]
+        for put, p in ((adjusted, [of.p for of in found]), (these, [of.these.p for of in found])):
+            for i, one in zip(have, comparisons.holm(np.array(p)), strict=True):
+                put[i][metric] = float(one)
+    return [dataclasses.replace(method, p_adjusted=p, p_of_these=q) for method, p, q in zip(methods, adjusted, these, strict=True)]
 
 
 # ------------------------------------------------------------------------------------------------- in words
@@ -211,32 +230,43 @@ def distinguishable(method: Method, metric: str) -> bool:
     return bool(apart and method.p_adjusted[metric] < ALPHA)
 
 
+def of_these(method: Method, metric: str) -> bool:
+    """Whether these runs, as they are, are told apart from the reference's, over patients alone."""
+    found = method.differences.get(metric)
+    return bool(found is not None and (found.these.low > 0 or found.these.high < 0) and method.p_of_these[metric] < ALPHA)
+
+
 def _said(methods: Sequence[Method], target: str, called: str) -> list[str]:
     reference, names, said = methods[0], names_of(target, called), []
     for method in methods[1:]:
-        told = {True: [], False: [], None: []}
+        told = {"Better than": [], "Worse than": [], "By these runs alone better than": [], "By these runs alone worse than": [], "Not told apart from": []}
         for metric in (ENCODING, ACCURACY, "brier", HARM, "gap"):
             found = method.differences.get(metric)
             if found is None or not np.isfinite(found.value):
                 continue
-            words = f"{names[metric].split(' (')[0]} by {audit_rows.number(abs(found.value))} ({_ends(found)})"
-            better = (found.value < 0) == (metric in LESS)
-            told[better if distinguishable(method, metric) else None].append(f"{'lower' if found.value < 0 else 'higher'} {words}")
-        parts = [f"better than {reference.name}: {'; '.join(told[True])}" * bool(told[True]), f"worse: {'; '.join(told[False])}" * bool(told[False])]
-        parts.append(f"not told apart from it: {'; '.join(told[None])}" * bool(told[None]))
+            better, few = "better" if (found.value < 0) == (metric in LESS) else "worse", not distinguishable(method, metric)
+            how = "Not told apart from" if few and not of_these(method, metric) else f"By these runs alone {better} than" if few else f"{better.capitalize()} than"
+            ends = _ends(found.these if few and of_these(method, metric) else found) or f"no interval: {found.reason}"
+            direction = "alike in" if found.value == 0 else "lower" if found.value < 0 else "higher"
+            told[how].append(f"{direction} {names[metric].split(' (')[0]}" + f" by {audit_rows.number(abs(found.value))} ({ends})" * (found.value != 0))
+        parts = [f"{how} {reference.name}: {'; '.join(several)}" for how, several in told.items() if several]
         needs = f" It needs {method.needs} of everyone who is judged, and is no answer where that is not known or may not be used." if method.needs else ""
-        told_parts = ". ".join(part[0].upper() + part[1:] for part in parts if part) or "No difference can be told"
+        told_parts = ". ".join(parts) or "No difference can be told"
         said.append(f"{method.name}, {_seeds(method)}. {told_parts}.{needs}{_undone(method)}")
     if not any(distinguishable(method, metric) for method in methods[1:] for metric in (ENCODING, ACCURACY, HARM, "gap")):
-        said.append(f"No method is told apart from {reference.name} in encoding, accuracy or harm.")
+        said.append(f"Over patients and seeds together no method is told apart from {reference.name} in encoding, accuracy or harm.")
     if max(len(method.seeds) for method in methods) < 3:
-        said.append("Of one or two seeds little is known of what another would give; where two disagree, intervals are very wide for it; take five.")
+        said.append(
+            "Two seeds say next to nothing of how far a third would be from them: where they disagree, intervals over seeds are very wide. Take five. What is said of these"
+            " runs alone is over patients, and holds for these trained networks."
+        )
     return said
 
 
-def _ends(found: Over) -> str:
+def _ends(found) -> str:
+    """The interval of a difference without its sign where it leaves out 0, as beside `by`; '' where there is none."""
     if not np.isfinite(found.low):
-        return f"no interval: {found.reason}"
+        return ""
     low, high = sorted((abs(found.low), abs(found.high))) if found.low > 0 or found.high < 0 else (found.low, found.high)
     return f"{audit_rows.number(low)} to {audit_rows.number(high)}"
 
@@ -248,10 +278,11 @@ def _seeds(method: Method) -> str:
 def _undone(method: Method) -> str:
     """What a linear probe no longer finds, and another does."""
     linear = method.figures.get("logistic_regression")
-    others = [probe for probe in ("knn", "network") if probe in method.figures and method.figures[probe].low > 0.5]
-    if linear is None or not np.isfinite(linear.low) or linear.low > 0.5 or not others:
+    others = [probe for probe in ("knn", "network") if probe in method.figures and method.figures[probe].these.low > 0.5]
+    if linear is None or not np.isfinite(linear.these.low) or linear.these.low > 0.5 or not others:
         return ""
-    return f" What logistic regression no longer finds, {' and '.join(PROBES[probe] for probe in others)} still find{'s' * (len(others) == 1)}: a linear erasure that is undone."
+    undone = ": a linear erasure that is undone" * method.erases
+    return f" What logistic regression does not find in these runs, {' and '.join(PROBES[probe] for probe in others)} find{'s' * (len(others) == 1)}{undone}."
 
 
 # ------------------------------------------------------------------------------------------------- the figure
@@ -291,7 +322,9 @@ def _draw(found: Frontier, methods: Sequence[Method]):
         for i, method in enumerate(methods):
             x, y, colour = method.figures[ENCODING], method.figures[other], figures.COLOURS[i % len(figures.COLOURS)]
             marker = figures.MARKERS[(i // len(figures.COLOURS) + i) % len(figures.MARKERS)]
-            for at, ends, over in (("x", x, y), ("y", y, x)):
+            few = len(method.seeds) < 3
+            panel.plot(method.each[ENCODING], method.each[other], ".", color=colour, ms=3, alpha=0.6, zorder=2)
+            for at, ends, over in (("x", x.these if few else x, y), ("y", y.these if few else y, x)):
                 if np.isfinite(ends.low):
                     (panel.hlines if at == "x" else panel.vlines)(over.value, ends.low, ends.high, color=colour, lw=0.9, alpha=0.55)
             inside = "white" if method.needs else colour
@@ -305,10 +338,12 @@ def _draw(found: Frontier, methods: Sequence[Method]):
     for method in methods:
         said.append(f"{method.name}: " + ", ".join(f"{names[k].split(' (')[0]} {_estimate(method.figures[k])}" for k in (ENCODING, ACCURACY, HARM)))
     n, p = methods[0].counts["findings"], methods[0].counts["probes"]
-    level = audit_rows.percent(found.level)
+    level, seeds = audit_rows.percent(found.level), [len(m.seeds) for m in methods]
+    over = "over patients and seeds" if min(seeds) > 2 else "over patients alone" if max(seeds) < 3 else "over patients, and seeds where there are three or more"
+    over += f" ({min(seeds)}{f' to {max(seeds)}' * (min(seeds) != max(seeds))} runs a method)"
     caption = (
-        f"Encoding of {found.called} against accuracy (left) and harm (right, better is up): to the left and up is better. Lines: {level} intervals over patients"
-        f" and seeds ({min(len(m.seeds) for m in methods)} to {max(len(m.seeds) for m in methods)} runs a method). Dotted: {reference.name}. Joined: methods than which none that can be"
+        f"Encoding of {found.called} against accuracy (left) and harm (right, better is up): to the left and up is better. Small dots: single runs."
+        f" Lines: {level} intervals {over}. Dotted: {reference.name}. Joined: methods than which none that can be"
         f" deployed is better in both, by the points alone. Hollow: needs the attribute of who is judged. {n[0]:,} test images of {n[1]:,} patients; probes, {p[0]:,} of {p[1]:,}."
     )
     return f"frontier_{found.target}_{found.attribute}", figure, "Encoding, accuracy and harm. " + "; ".join(said) + ".", caption
