@@ -147,6 +147,7 @@ def test_calls_by_group_and_lot(phantom_dir, larger, tmp_path):
     assert record["mitigated"].startswith(said) and "needs race of everyone who is judged" in record["headline"]
 
 
+@pytest.mark.slow
 def test_heads_of_another_checkpoint_are_refused(phantom_dir, reference, tmp_path):
     short = {"stages": ("prepare", "extract", "mitigate")}
     mitigated(phantom_dir, reference, tmp_path / "run", "none", **short)
