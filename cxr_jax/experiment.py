@@ -50,6 +50,7 @@ PROBES = ("logistic_regression", "knn", "kmeans", "network")
 THRESHOLD = re.compile(r"youden|f1|(sensitivity|specificity|fixed):(0|0?\.\d+|1|[01]\.0*)")
 THRESHOLDS = "youden, f1, sensitivity:0.9, specificity:0.9 or fixed:0.5, the number from 0 to 1"
 OBJECTIVES = ("erm", "reweight", "resample", "group_dro", "dann", "cdann", "mmd", "coral", "jtt", "domain_independent")
+WITHOUT_GROUPS = ("erm", "jtt")  # of those, that read no attribute
 MITIGATIONS = ("none", "leace", "orthogonalise", "null_space", "prune", "oracle", "quadratic", "dfr", "equalised_odds")
 NEED_ATTRIBUTE = ("oracle", "quadratic", "equalised_odds")  # of those, that of an image that is judged
 CONTROLS = ("shuffled", "untrained", "findings", "demographics", "histogram", "as_many")

@@ -101,7 +101,7 @@ def headline(config: ml_collections.ConfigDict) -> str:
     told = "" if recipe else ". A reduced run: the published recipe is DenseNet-121 at 256×256 pixels for 10 epochs"
     judged = f", judged on {config.predict.dataset}" if config.predict.dataset else ""
     o, g = config.train.objective, config.mitigate
-    of = "" if o.name in ("erm", "jtt") else f" over {o.attribute}"
+    of = "" if o.name in experiment.WITHOUT_GROUPS else f" over {o.attribute}"
     trained = f", trained by {o.name}{of}" if o.name != "erm" else ""
     mitigated = f", judged after {g.method} of {g.attribute}" if g.method not in ("", "none") else ""
     needs = experiment.needs_attribute(config)
@@ -134,13 +134,16 @@ def train(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
         mine, own = {name: values[index] for name, values in labels.items()}, None if group is None else group[index]
         return validation.measure(targets, mine, scores, patients[index], own, len(groups), config.train.select, config.train.auc_floor)
 
-    def fit(settings, objective, workdir: pathlib.Path, network, described):
-        """`training.fit`, its checkpoints and log in a folder."""
-        sources = pipeline.sources(dataset, cohort.table, settings.dataset, devices, objective.draw)
+    def images(draw: np.ndarray | None = None):
+        sources = pipeline.sources(dataset, cohort.table, config.dataset, devices, draw)
         run.record.pop("resident", None)
         if sources["train"].on_devices:
-            run.record["resident"] = sources["train"].told(settings.train.batch_size)
+            run.record["resident"] = sources["train"].told(config.train.batch_size)
             print(run.record["resident"])
+        return sources
+
+    def fit(settings, objective, sources, workdir: pathlib.Path, network, described):
+        """`training.fit`, its checkpoints and log in a folder."""
         with checkpoints.Checkpoints(workdir / "checkpoints", described, settings.checkpoint.keep) as kept:
             return training.fit(settings, objective, labels, sources["train"], sources["validation"], measure, kept, workdir, devices, network)
 
@@ -154,9 +157,12 @@ def train(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
             check_unseen(cohort, config.model.init_from, "config.model.init_from")
             print(told)
     checkpoints.leave_errors_to_us()
-    wrong = first_training(config, run, cohort, targets, labels, fit) if config.train.objective.name == "jtt" else None
+    sources = wrong = None
+    if config.train.objective.name == "jtt":  # which trains twice on the same images
+        sources = images()
+        wrong = first_training(config, run, cohort, targets, labels, sources, fit)
     objective = objectives.of_config(config.train.objective, targets, labels, in_training, group, groups, wrong)
-    fit(config, objective, run.workdir, network, described)
+    fit(config, objective, sources or images(objective.draw), run.workdir, network, described)
 
 
 def groups_of(config: ml_collections.ConfigDict, cohort) -> tuple[np.ndarray | None, tuple[str, ...]]:
@@ -165,7 +171,7 @@ def groups_of(config: ml_collections.ConfigDict, cohort) -> tuple[np.ndarray | N
     Raises UserError where config.train.objective.attribute is not recorded, has one class, lacks one in training, or is what is learnt.
     """
     o = config.train.objective
-    if o.name in ("erm", "jtt") and config.train.select == "auc":
+    if o.name in experiment.WITHOUT_GROUPS and config.train.select == "auc":
         return None, ()
     from cxr_jax.data import cohorts
 
@@ -177,7 +183,7 @@ def groups_of(config: ml_collections.ConfigDict, cohort) -> tuple[np.ndarray | N
     return cohorts.labels(cohort, groups, config.dataset)[o.attribute], groups[o.attribute].classes
 
 
-def first_training(config, run: experiment.Run, cohort, targets, labels, fit) -> dict[str, np.ndarray]:
+def first_training(config, run: experiment.Run, cohort, targets, labels, sources, fit) -> dict[str, np.ndarray]:
     """Which labels a first, short training gets wrong, bool in the shape of the labels; of those of other splits none.
 
     It has a folder of its own, `first`, with its checkpoints, so that it can be gone on with like any other; once it is over it is read from there.
@@ -195,9 +201,11 @@ def first_training(config, run: experiment.Run, cohort, targets, labels, fit) ->
         network, described = initial.network_to_go_on_with(short, targets, folder / "checkpoints")
     else:
         network, described, _ = initial.network(short, targets)
-    fit(short, objectives.Objective(targets), folder, network, described)
+    fit(short, objectives.Objective(targets), sources, folder, network, described)
     forward, params, stats = inference.restore(folder / "checkpoints", "last", devices)
-    source = pipeline.sources(datasets.open(config.dataset), cohort.table, config.dataset)["train"]
+    source = sources["train"]
+    if source.on_devices:  # where they lie in no order that evaluation could follow
+        source = pipeline.sources(datasets.open(config.dataset), cohort.table, config.dataset)["train"]
     index, scores, _ = inference.predict(forward, params, stats, source, config.train.evaluate_batch_size)
     mine = {name: values[index] for name, values in labels.items()}
     found = {name: np.zeros(values.shape, bool) for name, values in labels.items()}
@@ -431,8 +439,7 @@ def mitigate(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     if not own["train"].any() or not others["train"].any():
         for_method, for_probes = int(own["train"].sum()), int(others["train"].sum())
         raise UserError(f"config.mitigate.share={share}: {for_method} training images are for the method and {for_probes} for probes; take another share")
-    on_features = method not in ("dfr", "equalised_odds")
-    found = mitigation.eraser(splits, own["train"], config.mitigate if on_features else _nothing(config.mitigate))
+    found = mitigation.eraser(splits, own["train"], config.mitigate)
     erased = {split: found.erase(part.arrays[FEATURES], attribute_of(part, config.mitigate.attribute, found.classes)) for split, part in splits.items()}
 
     weights = config.extract.weights
@@ -449,9 +456,9 @@ def mitigate(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
             from cxr_jax.audit import equalised_odds
 
             predictions, said = equalised_odds.post_processed(predictions, config.mitigate.attribute, config.seed)
-    elif not on_features:
+    elif method in ("dfr", "equalised_odds"):
         raise UserError(f"config.mitigate.method={method}: {weights} has no heads that tell findings; name the weights of a run")
-    if experiment.needs_attribute(config) and on_features:
+    if method in mitigation.NEED_ATTRIBUTE:
         unknown = sum(int((attribute_of(splits[split], config.mitigate.attribute, found.classes) < 0).sum()) for split in ("validation", "test"))
         said += f"; {unknown:,} images of validation and test, of whom it is not known, are erased as by leace" * bool(unknown)
     patients = splits["train"].table.loc[others["train"], "patient_id"].nunique()
@@ -475,13 +482,6 @@ def mitigate(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
         if predictions is not None:
             predictions.write(folder / PREDICTIONS)
     mesh.agreed(0)
-
-
-def _nothing(settings: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """The same of a method that leaves features as they are."""
-    made = ml_collections.ConfigDict(settings.to_dict())
-    made.method = "none"
-    return made
 
 
 def attribute_of(part: Features, attribute: str, classes: Sequence[str]) -> np.ndarray:

@@ -57,9 +57,6 @@ def measure(
     return found | {"score": _score(found, select, floor)}
 
 
-SELECT = ("auc", "worst_group_auc", "gap")
-
-
 def _score(found: Mapping[str, float], select: str, floor: float) -> float:
     if select != "gap":
         return found["macro_auc" if select == "auc" else select]

@@ -60,10 +60,10 @@ def shard_starts(n: int, shards: int) -> np.ndarray:
     return np.cumsum([0, *(n // shards + (s < n % shards) for s in range(shards))])
 
 
-def shard_batches(n: int, seed: int, epoch: int, batch_size: int, shards: int) -> np.ndarray:
+def shard_batches(n: int, seed: int, epoch: int, batch_size: int, shards: int, draw: np.ndarray | None = None) -> np.ndarray:
     """The batches of an epoch in which every shard gives its share of each batch, from its own rows, shuffled: int64 [steps, b].
 
-    Each row once; -1 where a shard has no more. Columns s * b / shards on are of shard s. One shard shuffles all rows together. Raises
+    Each row once, or with draw as often as `resampled` has it; -1 where a shard has no more. Columns s * b / shards on are of shard s. One shard shuffles all rows together. Raises
     ValueError where the shards cannot share a batch evenly.
     """
     if batch_size % shards:
@@ -74,4 +74,5 @@ def shard_batches(n: int, seed: int, epoch: int, batch_size: int, shards: int) -
     for s, (start, stop) in enumerate(zip(starts, starts[1:])):
         rows = in_batches(start + np.argsort(keys[start:stop], kind="stable"), share)
         out[: len(rows), s] = rows
-    return out.reshape(steps, batch_size)
+    out = out.reshape(steps, batch_size)
+    return out if draw is None else np.where(out < 0, -1, resampled(draw, seed, epoch, shards)[out])

@@ -151,9 +151,7 @@ class Source:
         it or `close()` it. What a thread raises, the iterator raises.
         """
         if self.cached:
-            rows = order.shard_batches(len(self), seed, epoch, batch_size, self.shards)
-            if self.draw is not None:
-                rows = np.where(rows < 0, -1, order.resampled(self.draw, seed, epoch, self.shards)[rows])
+            rows = order.shard_batches(len(self), seed, epoch, batch_size, self.shards, self.draw)
             return self._batches(rows, np.where(rows < 0, -1, 0), start_step, batch_size, process_index, process_count)
         windows = order.block_order(len(self), seed, epoch, self._block, self._window_blocks)
         if self.draw is not None:

@@ -88,9 +88,7 @@ class Resident:
         cohort, -1 where padded. A split in host memory gives the same images in the same places for the same order.
         """
         starts, share = orders.shard_starts(len(self), self.mesh.size), batch_size // process_count
-        rows = orders.shard_batches(len(self), seed, epoch, batch_size, self.shards)
-        if self.draw is not None:
-            rows = np.where(rows < 0, -1, orders.resampled(self.draw, seed, epoch, self.shards)[rows])
+        rows = orders.shard_batches(len(self), seed, epoch, batch_size, self.shards, self.draw)
         for step in rows[start_step:, process_index * share : (process_index + 1) * share]:
             shard = np.searchsorted(starts, step, side="right") - 1
             place = step - starts[shard]

@@ -13,6 +13,7 @@ from cxr_jax.probes import erasure, protocol
 from cxr_jax.tables import FEATURES, IDENTIFIERS, LABEL, Features, UserError
 
 FIELD = "config.mitigate"
+LEAVE_FEATURES = ("none", "dfr", "equalised_odds")  # methods that change nothing here, but heads, or calls, or nothing at all
 NEED_ATTRIBUTE = ("oracle", "quadratic")  # methods that take the attribute of an image that is judged
 _MOVED = {"oracle": "the mean of each class moved to that of all", "quadratic": "mean and covariance of each class carried over to common ones"}
 MOST_NAMES = 15  # of columns, in a message
@@ -42,7 +43,7 @@ def eraser(splits: Mapping[str, Features], own: np.ndarray, settings) -> Mitigat
     erase, or nothing would be left.
     """
     classes = protocol.classes_of(splits, settings.attribute, f"{FIELD}.attribute")
-    if settings.method == "none":
+    if settings.method in LEAVE_FEATURES:
         return Mitigation(lambda features, labels: np.asarray(features), classes, "none: nothing is taken from the features")
     table, features = splits["train"].table[own].reset_index(drop=True), splits["train"].arrays[FEATURES][own]
     width = features.shape[1]

@@ -325,7 +325,7 @@ def _adjusted(table: Table) -> Table:
     p = np.array([np.nan if line.difference is None else line.difference.p for line in table.lines], np.float64)
     adjusted = iter(comparisons.holm(p).tolist())
     blocks = [(name, [dataclasses.replace(line, p_adjusted=next(adjusted)) for line in lines]) for name, lines in table.blocks]
-    return Table(table.title, blocks, int(np.isfinite(p).sum()))
+    return dataclasses.replace(table, blocks=blocks, family=int(np.isfinite(p).sum()))
 
 
 def _said(macro: Table, runs: Sequence[Run]) -> list[str]:
@@ -396,24 +396,15 @@ def _of_methods(found: frontier.Frontier) -> list[Table]:
     for metric in (frontier.STRONGEST, *frontier.PROBES, *frontier.METRICS):
         if sum(metric in method.figures for method in found.methods) > 1:
             over = f", over {len(found.classes)} class{'es' * (len(found.classes) != 1)}" if metric in ("error", "gap") else ""
-            blocks = [("", _lines_of_methods(found, metric))]
-            made.append(_one_family(f"{names[metric][0].upper() + names[metric][1:]}{over}, test images", blocks))
+            title = f"{names[metric][0].upper() + names[metric][1:]}{over}, test images"
+            made.append(_adjusted(Table(title, [("", _lines_of_methods(found, metric))], measure="value")))
     return made
 
 
 def _gaps_of_classes(found: frontier.Frontier) -> Table | None:
     """The error gap of every class, a block a class; None where none is shown."""
     blocks = [(name, _lines_of_methods(found, frontier.gap_of(name))) for name in found.classes]
-    if not blocks:
-        return None
-    p = np.array([np.nan if line.difference is None else line.difference.p for _, lines in blocks for line in lines])
-    adjusted = iter(comparisons.holm(p).tolist())
-    blocks = [(name, [dataclasses.replace(line, p_adjusted=next(adjusted)) for line in lines]) for name, lines in blocks]
-    return _one_family("Error gap between groups, by class, test images", blocks)
-
-
-def _one_family(title: str, blocks) -> Table:
-    return Table(title, blocks, sum(np.isfinite(line.p_adjusted) for _, lines in blocks for line in lines), "value")
+    return _adjusted(Table("Error gap between groups, by class, test images", blocks, measure="value")) if blocks else None
 
 
 def _lines_of_methods(found: frontier.Frontier, metric: str) -> list[Line]:
@@ -434,8 +425,7 @@ def _lines_of_methods(found: frontier.Frontier, metric: str) -> list[Line]:
         worst = f"most often worst: {', '.join(audit_rows.in_order(method.worst))}" if metric == "error" and any(method.worst) else ""
         needs = f"needs {method.needs} of who is judged" if method.needs else ""
         note = "; ".join(filter(None, (these, worst, needs, of.reason, *(n for n in method.notes if metric == frontier.STRONGEST))))
-        seeds = "1 seed" if len(method.seeds) == 1 else f"{len(method.seeds)} seeds"
-        lines.append(Line(f"{method.name}, {seeds}", row, counts, paired, method.p_adjusted.get(metric, np.nan), note))
+        lines.append(Line(f"{method.name}, {frontier.seeds(method)}", row, counts, paired, note=note))
     return lines
 
 

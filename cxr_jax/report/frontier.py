@@ -65,7 +65,7 @@ class Frontier:
     said: Sequence[str]
 
 
-def is_one(fields: Mapping) -> bool:
+def _is_one(fields: Mapping) -> bool:
     """Whether a run, by its config's dotted fields, is of a mitigation or a reference for some."""
     return bool(fields.get("mitigate.method")) or fields.get("train.objective.name", "erm") != "erm"
 
@@ -82,7 +82,7 @@ def read(runs: Sequence) -> Frontier | None:
     A run whose predictions are gone, or are not of its audit, has no part in it, and is said to have none.
     """
     runs = [run for run in runs if len(run.read.rows)]
-    if sum(is_one(run.fields) for run in runs) < 2 or all(_is_reference(run.fields) for run in runs):
+    if sum(_is_one(run.fields) for run in runs) < 2 or all(_is_reference(run.fields) for run in runs):
         return None
     first = next((run for run in runs if _is_reference(run.fields)), None)
     attribute = first.fields.get("mitigate.attribute", "race") if first else ""
@@ -252,7 +252,7 @@ def _said(methods: Sequence[Method], target: str, called: str) -> list[str]:
         parts = [f"{how} {reference.name}: {'; '.join(several)}" for how, several in told.items() if several]
         needs = f" It needs {method.needs} of everyone who is judged, and is no answer where that is not known or may not be used." if method.needs else ""
         told_parts = ". ".join(parts) or "No difference can be told"
-        said.append(f"{method.name}, {_seeds(method)}. {told_parts}.{needs}{_undone(method)}")
+        said.append(f"{method.name}, {seeds(method)}. {told_parts}.{needs}{_undone(method)}")
     if not any(distinguishable(method, metric) for method in methods[1:] for metric in (ENCODING, ACCURACY, HARM, "gap")):
         said.append(f"Over patients and seeds together no method is told apart from {reference.name} in encoding, accuracy or harm.")
     if max(len(method.seeds) for method in methods) < 3:
@@ -271,7 +271,7 @@ def _ends(found) -> str:
     return f"{audit_rows.number(low)} to {audit_rows.number(high)}"
 
 
-def _seeds(method: Method) -> str:
+def seeds(method: Method) -> str:
     return "1 seed" if len(method.seeds) == 1 else f"{len(method.seeds)} seeds"
 
 
@@ -338,9 +338,9 @@ def _draw(found: Frontier, methods: Sequence[Method]):
     for method in methods:
         said.append(f"{method.name}: " + ", ".join(f"{names[k].split(' (')[0]} {_estimate(method.figures[k])}" for k in (ENCODING, ACCURACY, HARM)))
     n, p = methods[0].counts["findings"], methods[0].counts["probes"]
-    level, seeds = audit_rows.percent(found.level), [len(m.seeds) for m in methods]
-    over = "over patients and seeds" if min(seeds) > 2 else "over patients alone" if max(seeds) < 3 else "over patients, and seeds where there are three or more"
-    over += f" ({min(seeds)}{f' to {max(seeds)}' * (min(seeds) != max(seeds))} runs a method)"
+    level, runs = audit_rows.percent(found.level), [len(m.seeds) for m in methods]
+    over = "over patients and seeds" if min(runs) > 2 else "over patients alone" if max(runs) < 3 else "over patients, and seeds where there are three or more"
+    over += f" ({min(runs)}{f' to {max(runs)}' * (min(runs) != max(runs))} runs a method)"
     caption = (
         f"Encoding of {found.called} against accuracy (left) and harm (right, better is up): to the left and up is better. Small dots: single runs."
         f" Lines: {level} intervals {over}. Dotted: {reference.name}. Joined: methods than which none that can be"
