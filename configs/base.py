@@ -145,13 +145,17 @@ def get_config() -> ml_collections.ConfigDict:
     g.penalty = 1e-2  # null_space, prune, dfr: of their logistic regression, as probe.penalties
     g.rounds = 20  # null_space: probes fitted one after the other, at most
     g.pruned_share = 0.1  # prune: of features
+    # How erasure depends on how many patients it was fitted on: what it makes when fitted on half of them, a fourth, and so on, so many times, is read
+    # by logistic regression beside the rest
+    g.halvings = 0
 
     c.probe = p = ml_collections.ConfigDict()
     p.targets = ("race",)  # class labels that the features are asked for
     p.probes = ("logistic_regression", "knn", "kmeans", "network")
     # labels shuffled by patient; an untrained network's features; the findings alone; age, sex and view alone; the
-    # histogram of gray levels alone; beside each stratum about as many images drawn at random
-    p.controls = ("shuffled", "untrained", "findings", "demographics", "histogram", "as_many")
+    # histogram of gray levels alone; beside each stratum about as many images drawn at random; of features that something was
+    # taken from, what they were before
+    p.controls = ("shuffled", "untrained", "findings", "demographics", "histogram", "as_many", "unerased")
     p.strata = ("No Finding", "view")  # fitted and judged anew within images that have this finding, or in each class of this label
     p.seed = 0  # of shuffling, clustering, the network and resampling
     p.embeddings = ""  # a table or .npy file of your own vectors, in the place of extracted features; see configs/probe.py

@@ -31,7 +31,7 @@ and, needing the group of everyone who is judged, for comparison rather than use
     equalised_odds          thresholds and lots by group, so that rates of error are alike
 
 What is done after training is fitted on half of the patients of training (dfr: of validation), and probes on the other half (mitigate.share), here and for every
-method in training too, so that all are compared by the same probes. A model that is trained already is not trained again:
+method in training too, so that all are compared by the same probes. How an erasure fares that knows fewer patients is drawn (mitigate.halvings). A model that is trained already is not trained again:
 
     …configs/mitigate.py:leace --config.extract.weights=runs/mitigate --config.stages="('prepare','extract','mitigate','probe','audit','report')"
 
@@ -61,4 +61,5 @@ def get_config(argument=None):
     config.stages = ("prepare", "train", "predict", "extract", "mitigate", "probe", "audit", "report")
     config.train.targets = ("findings",)
     config.mitigate.method = "none"
+    config.mitigate.halvings = 4
     return experiment.apply_argument(config, argument, base.SIZES, METHODS)

@@ -53,7 +53,7 @@ OBJECTIVES = ("erm", "reweight", "resample", "group_dro", "dann", "cdann", "mmd"
 WITHOUT_GROUPS = ("erm", "jtt")  # of those, that read no attribute
 MITIGATIONS = ("none", "leace", "orthogonalise", "null_space", "prune", "oracle", "quadratic", "dfr", "equalised_odds")
 NEED_ATTRIBUTE = ("oracle", "quadratic", "equalised_odds")  # of those, that of an image that is judged
-CONTROLS = ("shuffled", "untrained", "findings", "demographics", "histogram", "as_many")
+CONTROLS = ("shuffled", "untrained", "findings", "demographics", "histogram", "as_many", "unerased")
 
 
 # ---------------------------------------------------------------------------------------------------------------- config
@@ -265,6 +265,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     require("mitigate.share", _number(g.share) and 0 < g.share <= 1, "a share above 0, at most 1")
     require("mitigate.penalty", _number(g.penalty) and g.penalty > 0, "more than 0")
     require("mitigate.rounds", _whole(g.rounds) and g.rounds >= 1, "at least 1")
+    require("mitigate.halvings", _whole(g.halvings) and g.halvings >= 0, "0 or more")
     require("mitigate.pruned_share", _number(g.pruned_share) and 0 < g.pruned_share < 1, "a share above 0, below 1")
     elsewhere = config.predict.dataset and "probe" in config.stages
     require("predict.dataset", not elsewhere, "probes read the data set trained on; on another one run them by themselves, with --config.extract.weights=RUN")

@@ -29,8 +29,9 @@ import numpy as np
 import pandas as pd
 
 from cxr_jax import experiment, mesh, tables
-from cxr_jax.tables import CEILING, FEATURES, KEY_COLUMNS, LABEL, SCORE, SPLITS, TRUE, Features, Predictions, Target, UserError
+from cxr_jax.tables import CEILING, FEATURES, KEY_COLUMNS, LABEL, SCORE, SPLITS, TRUE, UNERASED, Features, Predictions, Target, UserError
 
+ROWS_AT_A_TIME = 8192  # of features that are written erased in several ways
 COHORT, JUDGED_COHORT, PREDICTIONS, AUDIT = "cohort.parquet", "judged_cohort.parquet", "predictions.parquet", "audit.json"
 READINGS, PROBE_AUDIT = "probes/readings.parquet", "probe_audit.json"
 
@@ -433,7 +434,8 @@ def mitigate(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
         return
     method, share = config.mitigate.method, config.mitigate.share
     splits = extracted(run.path("features"))
-    own = {split: cohorts.uniform(splits[split].table, f"{config.dataset.split_salt} mitigate") < share for split in ("train", "validation")}
+    dealt = {split: cohorts.uniform(splits[split].table, f"{config.dataset.split_salt} mitigate") for split in ("train", "validation")}
+    own = {split: of < share for split, of in dealt.items()}
     # Whom a method is fitted on has no say in what probes find, unless all have.
     others = {split: ~mine if share < 1 else mine for split, mine in own.items()}
     if not own["train"].any() or not others["train"].any():
@@ -463,6 +465,9 @@ def mitigate(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
         said += f"; {unknown:,} images of validation and test, of whom it is not known, are erased as by leace" * bool(unknown)
     patients = splits["train"].table.loc[others["train"], "patient_id"].nunique()
     said += f"; probes are fitted on {others['train'].sum():,} images of {patients:,} patients, {'the same' if share == 1 else 'others'}"
+    by_fewer, why = mitigation.by_fewer(splits, dealt["train"], config.mitigate, config.audit.min_patients)
+    if why:
+        said += f"; by {len(by_fewer)} of {config.mitigate.halvings} halvings of its patients, too, since then: {why}"
     run.record["mitigated"] = said
     print(f"  {said}")
     if predictions is None:
@@ -474,10 +479,16 @@ def mitigate(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
             rows = others["train"] if split == "train" else np.ones(len(part.table), bool)
             # What controls read stays as it is. Depths are of the network before these features, and not what is asked.
             kept = {name: array for name, array in part.arrays.items() if name in ("untrained", "histogram")} | {FEATURES: erased[split]}
+            kept |= {} if method in mitigation.LEAVE_FEATURES else {UNERASED: part.arrays[FEATURES]}
             about = {key: value for key, value in part.about.items() if key != "arrays"} | {"mitigated": said}
+            fitted_on = {FEATURES: found.patients, **{name: fewer.patients for name, fewer in by_fewer.items()}}
+            about |= {"erased": {"attribute": config.mitigate.attribute, "patients": fitted_on}} if by_fewer else {}
             with contextlib.closing(tables.FeatureFiles(folder / "features", split, int(rows.sum()), about)) as files:
-                files.start({name: array.shape[1] for name, array in kept.items()}, len(rows))
-                files.append({name: array[rows] for name, array in kept.items()})
+                files.start({name: array.shape[1] for name, array in kept.items()} | dict.fromkeys(by_fewer, erased[split].shape[1]), len(rows))
+                codes = {name: attribute_of(part, config.mitigate.attribute, fewer.classes) for name, fewer in by_fewer.items()}
+                for at in np.array_split(np.flatnonzero(rows), -(-len(rows) // ROWS_AT_A_TIME)):  # or all ways of all rows would be in memory
+                    halved = {name: fewer.erase(part.arrays[FEATURES][at], codes[name][at]) for name, fewer in by_fewer.items()}
+                    files.append({name: array[at] for name, array in kept.items()} | halved)
                 files.finish(part.table[rows].reset_index(drop=True))
         if predictions is not None:
             predictions.write(folder / PREDICTIONS)

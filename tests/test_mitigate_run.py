@@ -9,7 +9,7 @@ from cxr_jax.audit import equalised_odds, subgroups
 from cxr_jax.data import cohorts
 from cxr_jax.probes import last_layer, logistic_regression, mitigation
 from cxr_jax.report import compare
-from cxr_jax.tables import FEATURES, Features, Predictions, UserError
+from cxr_jax.tables import FEATURES, UNERASED, Features, Predictions, UserError
 from tests.test_probe_run import probe_config
 
 ERASURES = [m for m in experiment.MITIGATIONS if m not in ("none", "dfr", "equalised_odds")]
@@ -51,12 +51,14 @@ def test_heads_make_of_untouched_features_what_the_network_did(reference):
 
 @pytest.mark.parametrize("method", ["leace", "quadratic"])
 def test_what_a_method_leaves_is_what_probes_and_audit_judge(phantom_dir, reference, tmp_path, method, capsys):
-    parts = mitigated(phantom_dir, reference, tmp_path / "run", method, **{"mitigate.pruned_share": 0.5, "mitigate.rounds": 2, "mitigate.share": 1.0})
+    diff = {"mitigate.share": 1.0, "mitigate.halvings": 2, "probe.controls": ("unerased",)}
+    parts = mitigated(phantom_dir, reference, tmp_path / "run", method, **diff)
     before = {split: Features.read(tmp_path / "run" / "features", split) for split in tables.SPLITS}
     for split, part in parts.items():
         assert list(part.table["image_id"]) == list(before[split].table["image_id"])
         assert not np.allclose(part.arrays[FEATURES], before[split].arrays[FEATURES])
-        assert set(part.arrays) == {FEATURES, "histogram"}
+        assert set(part.arrays) == {FEATURES, UNERASED, "histogram", "halved1"}
+        np.testing.assert_array_equal(part.arrays[UNERASED], before[split].arrays[FEATURES])
     # By construction: of a method's own patients a linear probe tells less, and after leace nothing.
     codes = parts["train"].table["race"].astype("category").cat.codes.to_numpy(np.int64)
     left, was = (logistic_regression.fit(of["train"].arrays[FEATURES], codes, np.array([1e-4])).objective[0, 0] for of in (parts, before))
@@ -73,6 +75,10 @@ def test_what_a_method_leaves_is_what_probes_and_audit_judge(phantom_dir, refere
     judged = Predictions.read(tmp_path / "run" / "mitigated" / method / "predictions.parquet")
     tables.write_json(tmp_path / "again.json", subgroups.audit(judged, config_of(phantom_dir, method).audit))
     assert tables.read_json(tmp_path / "again.json") == tables.read_json(tmp_path / "run" / "audit.json")
+    # Probes read the features as they were, and as fewer patients would have had them.
+    rows = {row["input"]: row for row in tables.read_json(tmp_path / "run" / "probe_audit.json")["rows"] if row["class"] == "macro" and row["metric"] == "auc"}
+    assert set(rows) == {FEATURES, UNERASED, "halved1"} and (tmp_path / "run" / "figures" / "probe_fewer_race.svg").exists()
+    assert "; by 1 of 2 halvings of its patients, too, since then: " in record["mitigated"]
     assert method in compare.text(compare.read([reference, tmp_path / "run"]))
 
 
@@ -209,6 +215,7 @@ def test_what_cannot_be_taken(phantom_dir, reference, tmp_path, diff, told):
         ({"mitigate.method": "equalised_odds"}, "take --config.audit.threshold=fixed:0.5"),
         ({"mitigate.share": 0.0}, "a share above 0"),
         ({"mitigate.rounds": 0}, "at least 1"),
+        ({"mitigate.halvings": -1}, "0 or more"),
         ({"mitigate.penalty": 0.0}, "more than 0"),
     ],
 )

@@ -19,7 +19,9 @@ STAGES_AFTER = ("prepare", "extract", "mitigate", "probe", "audit", "report")
 
 
 def get_base():
-    return mitigate.get_config("phantom.shortcut")
+    config = mitigate.get_config("phantom.shortcut")
+    config.mitigate.halvings = 0  # a question to each method by itself
+    return config
 
 
 def get_diffs():

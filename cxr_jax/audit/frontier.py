@@ -8,7 +8,8 @@ What is measured of a run (`measured`), all on its test patients:
                at the run's own thresholds. The worst of groups by label, as those who train for it judge it (Sagawa et al. 2020); a group that
                is missed more often and called less often, or the other way round, has both seen
     gap        the mean over classes of the mean of two ranges over groups, of either rate; by class, too, as `gap_of`
-    encoding   of the attribute, by each kind of probe refitted on the run's features: its macro AUC; and by the strongest of them
+    encoding   of the attribute, by each kind of probe refitted on the run's features: its macro AUC; and by the strongest of them, of which there is also that
+               within each stratum, `within`
 
 The greatest of several is above what it would be of an endless supply of patients, the more the fewer there are, and is taken at its groups as if these
 were given: so for every run alike. Classes are those whose rates are shown in every group.
@@ -37,7 +38,7 @@ from cxr_jax.audit import readings as probed
 from cxr_jax.audit.disclosure import MISSING
 from cxr_jax.audit.estimates import Estimate
 from cxr_jax.audit.intervals import Bootstrap
-from cxr_jax.tables import Predictions, Readings
+from cxr_jax.tables import STRATUM, Predictions, Readings
 
 METRICS = ("auc", "brier", "error", "gap")
 STRONGEST = "strongest"
@@ -47,7 +48,7 @@ _RATES = ("false_negative_rate", "false_positive_rate")
 @dataclasses.dataclass(frozen=True)
 class Measured:
     """figures: Estimates by metric, influences by patient in the order of sorted ids. images: sorted ids; labels: float64 [n, classes], in their
-    order. n_images, n_patients: of figures. worst: the group that most often has the worst error; '' where there is none. classes: those that error and gap
+    order. n_images, n_patients: of figures; strata: the same of each (attribute, group) within which there is encoding. worst: the group that most often has the worst error; '' where there is none. classes: those that error and gap
     are over.
     """
 
@@ -58,6 +59,7 @@ class Measured:
     n_patients: int
     worst: str = ""
     classes: tuple[str, ...] = ()
+    strata: Mapping[tuple[str, str], tuple[int, int]] = dataclasses.field(default_factory=dict)
 
 
 def measured(predictions: Predictions, target: str, split: str, settings, attribute: str) -> Measured:
@@ -116,19 +118,31 @@ def _gap(cells: Mapping[tuple[str, str], Estimate]) -> Estimate:
 
 
 def encoded(readings: Readings, target: str, settings) -> Measured:
-    """The macro AUC of each probe of the features for `target`, among all images; under STRONGEST that of the greatest."""
+    """The macro AUC of each probe of the features for `target`, among all images; under STRONGEST that of the greatest, and under `within` in each stratum."""
     order = np.argsort(readings.table["image_id"].to_numpy(str))
     table = readings.table.iloc[order].reset_index(drop=True)
     ordered = dataclasses.replace(readings, table=table, scores={name: of[order] for name, of in readings.scores.items()})
     bootstrap = _influences_alone(table["patient_id"].to_numpy())
-    figures = probed.of_features(ordered, target, settings, bootstrap)
-    defined = [one for one in figures.values() if one.defined]
-    figures[STRONGEST] = max(defined, key=lambda one: one.value) if defined else estimates.undefined("no probe has an AUC")
+    places = probed.of_features(ordered, target, settings, bootstrap)
+    figures = places.pop(("", ""))
+    figures |= {STRONGEST: _strongest(figures)} | {within(*place): _strongest(of) for place, of in places.items()}
     classes = readings.targets[target]
     labels = np.stack([table[f"label_{target}"] == name for name in classes], axis=1).astype(np.float64)
     labels[table[f"label_{target}"].isna()] = np.nan
     known = ~np.isnan(labels).any(axis=1)
-    return Measured(figures, table["image_id"].to_numpy(str), labels, int(known.sum()), len(np.unique(bootstrap.patient[known])))
+    inside = {(attribute, group): known & (table[STRATUM + attribute] == group).to_numpy(bool, na_value=False) for attribute, group in places}
+    everyone, *strata = ((int(of.sum()), len(np.unique(bootstrap.patient[of]))) for of in (known, *inside.values()))
+    return Measured(figures, table["image_id"].to_numpy(str), labels, *everyone, strata=dict(zip(inside, strata, strict=True)))
+
+
+def within(attribute: str, group: str) -> str:
+    """The metric that is the AUC of the strongest of the probes that were fitted and judged in a stratum."""
+    return f"within {attribute}: {group}"
+
+
+def _strongest(of: Mapping[str, Estimate]) -> Estimate:
+    defined = [one for one in of.values() if one.defined]
+    return max(defined, key=lambda one: one.value) if defined else estimates.undefined(next((one.reason for one in of.values()), "no probe was fitted"))
 
 
 def why_not_paired(one: Measured, other: Measured) -> str:

@@ -14,7 +14,8 @@
     readings        how each was fitted and chosen, as the probes tell it
     agreement       as the probes tell it, with p_adjusted (Holm's over all); of a label that has a group whose size is
                     withheld there are no numbers, since purity tells it
-    absent, strata_by_truth     as the probes tell it
+    absent, strata_by_truth, erased     as the probes tell it; erased: the attribute that was taken from the features, and by the name of an array on how many
+                    patients what took it was fitted; {} where this is not asked
     space           what the features look like, as `feature_space.describe` tells it
 
 Tests are of macro AUCs, class `macro`; where a class is undefined or withheld, so that there is none, of every class that is
@@ -37,7 +38,7 @@ import pandas as pd
 from cxr_jax.audit import comparisons, estimates, feature_space, judgement, subgroups
 from cxr_jax.audit.estimates import Estimate
 from cxr_jax.audit.intervals import Bootstrap
-from cxr_jax.tables import AS_MANY, CEILING, FEATURES, LABEL, SCORE, SHUFFLED, STRATUM, Predictions, Reading, Readings, Target
+from cxr_jax.tables import AS_MANY, CEILING, FEATURES, LABEL, SCORE, SHUFFLED, STRATUM, UNERASED, Predictions, Reading, Readings, Target
 
 KEYS = (*subgroups.KEYS, "probe", "input", "shuffled")
 SPLIT = "test"
@@ -85,17 +86,19 @@ def audit(readings: Readings, features: np.ndarray, settings, open_data: bool) -
     }
 
 
-def of_features(readings: Readings, target: str, settings, bootstrap: Bootstrap) -> dict[str, Estimate]:
-    """The macro AUC of each kind of probe of the features for a target's recorded labels, among all images; by the probe's name.
+def of_features(readings: Readings, target: str, settings, bootstrap: Bootstrap) -> dict[tuple[str, str], dict[str, Estimate]]:
+    """The macro AUC of each kind of probe of the features for a target's recorded labels: by (attribute, group), ('', '') among all images, and the probe's name.
 
     bootstrap: of the readings' rows. What is withheld is what `audit` withholds.
     """
-    judge, found = _judge(readings, target, False, (), settings, bootstrap), {}
-    for reading in readings.readings:
-        if (reading.target, reading.input, reading.shuffled, reading.attribute) == (target, FEATURES, False, "") and reading.probe != "kmeans":
-            for row, figure in judge.aucs(readings.scores[reading.name], unscored=reading.about.get("reason", "")):
-                if row["class"] == judgement.MACRO:
-                    found[reading.probe] = figure
+    mine = [r for r in readings.readings if (r.target, r.input, r.shuffled) == (target, FEATURES, False) and r.probe != "kmeans" and not r.attribute.startswith(AS_MANY)]
+    judge = _judge(readings, target, False, tuple(dict.fromkeys(r.attribute for r in mine if r.attribute)), settings, bootstrap)
+    found: dict[tuple[str, str], dict[str, Estimate]] = {("", ""): {}}
+    for reading in mine:
+        where = (reading.attribute or subgroups.ALL, reading.group or subgroups.ALL)
+        for row, figure in judge.aucs(readings.scores[reading.name], *where, unscored=reading.about.get("reason", "")):
+            if row["class"] == judgement.MACRO:
+                found.setdefault((reading.attribute, reading.group), {})[reading.probe] = figure
     return found
 
 
@@ -240,4 +243,4 @@ def _difference(tested: _Tested, target: str, first: Reading, second: Reading, n
 
 
 def _is_control(reading: Reading) -> bool:
-    return reading.shuffled or reading.input in ("untrained", "findings", "demographics", "histogram")
+    return reading.shuffled or reading.input in ("untrained", "findings", "demographics", "histogram", UNERASED)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from cxr_jax import experiment
 from cxr_jax.probes import erasure, protocol
-from cxr_jax.tables import FEATURES, IDENTIFIERS, LABEL, Features, UserError
+from cxr_jax.tables import FEATURES, HALVED, IDENTIFIERS, LABEL, Features, UserError
 
 FIELD = "config.mitigate"
 LEAVE_FEATURES = ("none", "dfr", "equalised_odds")  # methods that change nothing here, but heads, or calls, or nothing at all
@@ -27,11 +27,14 @@ class Mitigation(NamedTuple):
         is the caller's to say.
     classes: those of the attribute that were fitted on; of `none`, all.
     said: what was done, in a sentence.
+    images, patients: how many it was fitted on.
     """
 
     erase: Callable[[np.ndarray, np.ndarray], np.ndarray]
     classes: tuple[str, ...]
     said: str
+    images: int = 0
+    patients: int = 0
 
 
 def eraser(splits: Mapping[str, Features], own: np.ndarray, settings) -> Mitigation:
@@ -74,7 +77,8 @@ def eraser(splits: Mapping[str, Features], own: np.ndarray, settings) -> Mitigat
         raise UserError(f"{FIELD}.attribute={settings.attribute}: {error}") from None
 
     fitted, missing = labels >= 0, [c for c in classes if c not in names]
-    on = f"fitted on {fitted.sum():,} training images of {len(np.unique(patients[fitted])):,} patients"
+    counts = int(fitted.sum()), len(np.unique(patients[fitted]))
+    on = f"fitted on {counts[0]:,} training images of {counts[1]:,} patients"
     if missing:
         on += f"; {' and '.join(missing)} {'has' if len(missing) == 1 else 'have'} no image among them"
     if settings.method not in NEED_ATTRIBUTE:
@@ -82,7 +86,7 @@ def eraser(splits: Mapping[str, Features], own: np.ndarray, settings) -> Mitigat
             f"{settings.method} of {settings.attribute}{among}: {found.rank[0]} of {width} directions taken from the features, {on};"
             " no attribute is needed of an image that is judged"
         )
-        return Mitigation(lambda features, labels: found(features), names, said)
+        return Mitigation(lambda features, labels: found(features), names, said, *counts)
 
     def erase(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
         out, known = found(features), np.asarray(labels) >= 0
@@ -93,7 +97,28 @@ def eraser(splits: Mapping[str, Features], own: np.ndarray, settings) -> Mitigat
         f"{settings.method} of {settings.attribute}: {_MOVED[settings.method]}, {on}; needs the attribute of every image that is judged: not"
         " deployable where that is not known; what it does not know it treats as leace does"
     )
-    return Mitigation(erase, names, said)
+    return Mitigation(erase, names, said, *counts)
+
+
+def by_fewer(splits: Mapping[str, Features], dealt: np.ndarray, settings, least: int) -> tuple[dict[str, Mitigation], str]:
+    """({HALVED1: what settings.method does fitted on half of its patients, HALVED2: on a fourth, …}, why there are no more, or ''); settings.halvings of them.
+
+    dealt: float [n] in 0 … 1, of training images, a patient's alike: a method's own rows are those below settings.share, and those of a half are below half of
+    that. So every half is part of the one before. least: patients whose number may be told.
+    """
+    found: dict[str, Mitigation] = {}
+    if settings.method in LEAVE_FEATURES:
+        return found, ""
+    for k in range(1, settings.halvings + 1):
+        own = dealt < settings.share / 2**k
+        try:
+            one = eraser(splits, own, settings)
+        except UserError as error:
+            return found, str(error)
+        if one.patients < least:
+            return found, f"fewer than {least} patients are left"
+        found[f"{HALVED}{k}"] = one
+    return found, ""
 
 
 def _classes_there(table: pd.DataFrame, classes: Sequence[str], settings) -> tuple[str, ...]:

@@ -9,6 +9,8 @@ whether a model uses it. What would fool us, and what is done about it:
   scored once, after all choices of all probes are made.
 - **A probe that finds a label anywhere.** Every reading is repeated with the labels shuffled among patients, in each split.
 - **Pictures, not training.** The same on the features of a network that has learnt nothing.
+- **An erasure that was fitted on few.** Where an attribute was taken from the features, they are read as they were before, too; and, by logistic
+  regression, as they are where half as many patients tell what is to be taken, a fourth as many, and so on.
 - **Other things that stand in for the label.** The same from the findings alone; from age, sex and view alone; from the
   histogram of gray levels alone. And on the features again within strata, in which a finding or the view is the same for
   all: fitted there, chosen there, judged there.
@@ -89,7 +91,7 @@ def run(splits: Mapping[str, Features], settings, mesh: Mesh, say: Callable[[str
     done = [dataclasses.replace(reading, about=fitted[reading.name].about) for reading in plan]
     arrays = {reading.name: fitted[reading.name].arrays for reading in plan if fitted[reading.name].arrays}
     by_truth = [name for name in strata if _truth(train.table, name).startswith(TRUE)]
-    found = {"absent": absent, "agreement": [], "strata_by_truth": by_truth}
+    found = {"absent": absent, "agreement": [], "strata_by_truth": by_truth, "erased": splits["train"].about.get("erased", {})}
     if "kmeans" in settings.probes:
         say("clusters beside labels")
         clusterings = fitter.clusterings(train.features.arrays[FEATURES], np.ones(len(train.table), bool), ("all",))
@@ -164,6 +166,7 @@ def readings(features: Features, targets: Mapping[str, Sequence[str]], settings)
     """Every reading that `settings` asks for and these features allow, and a line for each that they do not."""
     plan, absent = [], []
     blocks = [name for name in features.arrays if name == "stem" or name.startswith(BLOCK)]
+    erased = features.about.get("erased", {})
     findings = _finding_columns(features.table, targets)
     for control in (c for c in settings.controls if c in ("untrained", "histogram") and c not in features.arrays):
         absent.append(f"no control by {control}: these features come without it")
@@ -191,6 +194,8 @@ def readings(features: Features, targets: Mapping[str, Sequence[str]], settings)
                     plan.append(Reading(target, probe, FEATURES, attribute=AS_MANY + attribute, group=group))
         if blocks and "logistic_regression" in settings.probes:
             plan += [Reading(target, "logistic_regression", name) for name in blocks]
+        if target == erased.get("attribute") and "logistic_regression" in settings.probes:
+            plan += [Reading(target, "logistic_regression", name) for name in erased["patients"] if name != FEATURES]
     return plan, list(dict.fromkeys(absent))
 
 

@@ -26,6 +26,7 @@ from matplotlib import ticker
 
 from cxr_jax import experiment, tables
 from cxr_jax.audit import comparisons, subgroups
+from cxr_jax.audit.frontier import gap_of
 from cxr_jax.audit.paired import Paired, Reference, Scored
 from cxr_jax.report import figures, frontier, html, page, probes
 from cxr_jax.report import rows as audit_rows
@@ -403,8 +404,17 @@ def _of_methods(found: frontier.Frontier) -> list[Table]:
 
 def _gaps_of_classes(found: frontier.Frontier) -> Table | None:
     """The error gap of every class, a block a class; None where none is shown."""
-    blocks = [(name, _lines_of_methods(found, frontier.gap_of(name))) for name in found.classes]
+    blocks = [(name, _lines_of_methods(found, gap_of(name))) for name in found.classes]
     return _adjusted(Table("Error gap between groups, by class, test images", blocks, measure="value")) if blocks else None
+
+
+def _within_strata(found: frontier.Frontier) -> Table | None:
+    """What the strongest probe finds that was fitted and judged among images alike in one thing, a block a stratum; None where there are none."""
+    blocks = [(words, _lines_of_methods(found, metric)) for metric, words in found.strata.items()]
+    if not blocks:
+        return None
+    where = "strata" if len(blocks) > 1 else blocks[0][0]  # one block has no heading of its own
+    return _adjusted(Table(f"Encoding of {found.called} within {where} (AUC of the strongest probe refitted there), test images", blocks, measure="value"))
 
 
 def _lines_of_methods(found: frontier.Frontier, metric: str) -> list[Line]:
@@ -413,8 +423,8 @@ def _lines_of_methods(found: frontier.Frontier, metric: str) -> list[Line]:
         if metric not in method.figures:
             continue
         of = method.figures[metric]
-        kind = "probes" if metric in (frontier.STRONGEST, *frontier.PROBES) else "findings"
-        counts = tuple(map(audit_rows.count, method.counts[kind]))
+        kind = metric if metric in found.strata else "probes" if metric in (frontier.STRONGEST, *frontier.PROBES) else "findings"
+        counts = tuple(probes.in_count(n, found.least if metric in found.strata else 1) for n in method.counts[kind])
         row = pd.Series({"value": of.value, "low": of.low, "high": of.high, "level": found.level, "suppressed": False, "reason": of.reason})
         apart = method.differences.get(metric)
         paired = None if apart is None else Paired(*apart[:3], "", apart.p, apart.reason, *method.counts[kind])
@@ -456,8 +466,8 @@ def text(comparison: Comparison, classes: bool = False) -> str:
     for table in comparison.probed:
         lines += [*_table_text(_foremost(table)), NO_TEST, ""]
     if comparison.frontier is not None:
-        by_class = _gaps_of_classes(comparison.frontier) if classes else None
-        for table in [*_of_methods(comparison.frontier), *([by_class] if by_class else [])]:
+        further = [_within_strata(comparison.frontier), _gaps_of_classes(comparison.frontier) if classes else None]
+        for table in [*_of_methods(comparison.frontier), *filter(None, further)]:
             lines += [*_table_text(table), ""]
         lines += [line for sentence in comparison.frontier.said for line in textwrap.wrap(sentence, COLUMNS, subsequent_indent="  ")] + [""]
     for note in comparison.notes:
@@ -564,7 +574,13 @@ def write(comparison: Comparison, path: os.PathLike | str) -> None:
             "called": comparison.frontier.called,
             "said": comparison.frontier.said,
             "tables": [_on_page(table) for table in _of_methods(comparison.frontier)],
-            "classes": _on_page(by_class) if (by_class := _gaps_of_classes(comparison.frontier)) else None,
+            "further": [
+                (summary, _on_page(table))
+                for summary, table in (
+                    ("Encoding within strata", _within_strata(comparison.frontier)), ("Error gap of each class", _gaps_of_classes(comparison.frontier)),
+                )
+                if table is not None
+            ],
             "drawn": [drawing for drawing in [frontier.draw(comparison.frontier)] if drawing is not None],
         },
         notes=comparison.notes,

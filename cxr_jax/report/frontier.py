@@ -16,8 +16,8 @@ import numpy as np
 from cxr_jax import experiment
 from cxr_jax.audit import comparisons, frontier
 from cxr_jax.audit.estimates import Estimate
-from cxr_jax.audit.frontier import METRICS, STRONGEST, Measured, Over, gap_of
-from cxr_jax.report import figures
+from cxr_jax.audit.frontier import METRICS, STRONGEST, Measured, Over, within
+from cxr_jax.report import figures, probes
 from cxr_jax.report import rows as audit_rows
 from cxr_jax.report.probes import ALPHA
 from cxr_jax.tables import Predictions, Readings
@@ -34,7 +34,7 @@ class Method:
 
     figures, differences: by metric; differences from the reference, {} of itself. p_adjusted: by metric, by Holm over the methods; p_of_these: the same over
     patients alone. each: by metric, every run's figure. worst: groups
-    that fare worst, one a run. counts: (images, patients) of findings, and of probes. notes: what is missing, and why.
+    that fare worst, one a run. counts: (images, patients) of `findings`, of `probes`, and of metrics within strata, these rounded as `probes.roughly` does. notes: what is missing, and why.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Method:
 @dataclasses.dataclass(frozen=True)
 class Frontier:
     """target: of findings; attribute, called: what is encoded, and its name for readers. methods: the reference first. classes: those that the
-    rates are over. said: what of it all can be told apart, in sentences."""
+    rates are over. strata: in words, by their metric; least: patients that a number within them must be of. said: what of it all can be told apart, in sentences."""
 
     target: str
     attribute: str
@@ -62,6 +62,8 @@ class Frontier:
     methods: Sequence[Method]
     level: float
     classes: Sequence[str]
+    strata: Mapping[str, str]
+    least: int
     said: Sequence[str]
 
 
@@ -106,6 +108,7 @@ def read(runs: Sequence) -> Frontier | None:
     ordered = sorted(groups.values(), key=lambda of: not _is_reference(of[0].fields))
     if len(ordered) < 2:
         return None
+    least = max((run.read.probed.least for run in runs if run.read.probed is not None), default=1)
     level, names = first.settings["level"], _distinct([_name(of) for of in ordered])
     by_seed = [{run.fields["seed"]: measured[run.name] for run in sorted(of, key=lambda run: run.fields["seed"])} for of in ordered]
     told = [_estimates(its, by_seed[0]) for its in by_seed]
@@ -114,13 +117,16 @@ def read(runs: Sequence) -> Frontier | None:
         Method(
             name, sorted(its), experiment.needs_attribute(of[0].read.config), of[0].fields.get("mitigate.method", "") not in ("", "none"), mine, apart, {}, {},
             {metric: [one.value for one in several] for metric, several in runs_.items()}, [one[0].worst for one in its.values()],
-            _counts(next(iter(its.values()))), notes,
+            _counts(next(iter(its.values())), least), notes,
         )
         for name, of, its, mine, apart, (runs_, _, notes) in zip(names, ordered, by_seed, figures_, differences, told, strict=True)
     ])  # fmt: skip
     called = first.read.name_of(attribute)
     classes = next(iter(by_seed[0].values()))[0].classes
-    return Frontier(target, attribute, called, methods, level, classes, [*_said(methods, target, called), *without])
+    probed = next((run.read.probed for run in runs if run.read.probed is not None), None)
+    places = audit_rows.in_order(place for its in by_seed for _, of in its.values() if of is not None for place in of.strata)
+    strata = {within(*place): probes.strata_words(probed, first.read.name_of)(*place) for place in places}
+    return Frontier(target, attribute, called, methods, level, classes, strata, least, [*_said(methods, target, called), *without])
 
 
 def _name(runs: Sequence) -> str:
@@ -190,8 +196,10 @@ def _over_seeds(methods: Sequence[ByMetric], level: float, bounded: bool) -> lis
     return [{metric: frontier.over_seeds(runs, level, bounded) for metric, runs in method.items()} for method in methods]
 
 
-def _counts(measured: tuple[Measured, Measured | None]) -> dict[str, tuple[int, int]]:
-    return {kind: (of.n_images, of.n_patients) for kind, of in zip(("findings", "probes"), measured, strict=True) if of is not None}
+def _counts(measured: tuple[Measured, Measured | None], least: int) -> dict[str, tuple[int, int]]:
+    counts = {kind: (of.n_images, of.n_patients) for kind, of in zip(("findings", "probes"), measured, strict=True) if of is not None}
+    strata = measured[1].strata if measured[1] is not None else {}
+    return counts | {within(*place): tuple(probes.roughly(n, least) for n in of) for place, of in strata.items()}
 
 
 def _adjusted(methods: Sequence[Method]) -> list[Method]:
@@ -212,10 +220,10 @@ def _adjusted(methods: Sequence[Method]) -> list[Method]:
 
 def names_of(target: str, called: str) -> dict[str, str]:
     """What every metric is called."""
-    probes = {probe: f"AUC of {words}, refitted, for {called}" for probe, words in PROBES.items()}
+    by_probe = {probe: f"AUC of {words}, refitted, for {called}" for probe, words in PROBES.items()}
     return {
         STRONGEST: f"encoding of {called} (AUC of the strongest refitted probe)",
-        **probes,
+        **by_probe,
         "auc": f"macro AUC of {target}",
         "brier": "Brier score",
         "error": "worst error of a group",

@@ -1,4 +1,4 @@
-"""The figures of the probes: AUCs beside their controls, by depth, and in strata. Drawn as `figures` draws its own."""
+"""The figures of the probes: AUCs beside their controls, by depth, by how many patients an erasure knows, and in strata. Drawn as `figures` draws its own."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 from matplotlib import ticker
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from cxr_jax.audit import subgroups
@@ -14,7 +15,7 @@ from cxr_jax.report import rows as audit_rows
 from cxr_jax.report.figures import (
     BLUE, CEILING, COLOURS, FAINT, GREEN, INK, MARKERS, ORANGE, PURPLE, Drawing, new_figure, short, styled,
 )  # fmt: skip
-from cxr_jax.tables import FEATURES
+from cxr_jax.tables import FEATURES, UNERASED
 
 PROBES = {
     "logistic_regression": ("logistic regression", BLUE, "o"),
@@ -29,6 +30,7 @@ CONTROLS = {
     "histogram": ("gray levels alone", "s"),
     "findings": ("findings alone", "^"),
     "demographics": ("demographics alone", "v"),  # which ones: see `probes.control_words`
+    UNERASED: ("the features before erasure", "P"),
     "shuffled": ("shuffled labels", "x"),
 }
 
@@ -132,32 +134,60 @@ def depth(rows: pd.DataFrame, target: str, called: str) -> Drawing | None:
     places = [n for n in audit_rows.in_order(aucs["input"]) if n == "stem" or n.startswith("block")]
     if not places:
         return None
-    places = [*sorted(places, key=lambda n: (n != "stem", n)), FEATURES]
-    classes = [c for c in audit_rows.in_order(aucs["class"]) if c != subgroups.MACRO][: len(COLOURS) - 1]
-    if len(classes) == 2:
-        classes = classes[:1]
-    figure = new_figure(3.0)
-    panel = figure.subplots()
-    said, lines = [], [*classes, *([subgroups.MACRO] if len(classes) > 1 else [])]
-    for i, name in enumerate(lines):
-        found = aucs[aucs["class"] == name].set_index("input").reindex(places)
-        x = np.arange(len(places)) + (i - (len(lines) - 1) / 2) * 0.09
-        colour, marker = ("#222222", "*") if name == subgroups.MACRO else (COLOURS[i], MARKERS[i])
-        panel.vlines(x, found["low"], found["high"], color=colour, lw=1)
-        panel.plot(x, found["value"], color=colour, marker=marker, lw=1.2, ms=4.5, label=short(audit_rows.class_name(name), 22))
-        said.append(f"{audit_rows.class_name(name)}: " + ", ".join(f"{p} {audit_rows.number(v, 2)}" for p, v in found["value"].items()))
-    panel.axhline(0.5, color=FAINT, lw=0.9, ls=":")
-    panel.set_xticks(range(len(places)), [p.replace("block", "block ") for p in places])
-    panel.set_ylabel("AUC")
-    panel.set_ylim(*_limits(aucs))
-    panel.grid(axis="x", visible=False)
-    figure.legend(loc="outside upper left", ncols=3, handlelength=1.6, columnspacing=1.2)
+    places = {name: name.replace("block", "block ") for name in (*sorted(places, key=lambda n: (n != "stem", n)), FEATURES)}
+    figure, said = _along(aucs, places)
     caption = (
         f"Where in the network {called} can be read: logistic regression on the mean of the maps after the stem and after"
         f" each dense block, and on the features. Lines: {audit_rows.percent(aucs['level'].iloc[0])} intervals over patients."
         " Later ones have more maps, and more maps may hold more."
     )
-    return f"probe_depth_{target}", figure, "AUC by depth. " + "; ".join(said) + ".", caption
+    return f"probe_depth_{target}", figure, f"AUC by depth. {said}", caption
+
+
+@styled
+def fewer(rows: pd.DataFrame, target: str, called: str, patients: Mapping[str, int]) -> Drawing | None:
+    """AUC of logistic regression on features before erasure, and after it by what fewer or more patients tell: a line a class.
+
+    patients: on how many what erased an array was fitted, by the array's name.
+    """
+    aucs = rows[(rows["metric"] == "auc") & (rows["probe"] == "logistic_regression") & ~rows["shuffled"].astype(bool)]
+    places = {name: f"{n:,}" for name, n in sorted(patients.items(), key=lambda one: one[1])}
+    if not aucs["input"].isin(set(places) - {FEATURES}).any():
+        return None
+    if (aucs["input"] == UNERASED).any():
+        places = {UNERASED: "before", **places}
+    figure, said = _along(aucs[aucs["input"].isin(places)], places)
+    figure.axes[0].set_xlabel("patients whom the erasure was fitted on")
+    caption = (
+        f"What logistic regression, refitted, finds of {called} on patients whom the erasure never saw, by how many it was fitted on; each point has all of"
+        f" those of the point to its left. Lines: {audit_rows.percent(aucs['level'].iloc[0])} intervals over test patients, of erasures as they were fitted;"
+        " which patients these happened to be moves the points too, the more the fewer they are."
+    )
+    return f"probe_fewer_{target}", figure, f"AUC by how many patients the erasure was fitted on. {said}", caption
+
+
+def _along(aucs: pd.DataFrame, places: Mapping[str, str]) -> tuple[Figure, str]:
+    """(AUCs of one probe at inputs side by side, a line a class; the same in words). places: what to call each input, left to right."""
+    classes = [c for c in audit_rows.in_order(aucs["class"]) if c != subgroups.MACRO][: len(COLOURS) - 1]
+    if len(classes) == 2:  # the AUC of one is that of the other, and their mean
+        classes = classes[:1]
+    figure = new_figure(3.0)
+    panel = figure.subplots()
+    said, lines = [], [*classes, *([subgroups.MACRO] if len(classes) > 1 else [])]
+    for i, name in enumerate(lines):
+        found = aucs[aucs["class"] == name].set_index("input").reindex(list(places))
+        x = np.arange(len(places)) + (i - (len(lines) - 1) / 2) * 0.09
+        colour, marker = ("#222222", "*") if name == subgroups.MACRO else (COLOURS[i], MARKERS[i])
+        panel.vlines(x, found["low"], found["high"], color=colour, lw=1)
+        panel.plot(x, found["value"], color=colour, marker=marker, lw=1.2, ms=4.5, label=short(audit_rows.class_name(name), 22))
+        said.append(f"{audit_rows.class_name(name)}: " + ", ".join(f"{p} {audit_rows.number(v, 2)}" for p, v in zip(places.values(), found["value"])))
+    panel.axhline(0.5, color=FAINT, lw=0.9, ls=":")
+    panel.set_xticks(range(len(places)), list(places.values()))
+    panel.set_ylabel("AUC")
+    panel.set_ylim(*_limits(aucs))
+    panel.grid(axis="x", visible=False)
+    figure.legend(loc="outside upper left", ncols=3, handlelength=1.6, columnspacing=1.2)
+    return figure, "; ".join(said) + "."
 
 
 @styled

@@ -38,6 +38,7 @@ class Probed:
     guessing: dict[tuple[str, str], dict]  # by a reading's name and a class or `macro`, its test against .5
     by_truth: list[str]  # strata by what is so, not by what is recorded
     least: int  # patients that a number must be of; 1 where the data are open
+    erased: dict  # the attribute that was taken from the features, and on how many patients what took it was fitted; or {}
 
 
 def read(
@@ -69,7 +70,7 @@ def read(
     guessing = {(row["reading"], row["class"]): row for row in found["against_guessing"]}
     return Probed(
         rows, found["comparisons"], found["readings"], fitted["n_images"].tolist(), agreement, found["absent"], found["space"], guessing,
-        found["strata_by_truth"], least,
+        found["strata_by_truth"], least, found.get("erased", {}),
     )  # fmt: skip
 
 
@@ -84,13 +85,17 @@ def _fitted(reading: Mapping) -> dict:
 def _roughly(rows: pd.DataFrame, least: int) -> pd.DataFrame:
     """Of strata, whose groups share patients and whose rest is in no table, only about how many there are: rounded down.
 
-    Fewer than `least` stay as they are; `_about` tells them from none, and tells no more.
+    Fewer than `least` stay as they are; `in_count` tells them from none, and tells no more.
     """
     apart = (rows["attribute"] != subgroups.ALL).to_numpy()
     for count in ("n_images", "n_patients"):
-        n = rows.loc[apart, count]
-        rows.loc[apart, count] = n.where(n.between(1, least, inclusive="left"), n // least * least)
+        rows.loc[apart, count] = [roughly(n, least) for n in rows.loc[apart, count]]
     return rows
+
+
+def roughly(n: float, least: int) -> float:
+    """A count within a stratum, rounded down to a multiple of `least` where it is not below that."""
+    return n if 1 <= n < least else n // least * least
 
 
 def context(probed: Probed, name_of: Callable[[str], str], invented: bool) -> list[dict]:
@@ -101,11 +106,12 @@ def context(probed: Probed, name_of: Callable[[str], str], invented: bool) -> li
         called = f"the {_classes(rows)} invented groups" if target == "race" and invented else name_of(target)
         everyone = rows[rows["attribute"] == subgroups.ALL]
         words = control_words(probed, target)
-        in_words = _strata_words(probed, name_of)
+        in_words = strata_words(probed, name_of)
         drawn = [
             probe_figures.answer(everyone, target, called, words),
             probe_figures.strata(_blocks(rows, in_words, probed.least), target, called, float(rows["level"].iloc[0])),
             probe_figures.depth(everyone, target, called),
+            probe_figures.fewer(everyone, target, called, _fitted_on(probed, target)),
         ]
         made.append(
             {
@@ -128,12 +134,18 @@ def _classes(rows: pd.DataFrame) -> int:
 
 
 def control_words(probed: Probed, target: str) -> dict[str, str]:
-    """What to call each control; of demographics, which ones: a target is never among its own."""
+    """What to call each control, and features that were erased by fewer; of demographics, which ones: a target is never among its own."""
     words = {name: label for name, (label, _) in CONTROLS.items()}
+    words |= {name: f"features erased by {n:,} patients" for name, n in _fitted_on(probed, target).items() if name != FEATURES}
     for reading in probed.readings:
         if reading["target"] == target and reading["about"].get("attributes"):
             words["demographics"] = f"{_listed(reading['about']['attributes'])} alone"
     return words
+
+
+def _fitted_on(probed: Probed, target: str) -> dict[str, int]:
+    """On how many patients what took the target from the features was fitted, by the name of the features; {} where nothing did, or it is not asked."""
+    return probed.erased["patients"] if probed.erased.get("attribute") == target else {}
 
 
 def told(reading: Mapping, words: Mapping[str, str], stratum: str = "") -> str:
@@ -153,7 +165,7 @@ def reads(reading: Mapping, words: Mapping[str, str]) -> str:
     return words[reading["input"]] if reading["input"] in words else reading["input"].replace("block", "block ")
 
 
-def _strata_words(probed: Probed, name_of) -> Callable[[str, str], str]:
+def strata_words(probed: Probed, name_of) -> Callable[[str, str], str]:
     """(attribute, group) of a stratum to words: `true No Finding`, `recorded No Finding`, `view AP`."""
 
     def words(attribute: str, group: str) -> str:
@@ -168,7 +180,7 @@ def _strata_words(probed: Probed, name_of) -> Callable[[str, str], str]:
     return words
 
 
-def _about(n: float, least: int) -> str:
+def in_count(n: float, least: int) -> str:
     """A count of a stratum, which is rounded down where data are not open."""
     if least <= 1 or not np.isfinite(n) or n == 0:
         return audit_rows.count(n)
@@ -198,7 +210,7 @@ def _blocks(rows: pd.DataFrame, in_words, least: int):
     for attribute, group, here, beside in _places(rows):
         heading = f"Within {in_words(attribute, group)}" if attribute != subgroups.ALL else "All images"
         n = here.iloc[0]["n_images"]
-        counted = f"n = {_about(n, 1 if attribute == subgroups.ALL else least)}" if np.isfinite(n) else ""
+        counted = f"n = {in_count(n, 1 if attribute == subgroups.ALL else least)}" if np.isfinite(n) else ""
         ceiling = audit_rows.first(rows, metric="auc_ceiling", class_=subgroups.MACRO, attribute=attribute, group=group)
         yield heading, counted, here, beside, ceiling
 
@@ -297,7 +309,7 @@ def _strata(probed: Probed, rows: pd.DataFrame, target: str, in_words) -> list[s
     for attribute, group, here, beside in _places(rows):
         if attribute == subgroups.ALL:
             continue
-        where = f"Within {in_words(attribute, group)} alone ({_about(here['n_images'].iloc[0], probed.least)} test images)"
+        where = f"Within {in_words(attribute, group)} alone ({in_count(here['n_images'].iloc[0], probed.least)} test images)"
         finite = [r for _, r in here.iterrows() if np.isfinite(r["value"]) and audit_rows.interval(r)]
         if not finite:
             said.append(f"{where} nothing can be said of all classes together: {audit_rows.note(here.iloc[0]) or 'no interval'}.")
@@ -307,7 +319,7 @@ def _strata(probed: Probed, rows: pd.DataFrame, target: str, in_words) -> list[s
         how_many = f"{above} of {len(finite)} probes find it" if above else "no probe is shown to find it"
         sentence = f"{where} {how_many}; the highest is {PROBES[top['probe']][0]}, {audit_rows.estimate(top)}."
         for _, row in beside[beside["probe"] == top["probe"]].iterrows():
-            n = _about(row["n_images"], probed.least)
+            n = in_count(row["n_images"], probed.least)
             sentence += f" Among as many images drawn at random ({n}) the same probe reaches {audit_rows.estimate(row)}."
         if not above and not len(beside):
             sentence += " With fewer images, less can be shown."
@@ -337,7 +349,7 @@ def auc_lines(rows: pd.DataFrame, words, in_words, least: int) -> dict:
                 "stratum": in_words(attribute, group) or "all images",
                 "macro": audit_rows.estimate(macro),
                 "classes": [audit_rows.estimate(audit_rows.first(here, class_=c)) for c in classes],
-                **{name: _about(macro[f"n_{name}"], least if attribute != subgroups.ALL else 1) for name in ("images", "patients")},
+                **{name: in_count(macro[f"n_{name}"], least if attribute != subgroups.ALL else 1) for name in ("images", "patients")},
                 "note": audit_rows.note(macro, positives=False),
             }
         )
@@ -381,7 +393,7 @@ def fit_lines(probed: Probed, target: str, words, in_words) -> list[dict]:
         lines.append(
             {
                 "name": told(reading, words, in_words(reading["attribute"], reading["group"])),
-                "images": _about(images, probed.least if reading["attribute"] else 1),
+                "images": in_count(images, probed.least if reading["attribute"] else 1),
                 "chosen": ", ".join(chosen),
                 "by": about.get("chosen_by", ""),
                 "note": about.get("reason", ""),
@@ -411,7 +423,7 @@ def agreement_table(probed: Probed, name_of) -> list[dict]:
             {
                 "label": name_of(row["label"]),
                 "clusters": row["clusters"],
-                "images": _about(row["n_images"] // probed.least * probed.least, probed.least),
+                "images": in_count(row["n_images"] // probed.least * probed.least, probed.least),
                 "measures": {},
             },
         )
@@ -465,7 +477,7 @@ def space(probed: Probed, name_of) -> dict:
     for kind, of in found["maps"].items():
         # How many lie on a map is told as exactly as how many were judged.
         n_images, n_patients = (of[k] // probed.least * probed.least for k in ("n_images", "n_patients"))
-        whom = f"{_about(n_images, probed.least)} test images of {_about(n_patients, probed.least)} patients"
+        whom = f"{in_count(n_images, probed.least)} test images of {in_count(n_patients, probed.least)} patients"
         drawn[kind] = probe_figures.feature_map(found, kind, name_of, whom)
     why = {kind: found["maps"][kind].get("reason", "every cell would show too few patients") for kind, d in drawn.items() if d is None}
     return {
@@ -499,12 +511,12 @@ def space(probed: Probed, name_of) -> dict:
 
 def macros(probed: Probed, target: str, name_of) -> list[tuple[str, pd.Series, tuple[str, str]]]:
     """The rows of macro AUCs, of ceilings too: (reading in words, row, its n of images and of patients in words)."""
-    words, in_words, found = control_words(probed, target), _strata_words(probed, name_of), []
+    words, in_words, found = control_words(probed, target), strata_words(probed, name_of), []
     for _, row in probed.rows[(probed.rows["target"] == target) & (probed.rows["class"] == subgroups.MACRO)].iterrows():
         stratum = in_words(row["attribute"], row["group"])
         name = told(row, words, stratum) if row["probe"] else f"ceiling{_inside(row['attribute'], stratum)}"
         least = 1 if row["attribute"] == subgroups.ALL else probed.least
-        found.append((name, row, (_about(row["n_images"], least), _about(row["n_patients"], least))))
+        found.append((name, row, (in_count(row["n_images"], least), in_count(row["n_patients"], least))))
     return found
 
 

@@ -92,6 +92,27 @@ def test_encoding_is_the_macro_auc_of_each_probe_of_the_features():
     assert found.figures["strongest"].value == found.figures["network"].value and found.n_images == len(table)
 
 
+def test_encoding_within_strata_is_of_the_images_there_by_the_probe_that_is_strongest_there():
+    rng, made = np.random.default_rng(4), predictions(split=("test", "test"))
+    group = made.table["race"].to_numpy()
+    view = np.array(["AP", "PA", None], object)[rng.choice(3, len(group), p=(0.5, 0.4, 0.1))]
+    table = made.table[["image_id", "patient_id", "study_id", "dataset", "split"]].assign(label_race=made.table["race"], shuffled_race=made.table["race"], stratum_view=pd.array(view, dtype="str"))
+    table["stratum_as many as view"] = table["stratum_view"]
+    places = [("view", "AP"), ("view", "PA"), ("as many as view", "AP")]
+    readings = [Reading("race", probe, FEATURES, attribute=a, group=g) for a, g in [("", ""), *places] for probe in ("logistic_regression", "network")]
+    scores = {r.name: rng.dirichlet(np.ones(3), len(table)).astype(np.float32) + 0.2 * (group[:, None] == ["a", "b", "c"]) for r in readings}
+    order = rng.permutation(len(table))  # runs that are compared need not have their images in one order
+    shuffled = Readings(table.iloc[order].reset_index(drop=True), {"race": ("a", "b", "c")}, readings, {name: of[order] for name, of in scores.items()}, {})
+    found = frontier.encoded(shuffled, "race", settings())
+    assert set(found.figures) == {"logistic_regression", "network", "strongest", "within view: AP", "within view: PA"}
+    for name in ("AP", "PA"):
+        inside = view == name
+        mine = [scores[r.name][inside] for r in readings if (r.attribute, r.group) == ("view", name)]
+        wanted = max(np.mean([metrics.auc(group[inside] == c, of[:, i]) for i, c in enumerate("abc")]) for of in mine)
+        assert found.figures[frontier.within("view", name)].value == pytest.approx(wanted)
+        assert found.strata["view", name] == (inside.sum(), table["patient_id"][inside].nunique())
+
+
 def means(values, patients):
     """Estimates of one mean a run. values: [runs, n]."""
     bootstrap = Bootstrap(patients, 1, 0)

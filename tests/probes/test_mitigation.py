@@ -108,6 +108,30 @@ def test_a_class_that_the_fitted_rows_lack_is_named_and_has_no_part(method):
     np.testing.assert_array_equal(fit(alone, method, own).erase(test, labels), done.erase(test, labels))
 
 
+def test_halves_of_halves_are_fitted_on_fewer_of_the_same_patients():
+    made = splits()
+    dealt, test = np.random.default_rng(0).random(150).repeat(2), made["test"].arrays[FEATURES]
+    for method in ("leace", "oracle"):
+        found, why = mitigation.by_fewer(made, dealt, settings(method, share=0.8, halvings=3), least=1)
+        assert list(found) == ["halved1", "halved2", "halved3"] and why == ""
+        for k, one in enumerate(found.values(), 1):
+            own = dealt < 0.8 / 2**k
+            assert one.images == own.sum() == 2 * one.patients and abs(one.patients - 120 / 2**k) < 15
+            labels = codes(made, "test", CLASSES)
+            np.testing.assert_array_equal(one.erase(test, labels), fit(made, method, own).erase(test, labels))
+
+
+def test_halving_ends_where_too_few_are_left():
+    made = splits()
+    dealt = np.random.default_rng(0).random(150).repeat(2)
+    found, why = mitigation.by_fewer(made, dealt, settings("leace", share=0.8, halvings=9), least=11)
+    assert list(found) == ["halved1", "halved2", "halved3"] and why == "fewer than 11 patients are left"
+    found, why = mitigation.by_fewer(made, np.where(made["train"].table["race"] == "A", dealt, 1.0), settings("leace", share=0.8, halvings=2), least=1)
+    assert not found and "two classes are needed" in why
+    for method in mitigation.LEAVE_FEATURES:
+        assert mitigation.by_fewer(made, dealt, settings(method, halvings=2), least=1) == ({}, "")
+
+
 def test_fewer_than_two_classes():
     made = splits()
     only = half(made) & (made["train"].table["race"] == "B").to_numpy()

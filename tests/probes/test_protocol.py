@@ -53,6 +53,22 @@ def test_what_is_planted_is_found_and_controls_are_near_chance(planted):
         assert by_name[Reading("race", "logistic_regression", place).name] > 0.6
 
 
+def test_features_that_something_was_taken_from_are_read_before_it_and_as_fewer_would_have_left_them():
+    made, asked = splits(), {"probes": ("logistic_regression", "knn"), "controls": ("unerased",), "strata": (), "refits": 0}
+    erased = {"attribute": "race", "patients": {FEATURES: 75, "halved1": 37}}
+
+    def of(attribute):
+        about = {"classes": {}, "erased": {**erased, "attribute": attribute}}
+        arrays = {split: {name: part.arrays[FEATURES] for name in (FEATURES, "unerased", "halved1")} for split, part in made.items()}
+        return run({split: dataclasses.replace(part, arrays=arrays[split], about=about) for split, part in made.items()}, **asked)[0]
+
+    found = of("race")
+    assert {(r.probe, r.input) for r in found.readings} == {*((p, i) for p in asked["probes"] for i in (FEATURES, "unerased")), ("logistic_regression", "halved1")}
+    linear = [found.scores[Reading("race", "logistic_regression", name).name] for name in (FEATURES, "unerased", "halved1")]
+    assert all(np.array_equal(linear[0], one) for one in linear) and found.found["erased"] == erased
+    assert not any(r.input == "halved1" for r in of("sex").readings)
+
+
 def test_what_the_table_alone_tells():
     """Findings and demographics that have nothing to do with race find nothing; a finding that goes with race does."""
     made = splits()

@@ -39,11 +39,13 @@ def method(folder, seed, encoding=1.0, shift=1.0, strength=2.0, nonlinear=None, 
     test = TABLE[TABLE["split"] == "test"].reset_index(drop=True)
     kept = test[["image_id", "patient_id", "split"]].assign(race=test["race"], label_race=test["race"], shuffled_race=test["race"])
     about = {"fit_images": 10, "fit_patients": 10}
-    several = [Reading("race", "logistic_regression", FEATURES, about=about), Reading("race", "network", FEATURES, about=about)]
+    kept["stratum_view"] = pd.array(np.where(np.arange(len(test)) % 3, "AP", "PA"), dtype="str")
+    places = [("logistic_regression", {}), ("network", {}), ("logistic_regression", {"attribute": "view", "group": "AP"})]
+    several = [Reading("race", probe, FEATURES, about=about, **where) for probe, where in places]
     codes, base = pd.Index(GROUPS).get_indexer(test["race"]), np.random.default_rng(5).normal(size=(len(test), 3))
     scores = {
         reading.name: np.exp(base + how * np.eye(3)[codes] + 0.05 * rng.normal(size=base.shape)).astype(np.float32)
-        for reading, how in zip(several, (encoding, encoding if nonlinear is None else nonlinear))
+        for reading, how in zip(several, (encoding, encoding if nonlinear is None else nonlinear, encoding))
     }
     scores = {name: of / of.sum(1, keepdims=True) for name, of in scores.items()}
     found = {"agreement": [], "absent": {}, "strata_by_truth": []}
@@ -87,10 +89,10 @@ def test_runs_that_differ_in_their_seed_are_one_method(found):
 
 def test_what_is_told_apart_is_and_what_is_not_is_not(found):
     erm, reweight, coral, leace, oracle = found.frontier.methods
-    for metric in ("strongest", "gap", "error", "gap of Edema"):
+    for metric in ("strongest", "within view: AP", "gap", "error", "gap of Edema"):
         assert frontier.of_these(reweight, metric) and reweight.differences[metric].these.high < 0
     assert not any(frontier.distinguishable(coral, metric) or frontier.of_these(coral, metric) for metric in coral.differences)
-    assert frontier.of_these(leace, "logistic_regression") and not frontier.of_these(leace, "strongest")
+    assert frontier.of_these(leace, "logistic_regression") and frontier.of_these(leace, "within view: AP") and not frontier.of_these(leace, "strongest")
     assert frontier.of_these(oracle, "auc") and oracle.differences["auc"].these.high < 0
     said = {sentence.partition(",")[0]: sentence for sentence in found.frontier.said}
     assert "etter than erm: lower encoding of" in said["reweight"] and "lower worst error of a group by" in said["reweight"]
@@ -112,10 +114,14 @@ def test_the_terminal_and_the_page_say_it(found, tmp_path):
     text = compare.text(found, classes=True)
     assert "Worst error of a group, over 3 classes, test images" in text and "Error gap between groups, by class" in text and "erm, 2 seeds" in text
     reweight = found.frontier.methods[1]
+    inside = text.partition("Encoding of group (invented) within view AP")[2]
+    line = next(line for line in inside.splitlines() if "reweight, 2 seeds" in line)
+    n = (TABLE["split"] == "test").sum() - -(-(TABLE["split"] == "test").sum() // 3)
+    assert f"{reweight.figures['within view: AP'].value:.3f}" in line and f" {n} " in line
     assert f"{reweight.figures['error'].value:.3f}" in text and "needs race of who is judged" in text
     compare.write(found, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
-    assert "Encoding, accuracy and harm" in page and "Error gap of each class" in page and "a linear erasure that is undone" in page
+    assert "Encoding, accuracy and harm" in page and "Error gap of each class" in page and "Encoding within strata" in page and "a linear erasure that is undone" in page
 
 
 def test_without_a_reference_or_a_mitigation_there_is_no_frontier(field, tmp_path):

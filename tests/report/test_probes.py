@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import softmax
 
 from configs import base
 from cxr_jax import tables
@@ -69,6 +70,28 @@ def test_words_claim_what_the_intervals_allow(page):
     assert re.search(r"Within view PA alone \(\d+ or more test images\) nothing can be said of all classes together: none fitted", page.text)
     assert re.search(r"Among as many images drawn at random \(\d+ or more\) the same probe reaches 0\.\d{3} \(0\.\d{3} to", page.text)
     assert "Within view LL alone (0 test images) nothing can be said of all classes together: no test image here" in page.text
+
+
+def test_an_erasure_is_told_beside_what_was_there_and_what_fewer_patients_would_have_left(tmp_path):
+    made, random = drawn(), np.random.default_rng(2)
+    of = {signal: np.eye(3)[pd.Categorical(made.table["race"]).codes] * signal + random.normal(size=(IMAGES, 3)) for signal in (0.1, 0.6, 2.0)}
+    scores = dict(zip((FEATURES, "halved1", "unerased"), (softmax(x).astype(np.float32) for x in of.values())))
+    plan = [Reading("race", "logistic_regression", name, about={"fit_images": 700, "fit_patients": 350}) for name in scores]
+    erased = {"attribute": "race", "patients": {FEATURES: 1200, "halved1": 600}}
+    read = dataclasses.replace(made, readings=plan, scores=dict(zip((r.name for r in plan), scores.values())), found={**made.found, "erased": erased})
+    found = readings.audit(read, random.normal(size=(IMAGES, 12)).astype(np.float32), settings(), False)
+    page = Page(report.write(workdir_of(tmp_path, **found)).read_text())
+    value = {row["input"]: row["value"] for row in found["rows"] if row["class"] == "macro" and row["probe"] and row["attribute"] == "all"}
+    assert 0.4 < value[FEATURES] < 0.6 < value["halved1"] < value["unerased"] - 0.1
+    assert f"For logistic regression that is less than from the features before erasure ({value['unerased']:.3f} (" in page.text
+    drawn_as = next(attrs["alt"] for tag, attrs in page.elements if tag == "img" and "erasure was fitted on" in attrs["alt"])
+    told = ", ".join(f"{place} {value[name]:.2f}" for place, name in (("before", "unerased"), ("600", "halved1"), ("1,200", FEATURES)))
+    assert f": {told}." in drawn_as and (tmp_path / "figures" / "probe_fewer_race.svg").exists()
+    assert "logistic regression on features erased by 600 patients" in page.text
+    erased["attribute"] = "sex"  # which these probes were not asked for
+    (tmp_path / "other").mkdir()
+    report.write(workdir_of(tmp_path / "other", **found))
+    assert (tmp_path / "other" / "figures" / "probes_race.svg").exists() and not (tmp_path / "other" / "figures" / "probe_fewer_race.svg").exists()
 
 
 @pytest.mark.parametrize(
