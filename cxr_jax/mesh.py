@@ -96,12 +96,16 @@ def replicate(mesh: Mesh, tree):
 
 
 def to_host(tree):
-    """A tree of global arrays as numpy arrays, whole, on every process."""
+    """A tree of arrays as numpy arrays, on every process: one over all processes' devices whole, one over a process's own as it has it."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
     from jax.experimental import multihost_utils
 
-    return jax.tree.map(lambda x: multihost_utils.process_allgather(x, tiled=True), tree)
+    def whole(x):
+        own = not isinstance(x, jax.Array) or x.is_fully_addressable  # which gathering would lay end to end
+        return jax.device_get(x) if own else multihost_utils.process_allgather(x, tiled=True)
+
+    return jax.tree.map(whole, tree)
 
 
 def agreed(number: int) -> int:

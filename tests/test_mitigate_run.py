@@ -1,5 +1,7 @@
 """Features and what heads make of them, before and after an attribute is taken from them: as a user runs it."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from cxr_jax.data import cohorts
 from cxr_jax.probes import last_layer, logistic_regression, mitigation
 from cxr_jax.report import compare
 from cxr_jax.tables import FEATURES, UNERASED, Features, Predictions, UserError
+from tests import processes
 from tests.test_probe_run import probe_config
 
 ERASURES = [m for m in experiment.MITIGATIONS if m not in ("none", "dfr", "equalised_odds")]
@@ -187,6 +190,37 @@ def test_another_method_keeps_what_was_extracted(phantom_dir, reference, tmp_pat
     assert (tmp_path / "features" / "train.npy").stat().st_mtime_ns == before
     changed = (parts["test"].arrays[FEATURES] != Features.read(tmp_path / "features", "test").arrays[FEATURES]).any(axis=0)
     assert changed.sum() == 3
+
+
+IN_PROCESSES = {**LARGER, "mitigate.halvings": 1, "mitigate.share": 0.8, "audit.threshold": "fixed:0.5"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["leace", "dfr", "equalised_odds"])
+def test_two_processes_write_what_one_does(phantom_dir, larger, tmp_path, method):
+    mitigated(phantom_dir, larger, tmp_path / "one", method, **IN_PROCESSES, stages=("prepare", "extract", "mitigate"))
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    shutil.rmtree(tmp_path / "two" / "mitigated")
+    program = """
+import pathlib
+import jax
+from configs import base
+from cxr_jax import experiment, stages
+from tests.test_mitigate_run import IN_PROCESSES, config_of
+phantoms, reference, workdir, method = sys.argv[1:]
+assert jax.process_count() == 2
+config = config_of(pathlib.Path(phantoms), method, **{"extract.weights": reference, **IN_PROCESSES})
+stages.mitigate(config, experiment.Run(workdir, config, base.get_config(), "the command"))
+"""
+    printed = processes.launch(program, str(phantom_dir), str(larger), str(tmp_path / "two"), method)
+    assert all(method in text for text in printed)
+    for path in (tmp_path / "one" / "mitigated").rglob("*"):
+        if path.suffix == ".npy":  # in another number of threads sums differ in their last bits
+            np.testing.assert_allclose(np.load(tmp_path / "two" / path.relative_to(tmp_path / "one")), np.load(path), rtol=1e-4, atol=1e-5)
+    ours, theirs = (Predictions.read(tmp_path / name / "mitigated" / method / "predictions.parquet").table for name in ("one", "two"))
+    numbers = ours.select_dtypes("number").columns
+    np.testing.assert_allclose(theirs[numbers], ours[numbers], atol=1e-5)
+    assert theirs.drop(columns=numbers).equals(ours.drop(columns=numbers))
 
 
 @pytest.mark.parametrize(
