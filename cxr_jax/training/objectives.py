@@ -227,6 +227,10 @@ class Objective:
         """What it remembers after a step in which the whole batch had these sums."""
         return memory
 
+    def told(self, memory: Tree) -> dict[str, dict[str, float]]:
+        """What of it, as numpy arrays, is worth a line in the log of an epoch: numbers by name."""
+        return {}
+
     def of_labels(self, seen: Seen) -> Array:
         return total_loss(self.targets, seen.logits, seen.labels, seen.mask, seen.counts, seen.carried.get("weight"))
 
@@ -266,6 +270,16 @@ class GroupDRO(Objective):
             return grown / jnp.maximum(grown.sum(1, keepdims=True), jnp.float32(1e-30))
 
         return {name: moved(share, sums[name]) for name, share in memory.items()}
+
+    def told(self, memory):
+        shares = {}
+        for name, share in memory.items():
+            target, values = self.targets[name], share.shape[1] // len(self.groups)
+            of_values = [""] if values == 1 else [", absent", ", present"] if target.kind == "multilabel" else [f", {c}" for c in target.classes]
+            cells = [group + value for group in self.groups for value in of_values]
+            for column, of in zip(target.classes if target.kind == "multilabel" else [name], share, strict=True):
+                shares |= {f"{column}: {cell}": float(s) for cell, s in zip(cells, of, strict=True)}
+        return {"shares": shares}
 
 
 @jax.custom_vjp

@@ -317,7 +317,7 @@ def fit(
             if not all(np.isfinite(s).all() for s in scores.values()):
                 raise FloatingPointError(f"scores of validation are no numbers after step {step}; {_REMEDY}")
             measured = measure(index, scores)
-            log.write(step=step, epoch=float(epoch + 1), split="validation", **measured)
+            log.write(step=step, epoch=float(epoch + 1), split="validation", **measured, **objective.told(meshes.to_host(state.memory)))
             progress.pause()
             progress.say(f"validation macro AUC {measured['macro_auc']:.3f}")
             score = measured["score"]

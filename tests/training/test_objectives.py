@@ -221,6 +221,15 @@ def test_shares_of_cells_grow_with_their_losses():
             q[name] = q[name] * np.exp(0.5 * each[name])
             q[name] /= q[name].sum(1, keepdims=True)
             np.testing.assert_allclose(memory[name], q[name], rtol=1e-4)
+    shares = objective.told(memory)["shares"]
+    for k, column in enumerate(BOTH["findings"].classes):
+        assert [shares[f"{column}: {cell}"] for cell in ("a, absent", "a, present", "b, absent", "b, present", "c, absent", "c, present")] == list(memory["findings"][k])
+    first, second = BOTH["sex"].classes
+    assert [shares[f"sex: {g}, {value}"] for g in "abc" for value in (first, second)] == list(memory["sex"][0])
+    assert len(shares) == 6 * (len(BOTH["findings"].classes) + 1)
+    alone = objectives.of_config(settings("group_dro", cells="group"), FINDINGS, {"findings": labels["findings"]}, training, group, ("a", "b", "c"))
+    column = FINDINGS["findings"].classes[0]
+    assert list(alone.told(alone.begin(5, 0)[1])["shares"])[:3] == [f"{column}: {g}" for g in "abc"]
 
 
 def test_what_a_small_batch_says_of_a_cell_is_right_on_average():

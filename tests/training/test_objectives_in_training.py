@@ -93,6 +93,9 @@ def test_a_run_that_died_remembers(phantom, phantom_dir, tmp_path, name):
             fit(config, phantom, tmp_path / "killed", objective=objective, kill_after=batches)
     assert_same_bits(fit(config, phantom, tmp_path / "killed", objective=objective), wanted)
     assert name == "resample" or len(jax.tree.leaves((wanted.own, wanted.memory))) > 0
+    if name == "group_dro":
+        last = [row for row in metrics_log.read_rows(tmp_path / "killed" / "metrics.jsonl") if row["split"] == "validation"][-1]
+        assert last["shares"] == pytest.approx(objective.told(jax.device_get(wanted.memory))["shares"])
 
 
 def test_shares_that_are_no_numbers_are_not_kept(phantom, phantom_dir, tmp_path):
