@@ -74,11 +74,12 @@ def post_processed(predictions: Predictions, attribute: str, seed: int) -> tuple
             columns[SCORE + finding] = np.where(called, 0.5 + score / 2, score / 2)
     if not lots:
         raise UserError(f"{FIELD}={attribute}: no finding is both there and absent in two groups or more of {fitted.sum():,} validation images")
-    unknown = int((~known_group & ~fitted).sum())
+    unknown, new = int((~known_group & ~fitted).sum()), int((known_group & ~np.isin(group, list(set(group[fitted & known_group]))) & ~fitted).sum())
     said = (
         f"equalised_odds by {attribute}: each of {lots} findings is called by thresholds, and lots, of its own in every group, fitted on {fitted.sum():,} validation"
         f" images of {table.loc[fitted, 'patient_id'].nunique():,} patients; needs {attribute} of everyone who is judged"
         + (f", which {unknown:,} images lack: these are called at a threshold for all" if unknown else "")
+        + (f"; {new:,} images of groups that validation lacks are called at one for all, too" if new else "")
         + (f"; at one for all {', '.join(without)}, since a group has validation images of one kind alone" if without else "")
     )
     return dataclasses.replace(predictions, table=table.assign(**columns)), said

@@ -65,6 +65,10 @@ def test_who_has_no_group_is_called_by_a_threshold_for_all_and_counted():
     assert f"which {unknown.sum()} images lack: these are called at a threshold for all" in said
     score, called = table["score_x"][unknown], after.table["score_x"][unknown] >= 0.5
     assert score[called].min() > score[~called].max()
+    table = before.table.assign(race=before.table["race"].mask(unknown, "another"))
+    elsewhere, said = equalised_odds.post_processed(Predictions(table, before.targets, True), "race", 0)
+    assert f"; {unknown.sum()} images of groups that validation lacks are called at one for all, too" in said and "images lack" not in said
+    np.testing.assert_array_equal(elsewhere.table["score_x"][unknown], after.table["score_x"][unknown])
 
 
 def test_a_finding_of_one_kind_in_a_group_is_called_alike_in_all():
