@@ -24,6 +24,7 @@ from cxr_jax.tables import Predictions, Readings
 
 PROBES = {"logistic_regression": "logistic regression", "knn": "nearest neighbours", "network": "the small network"}
 ENCODING, ACCURACY, HARM = STRONGEST, "auc", "error"  # what the figure is of
+LEAST_TOLD = 0.001  # of a difference, in words: numbers have three decimals
 # Where less is better.
 LESS = {STRONGEST, *PROBES, "brier", "error", "gap"}  # and the gap of a class
 
@@ -256,18 +257,23 @@ def _said(methods: Sequence[Method], target: str, called: str) -> list[str]:
             how = "Not told apart from" if few and not of_these(method, metric) else f"By these runs alone {better} than" if few else f"{better.capitalize()} than"
             ends = _ends(found.these if few and of_these(method, metric) else found) or f"no interval: {found.reason}"
             direction = "alike in" if found.value == 0 else "lower" if found.value < 0 else "higher"
-            told[how].append(f"{direction} {names[metric].split(' (')[0]}" + f" by {audit_rows.number(abs(found.value))} ({ends})" * (found.value != 0))
+            by = f"{audit_rows.number(abs(found.value))} ({ends})" if abs(found.value) >= LEAST_TOLD else f"less than {LEAST_TOLD}"
+            told[how].append(f"{direction} {names[metric].split(' (')[0]}" + f" by {by}" * (found.value != 0))
         parts = [f"{how} {reference.name}: {'; '.join(several)}" for how, several in told.items() if several]
         needs = f" It needs {method.needs} of everyone who is judged, and is no answer where that is not known or may not be used." if method.needs else ""
         told_parts = ". ".join(parts) or "No difference can be told"
         said.append(f"{method.name}, {seeds(method)}. {told_parts}.{needs}{_undone(method)}")
     if not any(distinguishable(method, metric) for method in methods[1:] for metric in (ENCODING, ACCURACY, HARM, "gap")):
         said.append(f"Over patients and seeds together no method is told apart from {reference.name} in encoding, accuracy or harm.")
-    if max(len(method.seeds) for method in methods) < 3:
-        said.append(
-            "Two seeds say next to nothing of how far a third would be from them: where they disagree, intervals over seeds are very wide. Take five. What is said of these"
-            " runs alone is over patients, and holds for these trained networks."
+    most = max(len(method.seeds) for method in methods)
+    if most < 3:
+        few = (
+            "One seed says nothing of how far another would be from it"
+            if most == 1
+            else "Two seeds say next to nothing of how far a third would be from them: where they disagree, intervals over seeds are very wide"
         )
+        alone = "All that is said" if most == 1 else "What is said of these runs alone"
+        said.append(f"{few}. Take five. {alone} is over patients, and holds for these trained networks.")
     return said
 
 
@@ -284,13 +290,20 @@ def seeds(method: Method) -> str:
 
 
 def _undone(method: Method) -> str:
-    """What a linear probe no longer finds, and another does."""
-    linear = method.figures.get("logistic_regression")
-    others = [probe for probe in ("knn", "network") if probe in method.figures and method.figures[probe].these.low > 0.5]
-    if linear is None or not np.isfinite(linear.these.low) or linear.these.low > 0.5 or not others:
+    """What a linear probe no longer finds, or finds less of than the reference's did, and another does."""
+    linear, apart = method.figures.get("logistic_regression"), method.differences.get("logistic_regression")
+    if linear is None or not np.isfinite(linear.these.low):
         return ""
-    undone = ": a linear erasure that is undone" * method.erases
-    return f" What logistic regression does not find in these runs, {' and '.join(PROBES[probe] for probe in others)} find{'s' * (len(others) == 1)}{undone}."
+    nothing, less = linear.these.low <= 0.5, apart is not None and apart.these.high < 0
+    more = 0.5 if nothing else linear.these.high
+    others = [probe for probe in ("knn", "network") if probe in method.figures and method.figures[probe].these.low > more]
+    if not others or not (nothing or less):
+        return ""
+    undone, s = ": a linear erasure that is undone" * method.erases, "s" * (len(others) == 1)
+    found = " and ".join(f"{PROBES[probe]} ({audit_rows.number(method.figures[probe].value)})" for probe in others)
+    if nothing:
+        return f" What logistic regression does not find in these runs, {found} find{s}{undone}."
+    return f" Where logistic regression finds less in these runs, {audit_rows.number(linear.value)}, {found} find{s} more{undone}."
 
 
 # ------------------------------------------------------------------------------------------------- the figure

@@ -97,7 +97,8 @@ def test_what_is_told_apart_is_and_what_is_not_is_not(found):
     said = {sentence.partition(",")[0]: sentence for sentence in found.frontier.said}
     assert "etter than erm: lower encoding of" in said["reweight"] and "lower worst error of a group by" in said["reweight"]
     assert "etter" not in said["coral"] and "orse than" not in said["coral"] and "Not told apart from erm" in said["coral"]
-    assert said["leace"].endswith("What logistic regression does not find in these runs, the small network finds: a linear erasure that is undone.")
+    network = f"the small network ({leace.figures['network'].value:.3f})"
+    assert said["leace"].endswith(f"What logistic regression does not find in these runs, {network} finds: a linear erasure that is undone.")
     assert "orse than erm: lower macro AUC of findings" in said["oracle"] and "It needs race of everyone who is judged" in said["oracle"]
     assert any("Two seeds say next to nothing" in sentence for sentence in found.frontier.said)
 
