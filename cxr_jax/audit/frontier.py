@@ -11,8 +11,10 @@ What is measured of a run (`measured`), all on its test patients:
     encoding   of the attribute, by each kind of probe refitted on the run's features: its macro AUC; and by the strongest of them, of which there is also that
                within each stratum, `within`
 
-The greatest of several is above what it would be of an endless supply of patients, the more the fewer there are, and is taken at its groups as if these
-were given: so for every run alike. Classes are those whose rates are shown in every group.
+The greatest of several is above what it would be of an endless supply of patients, the more the fewer there are and the more alike the groups are, and is
+taken at its groups as if these were given: so a method that makes groups alike is told to help a little less than it does. Groups are those of which anything is
+shown, and classes those whose rates are shown in every one of them. Where two runs have other classes, groups or probes, or probes of other patients, these
+figures of theirs are not of the same thing, and have no difference.
 
 **Intervals** (`over_seeds`). With k runs the figure is the mean of theirs. Two things move it: patients, by the standard error of that mean by influence,
 and seeds, by the standard deviation between runs over the root of k. Half the interval is the root of the sum of two squares, each error times
@@ -38,7 +40,7 @@ from cxr_jax.audit import readings as probed
 from cxr_jax.audit.disclosure import MISSING
 from cxr_jax.audit.estimates import Estimate
 from cxr_jax.audit.intervals import Bootstrap
-from cxr_jax.tables import STRATUM, Predictions, Readings
+from cxr_jax.tables import FEATURES, Predictions, Readings
 
 METRICS = ("auc", "brier", "error", "gap")
 STRONGEST = "strongest"
@@ -47,19 +49,25 @@ _RATES = ("false_negative_rate", "false_positive_rate")
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """figures: Estimates by metric, influences by patient in the order of sorted ids. images: sorted ids; labels: float64 [n, classes], in their
-    order. n_images, n_patients: of figures; strata: the same of each (attribute, group) within which there is encoding. worst: the group that most often has the worst error; '' where there is none. classes: those that error and gap
-    are over.
+    """figures: Estimates by metric, influences by patient in the order of sorted ids. images: sorted ids; patients: whose each is, and labels: float64
+    [n, classes], in their order. over: of metrics that are made of several things, these: error and gap of (classes, groups), encoding of
+    (probe, images and patients that it was fitted on) each. worst: the group that most often has the worst error; '' where there is none.
+    left_out: groups of which nothing may be shown. strata: (attribute, group) of every stratum within which there is encoding.
     """
 
     figures: Mapping[str, Estimate]
     images: np.ndarray
+    patients: np.ndarray
     labels: np.ndarray
-    n_images: int
-    n_patients: int
+    over: Mapping[str, tuple]
     worst: str = ""
-    classes: tuple[str, ...] = ()
-    strata: Mapping[tuple[str, str], tuple[int, int]] = dataclasses.field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+    strata: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Those that error and gap are over."""
+        return self.over.get("error", ((), ()))[0]
 
 
 def measured(predictions: Predictions, target: str, split: str, settings, attribute: str) -> Measured:
@@ -75,20 +83,25 @@ def measured(predictions: Predictions, target: str, split: str, settings, attrib
         table = predictions.table[predictions.table["split"] == name]
         return dataclasses.replace(predictions, table=table.sort_values("image_id").reset_index(drop=True))
 
-    recorded, chosen_on = part(split), part("validation")  # whoever chooses a threshold has what is recorded
+    recorded, chosen_on = part(split), None
+    if split != subgroups.VALIDATION and (predictions.table["split"] == subgroups.VALIDATION).any():
+        chosen_on = part(subgroups.VALIDATION)  # whoever chooses a threshold has what is recorded
     judged = subgroups.with_truth(recorded) if settings.truth == "true" else recorded
     bootstrap = _influences_alone(judged.table["patient_id"].to_numpy())
-    (of,) = judgement.judgements(judged, split, settings, bootstrap, chosen_on if len(chosen_on.table) else None, recorded)
-    everyone, *groups = of.groups
+    (of,) = judgement.judgements(judged, split, settings, bootstrap, chosen_on, recorded)
+    _, *groups = of.groups
     figures = of.figures(of.groups, lambda _: ("auc", "brier", *_RATES))
     found = {metric: figures[0][metric][judgement.MACRO] for metric in ("auc", "brier")}
-    shown = {group.name: rates for group, rates in zip(groups, figures[1:], strict=True) if group.name != MISSING}
+    there = {group.name: rates for group, rates in zip(groups, figures[1:], strict=True) if group.name != MISSING}
+    shown = {name: rates for name, rates in there.items() if any(rates[rate][c].defined for c in of.classes for rate in _RATES)}
     classes = [name for name in of.classes if all(rates[rate][name].defined for rates in shown.values() for rate in _RATES)]
+    over, worst = {}, ""
     if len(shown) < 2 or not classes:
-        why = f"no two groups of {attribute} are recorded" if len(shown) < 2 else "rates of no class are shown in every group"
+        few = f"no two groups of {attribute} are recorded" if len(there) < 2 else f"rates of no two groups of {attribute} are shown"
+        why = few if len(shown) < 2 else "rates of no class are shown in every group"
         found |= {"error": estimates.undefined(why), "gap": estimates.undefined(why)}
-        classes, worst = [], ""
     else:
+        over = dict.fromkeys(("error", "gap"), (tuple(classes), tuple(shown))) | {gap_of(one): ((one,), tuple(shown)) for one in classes}
         cells = {one: {(group, rate): rates[rate][one] for group, rates in shown.items() for rate in _RATES} for one in classes}
         at = {one: max(of, key=lambda cell: of[cell].value) for one, of in cells.items()}
         groups_ = [group for group, _ in at.values()]
@@ -96,11 +109,7 @@ def measured(predictions: Predictions, target: str, split: str, settings, attrib
         found["error"] = estimates.mean([cells[one][at[one]] for one in classes])
         found |= {gap_of(one): _gap(of) for one, of in cells.items()}
         found["gap"] = estimates.mean([found[gap_of(one)] for one in classes])
-    known = everyone.known.any(axis=0)
-    return Measured(
-        found, judged.table["image_id"].to_numpy(str), judged.labels(target), int(known.sum()),
-        len(np.unique(bootstrap.patient[known])), worst, tuple(classes),
-    )  # fmt: skip
+    return Measured(found, *_images(judged.table), judged.labels(target), over, worst, tuple(name for name in there if name not in shown))
 
 
 def gap_of(name: str) -> str:
@@ -122,17 +131,22 @@ def encoded(readings: Readings, target: str, settings) -> Measured:
     order = np.argsort(readings.table["image_id"].to_numpy(str))
     table = readings.table.iloc[order].reset_index(drop=True)
     ordered = dataclasses.replace(readings, table=table, scores={name: of[order] for name, of in readings.scores.items()})
-    bootstrap = _influences_alone(table["patient_id"].to_numpy())
-    places = probed.of_features(ordered, target, settings, bootstrap)
-    figures = places.pop(("", ""))
-    figures |= {STRONGEST: _strongest(figures)} | {within(*place): _strongest(of) for place, of in places.items()}
-    classes = readings.targets[target]
-    labels = np.stack([table[f"label_{target}"] == name for name in classes], axis=1).astype(np.float64)
+    places = probed.of_features(ordered, target, settings, _influences_alone(table["patient_id"].to_numpy()))
+    fitted = {(r.attribute, r.group, r.probe): (r.probe, r.about.get("fit_images"), r.about.get("fit_patients")) for r in readings.readings if r.target == target and r.input == FEATURES and not r.shuffled}
+    figures, over = dict(places[("", "")]), {probe: fitted["", "", probe] for probe in places[("", "")]}
+    for place, of in places.items():
+        name = within(*place) if place[0] else STRONGEST
+        defined = {probe: one for probe, one in of.items() if one.defined}
+        why = next((one.reason for one in of.values()), "no probe was fitted")
+        figures[name] = max(defined.values(), key=lambda one: one.value) if defined else estimates.undefined(why)
+        over[name] = tuple(sorted(fitted[(*place, probe)] for probe in defined))
+    labels = np.stack([table[f"label_{target}"] == name for name in readings.targets[target]], axis=1).astype(np.float64)
     labels[table[f"label_{target}"].isna()] = np.nan
-    known = ~np.isnan(labels).any(axis=1)
-    inside = {(attribute, group): known & (table[STRATUM + attribute] == group).to_numpy(bool, na_value=False) for attribute, group in places}
-    everyone, *strata = ((int(of.sum()), len(np.unique(bootstrap.patient[of]))) for of in (known, *inside.values()))
-    return Measured(figures, table["image_id"].to_numpy(str), labels, *everyone, strata=dict(zip(inside, strata, strict=True)))
+    return Measured(figures, *_images(table), labels, over, strata=tuple(place for place in places if place[0]))
+
+
+def _images(table) -> tuple[np.ndarray, np.ndarray]:
+    return table["image_id"].to_numpy(str), table["patient_id"].to_numpy(str)
 
 
 def within(attribute: str, group: str) -> str:
@@ -140,15 +154,12 @@ def within(attribute: str, group: str) -> str:
     return f"within {attribute}: {group}"
 
 
-def _strongest(of: Mapping[str, Estimate]) -> Estimate:
-    defined = [one for one in of.values() if one.defined]
-    return max(defined, key=lambda one: one.value) if defined else estimates.undefined(next((one.reason for one in of.values()), "no probe was fitted"))
-
-
 def why_not_paired(one: Measured, other: Measured) -> str:
     """Why figures of two runs cannot be told apart image by image, or ''."""
     if not np.array_equal(one.images, other.images):
         return "they were judged on other images"
+    if not np.array_equal(one.patients, other.patients):
+        return "their images are of other patients"
     return "" if np.array_equal(one.labels, other.labels, equal_nan=True) else "the labels of their images differ"
 
 
@@ -182,6 +193,7 @@ def over_seeds(runs: Sequence[Estimate], level: float, bounded: bool = True) -> 
     if not k or any(not one.defined for one in runs):
         return Over(np.nan, np.nan, np.nan, np.nan, k, lacking or "no run")
     value = float(np.mean([one.value for one in runs]))
+    decimals = min((one.decimals for one in runs if one.decimals is not None), default=None)
     moves = sum(one.influence() for one in runs) / k
     patients = float(moves @ moves)
     seeds = float(np.var([one.value for one in runs], ddof=1)) / k if k > 1 else 0.0
@@ -196,9 +208,11 @@ def over_seeds(runs: Sequence[Estimate], level: float, bounded: bool = True) -> 
 
         # p is that of the interval which just reaches 0.
         p = float(optimize.brentq(lambda p: half(p) - abs(value), _LEAST_P, 1.0)) if half(_LEAST_P) > abs(value) else _LEAST_P
-        return Of(max(value - half(1 - level), 0.0 if bounded else -1.0), min(value + half(1 - level), 1.0), p)
+        low, high = max(value - half(1 - level), 0.0 if bounded else -1.0), min(value + half(1 - level), 1.0)
+        return Of(low, high, p) if decimals is None else Of(round(low, decimals), round(high, decimals))
 
-    return Over(value, *of(seeds), k, "", of(0.0) if patients > 0 else Of())
+    told = (value, "") if decimals is None else (round(value, decimals), "rounded, and without p, lest a count of few patients show")
+    return Over(told[0], *of(seeds), k, told[1], of(0.0) if patients > 0 else Of())
 
 
 _LEAST_P = 1e-12

@@ -68,12 +68,13 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Blocks of lines, a block a class or a reading of a probe; family: of how many comparisons the adjusted p are; measure: what values are."""
+    """Blocks of lines, a block a class or a reading of a probe; family: of how many comparisons the adjusted p are; measure: what values are; test: what p is of."""
 
     title: str
     blocks: Sequence[tuple[str, Sequence[Line]]]
     family: int = 0
     measure: str = "AUC"
+    test: str = "Wald's test, clustered by patient"
 
     @property
     def lines(self) -> list[Line]:
@@ -391,21 +392,24 @@ def _probed(runs: Sequence[Run]) -> list[Table]:
     return made
 
 
+_OVER_SEEDS = "Student's, over patients and seeds"
+
+
 def _of_methods(found: frontier.Frontier) -> list[Table]:
     """A table a metric, a line a method."""
     names, made = frontier.names_of(found.target, found.called), []
     for metric in (frontier.STRONGEST, *frontier.PROBES, *frontier.METRICS):
         if sum(metric in method.figures for method in found.methods) > 1:
-            over = f", over {len(found.classes)} class{'es' * (len(found.classes) != 1)}" if metric in ("error", "gap") else ""
-            title = f"{names[metric][0].upper() + names[metric][1:]}{over}, test images"
-            made.append(_adjusted(Table(title, [("", _lines_of_methods(found, metric))], measure="value")))
+            title = f"{names[metric][0].upper() + names[metric][1:]}, {found.images}"
+            made.append(_adjusted(Table(title, [("", _lines_of_methods(found, metric))], measure="value", test=_OVER_SEEDS)))
     return made
 
 
 def _gaps_of_classes(found: frontier.Frontier) -> Table | None:
     """The error gap of every class, a block a class; None where none is shown."""
-    blocks = [(name, _lines_of_methods(found, gap_of(name))) for name in found.classes]
-    return _adjusted(Table("Error gap between groups, by class, test images", blocks, measure="value")) if blocks else None
+    names = audit_rows.in_order(name for method in found.methods for name in method.classes)
+    blocks = [(name, _lines_of_methods(found, gap_of(name))) for name in names]
+    return _adjusted(Table(f"Error gap between groups, by class, {found.images}", blocks, measure="value", test=_OVER_SEEDS)) if blocks else None
 
 
 def _within_strata(found: frontier.Frontier) -> Table | None:
@@ -414,28 +418,30 @@ def _within_strata(found: frontier.Frontier) -> Table | None:
     if not blocks:
         return None
     where = "strata" if len(blocks) > 1 else blocks[0][0]  # one block has no heading of its own
-    return _adjusted(Table(f"Encoding of {found.called} within {where} (AUC of the strongest probe refitted there), test images", blocks, measure="value"))
+    return _adjusted(Table(f"Encoding of {found.called} within {where} (AUC of the strongest probe refitted there), {found.images}", blocks, measure="value", test=_OVER_SEEDS))
 
 
 def _lines_of_methods(found: frontier.Frontier, metric: str) -> list[Line]:
-    lines = []
+    lines, in_blocks = [], metric in found.strata or metric.startswith(gap_of(""))
     for method in found.methods:
         if metric not in method.figures:
             continue
-        of = method.figures[metric]
+        of, apart = method.figures[metric], method.differences.get(metric)
         kind = metric if metric in found.strata else "probes" if metric in (frontier.STRONGEST, *frontier.PROBES) else "findings"
-        counts = tuple(probes.in_count(n, found.least if metric in found.strata else 1) for n in method.counts[kind])
         row = pd.Series({"value": of.value, "low": of.low, "high": of.high, "level": found.level, "suppressed": False, "reason": of.reason})
-        apart = method.differences.get(metric)
-        paired = None if apart is None else Paired(*apart[:3], "", apart.p, apart.reason, *method.counts[kind])
+        paired = None if apart is None else Paired(*apart[:3], "", apart.p, apart.reason, 0, 0)
         these = ""
         if apart is not None and apart.seeds > 1 and np.isfinite(apart.these.low):
             ends = f"{audit_rows.number(apart.these.low)} to {audit_rows.number(apart.these.high)}"
-            these = f"over patients alone the difference of these runs is {ends}, adjusted p {audit_rows.p_value(method.p_of_these[metric])}"
+            # In a table of several blocks the column is adjusted over all of them, which this is not.
+            p = "" if in_blocks else f", adjusted p {audit_rows.p_value(method.p_of_these[metric])}"
+            these = f"over patients alone the difference of these runs is {ends}{p}"
+        over = f"over {len(method.classes)} class{'es' * (len(method.classes) != 1)}" if metric in ("error", "gap") and method.classes else ""
         worst = f"most often worst: {', '.join(audit_rows.in_order(method.worst))}" if metric == "error" and any(method.worst) else ""
         needs = f"needs {method.needs} of who is judged" if method.needs else ""
-        note = "; ".join(filter(None, (these, worst, needs, of.reason, *(n for n in method.notes if metric == frontier.STRONGEST))))
-        lines.append(Line(f"{method.name}, {frontier.seeds(method)}", row, counts, paired, note=note))
+        lacking = f"no difference: {method.lacking[metric]}" if metric in method.lacking else ""
+        note = "; ".join(filter(None, (these, over, worst, needs, lacking, of.reason)))
+        lines.append(Line(f"{method.name}, {frontier.seeds(method)}", row, method.counts.get(kind, ("", "")), paired, note=note))
     return lines
 
 
@@ -506,7 +512,7 @@ def _table_text(table: Table) -> list[str]:
     for number, note in enumerate(notes, 1):
         told += textwrap.wrap(f"[{number}] {note}", COLUMNS, subsequent_indent="    ")
     if table.family:
-        told.append(f"p: Wald's test, clustered by patient; adjusted by Holm over the {_comparisons(table.family)} of this table")
+        told.append(f"p: {table.test}; adjusted by Holm over the {_comparisons(table.family)} of this table")
     return told
 
 

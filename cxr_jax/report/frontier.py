@@ -20,9 +20,10 @@ from cxr_jax.audit.frontier import METRICS, STRONGEST, Measured, Over, within
 from cxr_jax.report import figures, probes
 from cxr_jax.report import rows as audit_rows
 from cxr_jax.report.probes import ALPHA
-from cxr_jax.tables import Predictions, Readings
+from cxr_jax.tables import FEATURES, Predictions, Readings
 
-PROBES = {"logistic_regression": "logistic regression", "knn": "nearest neighbours", "network": "the small network"}
+LINEAR = "logistic_regression"
+PROBES = {LINEAR: "logistic regression", "knn": "nearest neighbours", "network": "the small network"}
 ENCODING, ACCURACY, HARM = STRONGEST, "auc", "error"  # what the figure is of
 LEAST_TOLD = 0.001  # of a difference, in words: numbers have three decimals
 # Where less is better.
@@ -33,9 +34,10 @@ LESS = {STRONGEST, *PROBES, "brier", "error", "gap"}  # and the gap of a class
 class Method:
     """name: of its runs; seeds: theirs. needs: the attribute of who is judged that it needs, or ''. erases: whether it takes it from features.
 
-    figures, differences: by metric; differences from the reference, {} of itself. p_adjusted: by metric, by Holm over the methods; p_of_these: the same over
-    patients alone. each: by metric, every run's figure. worst: groups
-    that fare worst, one a run. counts: (images, patients) of `findings`, of `probes`, and of metrics within strata, these rounded as `probes.roughly` does. notes: what is missing, and why.
+    figures, differences: by metric; differences from the reference, {} of itself. beyond: by probe, how much more it finds than logistic regression.
+    p_adjusted: by metric, of differences, by Holm over the methods; p_of_these: the same over patients alone. lacking: why there is no difference, by
+    metric, 'all' where there is none of anything. each: by metric, every run's figure. worst: groups that fare worst, one a run. classes: those that error and gap are over. counts: (images, patients) in
+    words of `findings`, of `probes`, and of metrics within strata. notes: what else must be known.
     """
 
     name: str
@@ -44,27 +46,29 @@ class Method:
     erases: bool
     figures: Mapping[str, Over]
     differences: Mapping[str, Over]
+    beyond: Mapping[str, Over]
     p_adjusted: Mapping[str, float]
     p_of_these: Mapping[str, float]
+    lacking: Mapping[str, str]
     each: Mapping[str, Sequence[float]]
     worst: Sequence[str]
-    counts: Mapping[str, tuple[int, int]]
+    classes: Sequence[str]
+    counts: Mapping[str, tuple[str, str]]
     notes: Sequence[str]
 
 
 @dataclasses.dataclass(frozen=True)
 class Frontier:
-    """target: of findings; attribute, called: what is encoded, and its name for readers. methods: the reference first. classes: those that the
-    rates are over. strata: in words, by their metric; least: patients that a number within them must be of. said: what of it all can be told apart, in sentences."""
+    """target: of findings; attribute, called: what is encoded, and its name for readers. methods: the reference first. images: which were judged, in
+    words. strata: in words, by their metric. said: what of it all can be told apart, in sentences."""
 
     target: str
     attribute: str
     called: str
     methods: Sequence[Method]
     level: float
-    classes: Sequence[str]
+    images: str
     strata: Mapping[str, str]
-    least: int
     said: Sequence[str]
 
 
@@ -79,55 +83,78 @@ def _is_reference(fields: Mapping) -> bool:
     return not moved and all(fields.get(name, allowed[0]) in allowed for name, allowed in plain.items())
 
 
+def _fields(run) -> dict:
+    """A run's config by dotted name; of how its network was trained what is true of it, where another run trained it."""
+    return {**run.fields, **run.read.run.get("trained_as", {})}
+
+
+def _own_attribute(fields: Mapping) -> str:
+    """What a method is about, '' for one that is about none."""
+    if fields.get("mitigate.method") not in ("", "none", None):
+        return fields["mitigate.attribute"]
+    return fields["train.objective.attribute"] if fields.get("train.objective.name", "erm") not in experiment.WITHOUT_GROUPS else ""
+
+
 def read(runs: Sequence) -> Frontier | None:
     """The frontier of finished runs, `report.compare.Run`s; None where they are not of mitigations, or there is no reference among them.
 
-    A run whose predictions are gone, or are not of its audit, has no part in it, and is said to have none.
+    The attribute is what most mitigations are about, or the reference's where none is about one; the target the first of the reference's that is
+    another. A run whose predictions are gone, or are not of its audit, and one about another attribute have no part in it, and are said to have none.
     """
+    fields = {run.name: _fields(run) for run in runs}
     runs = [run for run in runs if len(run.read.rows)]
-    if sum(_is_one(run.fields) for run in runs) < 2 or all(_is_reference(run.fields) for run in runs):
+    references = [run for run in runs if _is_reference(fields[run.name])]
+    if sum(_is_one(fields[run.name]) for run in runs) < 2 or not references:
         return None
-    first = next((run for run in runs if _is_reference(run.fields)), None)
-    attribute = first.fields.get("mitigate.attribute", "race") if first else ""
-    target = next((t for t in audit_rows.targets(first.read.rows) if t != attribute), None) if first else None
+    about = [_own_attribute(fields[run.name]) for run in runs]
+    named = [name for name in about if name] or [fields[references[0].name].get("mitigate.attribute", "race")]
+    attribute = max(dict.fromkeys(named), key=named.count)
+    target = next((t for t in audit_rows.targets(references[0].read.rows) if t != attribute), None)
     if target is None:
         return None
-    found = [(run, *_measured(run, target, attribute)) for run in runs]
-    without = [f"{run.name} has no part in this: {why}." for run, _, why in found if why]
-    measured = {run.name: of for run, of, why in found if not why}
+    measured, without = {}, []
+    for run, own in zip(runs, about, strict=True):
+        of, why = (None, f"it is about {own}") if own not in ("", attribute) else _measured(run, target, attribute)
+        measured |= {} if why else {run.name: of}
+        without += [f"{run.name} has no part in this: {why}."] if why else []
     runs = [run for run in runs if run.name in measured]
-    if first.name not in measured:
+    first = next((run for run in references if run.name in measured), None)
+    if first is None:
         return None
     groups: dict[str, list] = {}
     for run in runs:
-        # What was trained elsewhere was so with the seed that this run names.
-        fields = {k: v for k, v in run.fields.items() if k not in ("seed", "name", "extract.weights") and not experiment.is_free(k)}
-        key = json.dumps(fields, sort_keys=True)
-        if run.fields["seed"] in (other.fields["seed"] for other in groups.get(key, ())):
-            key += f" {run.name}"  # the same twice, of other weights
+        of = {k: v for k, v in fields[run.name].items() if k not in ("seed", "name", "extract.weights") and not experiment.is_free(k)}
+        key = json.dumps(of, sort_keys=True)
+        if _seed(fields, run) in (_seed(fields, other) for other in groups.get(key, ())):
+            key += f" {run.name}"  # the same twice
         groups.setdefault(key, []).append(run)
-    ordered = sorted(groups.values(), key=lambda of: not _is_reference(of[0].fields))
+    ordered = sorted(groups.values(), key=lambda of: of[0] is not first and first not in of)
     if len(ordered) < 2:
         return None
-    least = max((run.read.probed.least for run in runs if run.read.probed is not None), default=1)
     level, names = first.settings["level"], _distinct([_name(of) for of in ordered])
-    by_seed = [{run.fields["seed"]: measured[run.name] for run in sorted(of, key=lambda run: run.fields["seed"])} for of in ordered]
-    told = [_estimates(its, by_seed[0]) for its in by_seed]
-    figures_, differences = (_over_seeds([one[k] for one in told], level, bounded=k == 0) for k in (0, 1))
-    methods = _adjusted([
-        Method(
-            name, sorted(its), experiment.needs_attribute(of[0].read.config), of[0].fields.get("mitigate.method", "") not in ("", "none"), mine, apart, {}, {},
-            {metric: [one.value for one in several] for metric, several in runs_.items()}, [one[0].worst for one in its.values()],
-            _counts(next(iter(its.values())), least), notes,
-        )
-        for name, of, its, mine, apart, (runs_, _, notes) in zip(names, ordered, by_seed, figures_, differences, told, strict=True)
-    ])  # fmt: skip
-    called = first.read.name_of(attribute)
-    classes = next(iter(by_seed[0].values()))[0].classes
-    probed = next((run.read.probed for run in runs if run.read.probed is not None), None)
+    by_seed = [{_seed(fields, run): measured[run.name] for run in sorted(of, key=lambda run: _seed(fields, run))} for of in ordered]
+    methods = []
+    for name, of, its in zip(names, ordered, by_seed, strict=True):
+        figures_, apart, lacking, notes = _estimates(its, by_seed[0])
+        told = {metric: frontier.over_seeds(several, level) for metric, several in figures_.items()}
+        differences = {metric: frontier.over_seeds(several, level, bounded=False) for metric, several in apart.items()}
+        beyond = {p: frontier.over_seeds(frontier.differences(figures_[p], figures_[LINEAR]), level, bounded=False) for p in PROBES if p != LINEAR and {p, LINEAR} <= set(figures_)}
+        each = {metric: [one.value for one in several] for metric, several in figures_.items()}
+        erases = fields[of[0].name].get("mitigate.method", "") not in ("", "none")
+        worst = [one.worst for one, _ in its.values()]
+        needs = experiment.needs_attribute(of[0].read.config)
+        methods.append(Method(name, sorted(its), needs, erases, told, differences, beyond, {}, {}, lacking, each, worst, next(iter(its.values()))[0].classes, _counts(of[0], target, attribute), notes))
+    methods = _adjusted(methods)
     places = audit_rows.in_order(place for its in by_seed for _, of in its.values() if of is not None for place in of.strata)
+    probed = next((run.read.probed for run in runs if run.read.probed is not None), None)
     strata = {within(*place): probes.strata_words(probed, first.read.name_of)(*place) for place in places}
-    return Frontier(target, attribute, called, methods, level, classes, strata, least, [*_said(methods, target, called), *without])
+    called = first.read.name_of(attribute)
+    images = audit_rows.images_of(audit_rows.main_split(first.read.rows))
+    return Frontier(target, attribute, called, methods, level, images, strata, [*_said(methods, target, called), *without])
+
+
+def _seed(fields: Mapping[str, Mapping], run) -> int:
+    return fields[run.name]["seed"]
 
 
 def _name(runs: Sequence) -> str:
@@ -168,39 +195,72 @@ ByMetric = Mapping[str, Sequence[Estimate]]
 BySeed = Mapping[int, tuple[Measured, Measured | None]]
 
 
-def _estimates(its: BySeed, reference: BySeed) -> tuple[ByMetric, ByMetric, list[str]]:
-    """(figures of all seeds, differences from the reference of those that it has too, what is missing and why)."""
+def _estimates(its: BySeed, reference: BySeed) -> tuple[ByMetric, ByMetric, dict[str, str], list[str]]:
+    """(figures of all seeds; differences from the reference of those that both have; why a metric has none; what else must be known)."""
     shared, notes = [seed for seed in its if seed in reference], []
-    figures_, apart = {}, {}
-    if len(shared) < len(its):
-        notes.append(f"differences are of {len(shared)} of {len(its)} seeds, which the reference has too")
-    for part in (0, 1):
+    figures_, apart, lacking = {}, {}, {}
+    if not shared:
+        lacking["all"] = "the reference has none of its seeds"
+    elif len(shared) < max(len(its), len(reference)):
+        notes.append(f"differences are of the {len(shared)} seed{'s' * (len(shared) > 1)} that both have, of its {len(its)} and the reference's {len(reference)}")
+    left_out = audit_rows.in_order(group for of, _ in its.values() for group in of.left_out)
+    if left_out:
+        notes.append(f"worst error and gap are without {' and '.join(left_out)}, of whom too few were judged")
+    for part, called in enumerate(("findings", "probes")):
         mine, theirs = ({seed: of[seed][part] for seed in seeds} for of, seeds in ((its, its), (reference, shared)))
         if any(one is None for one in mine.values()):
-            notes.append("probes were not asked for it")
+            lacking[STRONGEST] = "probes were not asked for it"
             continue
         alike = [metric for metric in next(iter(mine.values())).figures if all(metric in one.figures for one in mine.values())]
         figures_ |= {metric: [one.figures[metric] for one in mine.values()] for metric in alike}
-        notes += audit_rows.in_order(one.reason for metric in (*METRICS, STRONGEST) for one in figures_.get(metric, ()) if not one.defined)
-        if its is reference or not shared or any(theirs[seed] is None for seed in shared):
+        if its is reference or not shared:
+            continue
+        if any(theirs[seed] is None for seed in shared):
+            lacking[STRONGEST] = "the reference's probes were not asked for it"
             continue
         why = next(filter(None, (frontier.why_not_paired(mine[seed], theirs[seed]) for seed in shared)), "")
         if why:
-            notes.append(f"no difference from the reference: {why}")
+            lacking |= dict.fromkeys(alike, why)
             continue
-        both = [metric for metric in alike if all(metric in one.figures for one in theirs.values())]
-        apart |= {m: frontier.differences([mine[s].figures[m] for s in shared], [theirs[s].figures[m] for s in shared]) for m in both}
-    return figures_, apart, audit_rows.in_order(notes)
+        for metric in alike:
+            unlike = next(filter(None, (_unlike(mine[s].over.get(metric), theirs[s].over.get(metric), called) for s in shared)), "")
+            if unlike or any(metric not in one.figures for one in theirs.values()):
+                lacking[metric] = unlike or "the reference lacks it"
+            else:
+                apart[metric] = frontier.differences([mine[s].figures[metric] for s in shared], [theirs[s].figures[metric] for s in shared])
+    return figures_, apart, lacking, notes
 
 
-def _over_seeds(methods: Sequence[ByMetric], level: float, bounded: bool) -> list[dict[str, Over]]:
-    return [{metric: frontier.over_seeds(runs, level, bounded) for metric, runs in method.items()} for method in methods]
+def _unlike(mine: tuple | None, theirs: tuple | None, called: str) -> str:
+    """Why figures are of other things; of `Measured.over`."""
+    if mine == theirs or mine is None or theirs is None:
+        return ""
+    if called == "findings":
+        moved = [sorted(set(a) ^ set(b)) for a, b in zip(mine, theirs, strict=True)]
+        what = "classes" if moved[0] else "groups"
+        return f"it is over other {what} than the reference's ({', '.join(moved[0] or moved[1])} in one of the two alone)"
+    kinds = [{one[0] for one in (of if isinstance(of[0], tuple) else (of,))} if of else set() for of in (mine, theirs)]
+    if kinds[0] != kinds[1]:
+        return f"{' and '.join(PROBES.get(probe, probe) for probe in sorted(kinds[0] ^ kinds[1]))} read one of the two alone"
+    return "the reference's probes were fitted on other images"
 
 
-def _counts(measured: tuple[Measured, Measured | None], least: int) -> dict[str, tuple[int, int]]:
-    counts = {kind: (of.n_images, of.n_patients) for kind, of in zip(("findings", "probes"), measured, strict=True) if of is not None}
-    strata = measured[1].strata if measured[1] is not None else {}
-    return counts | {within(*place): tuple(probes.roughly(n, least) for n in of) for place, of in strata.items()}
+def _counts(run, target: str, attribute: str) -> dict[str, tuple[str, str]]:
+    """As the pages of the run tell them, with what must not be told withheld. Runs of one method are of the same images."""
+
+    def words(row, least=1):
+        return ("", "") if row is None else tuple(probes.in_count(row[n], least) for n in ("n_images", "n_patients"))
+
+    split, everyone = audit_rows.main_split(run.read.rows), {"metric": "auc", "attribute": "all"}
+    counts = {"findings": words(audit_rows.first(audit_rows.select(run.read.rows, target=target, split=split, **everyone), class_="macro"))}
+    if run.read.probed is not None:
+        rows = run.read.probed.rows
+        rows = rows[(rows["target"] == attribute) & (rows["metric"] == "auc") & (rows["input"] == FEATURES) & ~rows["shuffled"].astype(bool)]
+        rows = rows[(rows["class"] == "macro") & (rows["probe"] != "kmeans")].drop_duplicates(["attribute", "group"])
+        for _, row in rows.iterrows():
+            everyone = row["attribute"] == "all"
+            counts["probes" if everyone else within(row["attribute"], row["group"])] = words(row, 1 if everyone else run.read.probed.least)
+    return counts
 
 
 def _adjusted(methods: Sequence[Method]) -> list[Method]:
@@ -213,7 +273,15 @@ def _adjusted(methods: Sequence[Method]) -> list[Method]:
         for put, p in ((adjusted, [of.p for of in found]), (these, [of.these.p for of in found])):
             for i, one in zip(have, comparisons.holm(np.array(p)), strict=True):
                 put[i][metric] = float(one)
+    for probe in audit_rows.in_order(probe for method in methods for probe in method.beyond):
+        have = [i for i, method in enumerate(methods) if probe in method.beyond]
+        for i, one in zip(have, comparisons.holm(np.array([methods[i].beyond[probe].these.p for i in have])), strict=True):
+            these[i][_beyond(probe)] = float(one)
     return [dataclasses.replace(method, p_adjusted=p, p_of_these=q) for method, p, q in zip(methods, adjusted, these, strict=True)]
+
+
+def _beyond(probe: str) -> str:
+    return f"{probe} beyond {LINEAR}"
 
 
 # ------------------------------------------------------------------------------------------------- in words
@@ -233,9 +301,9 @@ def names_of(target: str, called: str) -> dict[str, str]:
 
 
 def distinguishable(method: Method, metric: str) -> bool:
-    """Whether a difference from the reference is told apart from none, by its interval and after correction for the number of methods."""
+    """Whether a difference from the reference is told apart from none over patients and seeds, by its interval and after correction for the number of methods."""
     found = method.differences.get(metric)
-    apart = found is not None and np.isfinite(found.low) and (found.low > 0 or found.high < 0)
+    apart = found is not None and found.seeds > 1 and (found.low > 0 or found.high < 0)
     return bool(apart and method.p_adjusted[metric] < ALPHA)
 
 
@@ -245,36 +313,58 @@ def of_these(method: Method, metric: str) -> bool:
     return bool(found is not None and (found.these.low > 0 or found.these.high < 0) and method.p_of_these[metric] < ALPHA)
 
 
+IN_WORDS = (ENCODING, ACCURACY, "brier", HARM, "gap")  # metrics that sentences are about
+_VERDICTS = ("Better than", "Worse than", "By these runs alone better than", "By these runs alone worse than", "Not told apart from", "Without a test, beside")
+
+
 def _said(methods: Sequence[Method], target: str, called: str) -> list[str]:
     reference, names, said = methods[0], names_of(target, called), []
     for method in methods[1:]:
-        told = {"Better than": [], "Worse than": [], "By these runs alone better than": [], "By these runs alone worse than": [], "Not told apart from": []}
-        for metric in (ENCODING, ACCURACY, "brier", HARM, "gap"):
-            found = method.differences.get(metric)
+        told, lacking = {verdict: [] for verdict in _VERDICTS}, {}
+        for metric in IN_WORDS:
+            found, name = method.differences.get(metric), names[metric].split(" (")[0]
             if found is None or not np.isfinite(found.value):
+                lacking.setdefault(_why_not(method, reference, metric), []).append(name)
                 continue
-            better, few = "better" if (found.value < 0) == (metric in LESS) else "worse", not distinguishable(method, metric)
-            how = "Not told apart from" if few and not of_these(method, metric) else f"By these runs alone {better} than" if few else f"{better.capitalize()} than"
-            ends = _ends(found.these if few and of_these(method, metric) else found) or f"no interval: {found.reason}"
+            verdict = _verdict(method, metric)
+            ends = _ends(found.these if "alone" in verdict else found) or f"no interval: {found.reason}"
             direction = "alike in" if found.value == 0 else "lower" if found.value < 0 else "higher"
             by = f"{audit_rows.number(abs(found.value))} ({ends})" if abs(found.value) >= LEAST_TOLD else f"less than {LEAST_TOLD}"
-            told[how].append(f"{direction} {names[metric].split(' (')[0]}" + f" by {by}" * (found.value != 0))
+            told[verdict].append(f"{direction} {name}" + f" by {by}" * (found.value != 0))
         parts = [f"{how} {reference.name}: {'; '.join(several)}" for how, several in told.items() if several]
-        needs = f" It needs {method.needs} of everyone who is judged, and is no answer where that is not known or may not be used." if method.needs else ""
-        told_parts = ". ".join(parts) or "No difference can be told"
-        said.append(f"{method.name}, {seeds(method)}. {told_parts}.{needs}{_undone(method)}")
-    if not any(distinguishable(method, metric) for method in methods[1:] for metric in (ENCODING, ACCURACY, HARM, "gap")):
+        parts += [f"No difference can be told in {', '.join(several)}{f': {why}' * bool(why)}" for why, several in lacking.items()]
+        parts += [f"It needs {method.needs} of everyone who is judged, and is no answer where that is not known or may not be used"] if method.needs else []
+        parts += [note[0].upper() + note[1:] for note in method.notes]
+        said.append(f"{method.name}, {seeds(method)}. {'. '.join(parts)}.{_undone(method)}")
+    fewest = min((found.seeds for method in methods[1:] for found in method.differences.values()), default=0)
+    compared = any(method.differences for method in methods[1:])
+    if fewest > 1 and compared and not any(distinguishable(method, metric) for method in methods[1:] for metric in IN_WORDS):
         said.append(f"Over patients and seeds together no method is told apart from {reference.name} in encoding, accuracy or harm.")
-    most = max(len(method.seeds) for method in methods)
-    if most < 3:
+    if compared and fewest < 3:
         few = (
             "One seed says nothing of how far another would be from it"
-            if most == 1
+            if fewest == 1
             else "Two seeds say next to nothing of how far a third would be from them: where they disagree, intervals over seeds are very wide"
         )
-        alone = "All that is said" if most == 1 else "What is said of these runs alone"
-        said.append(f"{few}. Take five. {alone} is over patients, and holds for these trained networks.")
+        said.append(f"{few}. Take five. What is said of these runs alone is over patients, and holds for these trained networks.")
     return said
+
+
+def _verdict(method: Method, metric: str) -> str:
+    found = method.differences[metric]
+    if not np.isfinite(found.p):
+        return "Without a test, beside" if found.value else "Not told apart from"
+    better = "better" if (found.value < 0) == (metric in LESS) else "worse"
+    if distinguishable(method, metric):
+        return f"{better.capitalize()} than"
+    return f"By these runs alone {better} than" if of_these(method, metric) else "Not told apart from"
+
+
+def _why_not(method: Method, reference: Method, metric: str) -> str:
+    """Why there is no difference."""
+    lacking = method.lacking.get(metric) or method.lacking.get("all")
+    own = [of.figures[metric].reason for of in (method, reference) if metric in of.figures and not np.isfinite(of.figures[metric].value)]
+    return lacking or (own[0] if own else method.lacking.get(STRONGEST, ""))
 
 
 def _ends(found) -> str:
@@ -290,13 +380,12 @@ def seeds(method: Method) -> str:
 
 
 def _undone(method: Method) -> str:
-    """What a linear probe no longer finds, or finds less of than the reference's did, and another does."""
-    linear, apart = method.figures.get("logistic_regression"), method.differences.get("logistic_regression")
+    """What a linear probe no longer finds, or finds less of than the reference's did, and another does; told by the difference of the two, corrected."""
+    linear, apart = method.figures.get(LINEAR), method.differences.get(LINEAR)
     if linear is None or not np.isfinite(linear.these.low):
         return ""
     nothing, less = linear.these.low <= 0.5, apart is not None and apart.these.high < 0
-    more = 0.5 if nothing else linear.these.high
-    others = [probe for probe in ("knn", "network") if probe in method.figures and method.figures[probe].these.low > more]
+    others = [p for p, more in method.beyond.items() if more.these.low > 0 and method.p_of_these[_beyond(p)] < ALPHA and method.figures[p].these.low > 0.5]
     if not others or not (nothing or less):
         return ""
     undone, s = ": a linear erasure that is undone" * method.erases, "s" * (len(others) == 1)
@@ -358,14 +447,14 @@ def _draw(found: Frontier, methods: Sequence[Method]):
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     for method in methods:
         said.append(f"{method.name}: " + ", ".join(f"{names[k].split(' (')[0]} {_estimate(method.figures[k])}" for k in (ENCODING, ACCURACY, HARM)))
-    n, p = methods[0].counts["findings"], methods[0].counts["probes"]
+    n, p = (methods[0].counts.get(of, ("", "")) for of in ("findings", "probes"))
     level, runs = audit_rows.percent(found.level), [len(m.seeds) for m in methods]
     over = "over patients and seeds" if min(runs) > 2 else "over patients alone" if max(runs) < 3 else "over patients, and seeds where there are three or more"
     over += f" ({min(runs)}{f' to {max(runs)}' * (min(runs) != max(runs))} runs a method)"
     caption = (
         f"Encoding of {found.called} against accuracy (left) and harm (right, better is up): to the left and up is better. Small dots: single runs."
         f" Lines: {level} intervals {over}. Dotted: {reference.name}. Joined: methods than which none that can be"
-        f" deployed is better in both, by the points alone. Hollow: needs the attribute of who is judged. {n[0]:,} test images of {n[1]:,} patients; probes, {p[0]:,} of {p[1]:,}."
+        f" deployed is better in both, by the points alone. Hollow: needs the attribute of who is judged. {n[0]} {found.images} of {n[1]} patients; probes, {p[0]} of {p[1]}."
     )
     return f"frontier_{found.target}_{found.attribute}", figure, "Encoding, accuracy and harm. " + "; ".join(said) + ".", caption
 

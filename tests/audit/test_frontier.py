@@ -1,5 +1,7 @@
 """Encoding, accuracy and harm: against numbers counted by hand, and intervals that cover patients and seeds alike."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,7 +10,7 @@ from scipy import stats
 
 from configs import base
 from cxr_jax import experiment
-from cxr_jax.audit import estimates, frontier, metrics
+from cxr_jax.audit import estimates, frontier, metrics, subgroups
 from cxr_jax.audit.intervals import Bootstrap, MeanCell
 from cxr_jax.tables import FEATURES, Predictions, Reading, Readings, Target
 
@@ -49,7 +51,29 @@ def test_figures_are_those_counted_by_hand():
     values = {metric: figure.value for metric, figure in found.figures.items()}
     assert values == pytest.approx({"auc": np.mean(aucs), "brier": np.mean(briers), "error": np.mean(worst), "gap": np.mean(gaps), "gap of x": gaps[0], "gap of y": gaps[1]})
     assert found.worst == whose[0] and found.classes == FINDINGS
-    assert (found.n_images, found.n_patients) == (len(test[test[[f"label_{f}" for f in FINDINGS]].notna().any(axis=1)]), 200)
+    assert found.over["error"] == found.over["gap"] == (FINDINGS, ("a", "b", "c")) and found.over["gap of x"] == (("x",), ("a", "b", "c"))
+    assert list(found.images) == sorted(test["image_id"]) and found.left_out == ()
+
+
+def test_a_group_of_too_few_is_left_out_by_name_and_the_others_are_judged():
+    made = predictions()
+    few = made.table["patient_id"].isin(made.table.loc[made.table["split"] == "test", "patient_id"].unique()[:3])
+    with_few = Predictions(made.table.assign(race=made.table["race"].mask(few, "d")), made.targets, False)
+    found = frontier.measured(with_few, "findings", "test", settings(min_patients=11), "race")
+    # With it another has to be withheld, lest it follow by subtraction.
+    assert "d" in found.left_out and len(found.left_out) == 2 and found.figures["error"].defined
+    assert set(found.over["error"][1]) == set("abc") - set(found.left_out)
+
+
+def test_on_validation_thresholds_are_the_audits():
+    made = predictions()
+    found = frontier.measured(made, "findings", "validation", settings(threshold="youden"), "race")
+    asked = settings(threshold="youden", splits=("validation",), attributes=("race",), replicates=1)
+    rows = pd.DataFrame(subgroups.audit(made, asked))
+    rows = rows[(rows["attribute"] == "race") & rows["class"].isin(FINDINGS) & rows["effect"].isna()]
+    rates = [rows[rows["metric"] == f"false_{side}_rate"].pivot(index="class", columns="group", values="value") for side in ("negative", "positive")]
+    worst = np.mean([max(rate.loc[finding].max() for rate in rates) for finding in FINDINGS])
+    assert found.figures["error"].value == pytest.approx(worst)
 
 
 def test_order_of_rows_and_other_runs_do_not_matter():
@@ -89,7 +113,9 @@ def test_encoding_is_the_macro_auc_of_each_probe_of_the_features():
     for k, probe in enumerate(("logistic_regression", "network")):
         wanted = np.mean([metrics.auc(group == c, scores[readings[k].name][:, i]) for i, c in enumerate("abc")])
         assert found.figures[probe].value == pytest.approx(wanted)
-    assert found.figures["strongest"].value == found.figures["network"].value and found.n_images == len(table)
+    assert found.figures["strongest"].value == found.figures["network"].value
+    assert list(found.patients) == list(table.set_index("image_id")["patient_id"].loc[found.images]) and list(found.images) == sorted(table["image_id"])
+    assert [one[0] for one in found.over["strongest"]] == ["logistic_regression", "network"]
 
 
 def test_encoding_within_strata_is_of_the_images_there_by_the_probe_that_is_strongest_there():
@@ -110,7 +136,7 @@ def test_encoding_within_strata_is_of_the_images_there_by_the_probe_that_is_stro
         mine = [scores[r.name][inside] for r in readings if (r.attribute, r.group) == ("view", name)]
         wanted = max(np.mean([metrics.auc(group[inside] == c, of[:, i]) for i, c in enumerate("abc")]) for of in mine)
         assert found.figures[frontier.within("view", name)].value == pytest.approx(wanted)
-        assert found.strata["view", name] == (inside.sum(), table["patient_id"][inside].nunique())
+    assert found.strata == (("view", "AP"), ("view", "PA"))
 
 
 def means(values, patients):
@@ -127,6 +153,13 @@ def test_one_seed_is_students_interval_over_patients():
     assert frontier.over_seeds(means([values - values.mean()], np.arange(40)), 0.9, bounded=False).p == pytest.approx(1)
     tested = stats.ttest_1samp(values, 0)
     assert found.p == pytest.approx(tested.pvalue)
+
+
+def test_what_is_rounded_lest_a_count_show_has_no_p():
+    (one,) = means(np.array([[0.12345, 0.2, 0.4, 0.7]]), np.arange(4))
+    (told, plain) = (frontier.over_seeds([of], 0.95) for of in (dataclasses.replace(one, decimals=2), one))
+    assert told.value == round(plain.value, 2) and np.isnan([told.p, told.these.p]).all() and told.reason.startswith("rounded, and without p")
+    assert (told.low, told.high) == (round(plain.low, 2), round(plain.high, 2)) and np.isfinite(plain.p)
 
 
 def test_seeds_that_disagree_have_few_degrees_of_freedom():

@@ -1,5 +1,6 @@
 """The frontier of mitigations: which runs are one method, what is said of it, and what is drawn."""
 
+import dataclasses
 import shutil
 import types
 
@@ -20,8 +21,11 @@ PLAIN = {"audit__attributes": ("race",), "audit__intersections": (), "audit__cas
 SHIFT = np.array([1.5, 0.0, -1.5])  # what the group adds to a score
 
 
-def method(folder, seed, encoding=1.0, shift=1.0, strength=2.0, nonlinear=None, target="findings", given=None, **diff):
-    """A run whose scores lean on the group as `shift` says, and whose probes find it as `encoding` says; the network as `nonlinear`."""
+def method(folder, seed, encoding=1.0, shift=1.0, strength=2.0, nonlinear=None, target="findings", given=None, changed=lambda table: table, probes=3, fit=10, record=None, **diff):
+    """A run whose scores lean on the group as `shift` says, and whose probes find it as `encoding` says; the network as `nonlinear`.
+
+    changed: what is done to the table of its predictions. probes: how many of its three readings there are; fit: on how many images and patients. record: of run.json.
+    """
     rng = np.random.default_rng([seed, 7])
     noise = np.random.default_rng(0).normal(size=(len(TABLE), 3))  # what images do to every model
     raw = strength * TABLE[[f"label_{f}" for f in FINDINGS]].to_numpy() - 1 + noise + 0.1 * rng.normal(size=noise.shape)
@@ -30,7 +34,9 @@ def method(folder, seed, encoding=1.0, shift=1.0, strength=2.0, nonlinear=None, 
     config = tables.read_json(folder / "config.json") | {"seed": seed}
     tables.write_json(folder / "config.json", config)
     columns = TABLE.assign(**{f"score_{f}": 1 / (1 + np.exp(-raw[:, k])) for k, f in enumerate(FINDINGS)})
-    predictions = Predictions(columns, {target: Target("multilabel", FINDINGS)}, True)
+    if record:
+        tables.write_json(folder / "run.json", tables.read_json(folder / "run.json") | record)
+    predictions = Predictions(changed(columns), {target: Target("multilabel", FINDINGS)}, True)
     (folder / "mitigated" / config["mitigate"]["method"]).mkdir(parents=True)
     predictions.write(folder / "mitigated" / config["mitigate"]["method"] / "predictions.parquet")
     settings = types.SimpleNamespace(**config["audit"])
@@ -38,14 +44,14 @@ def method(folder, seed, encoding=1.0, shift=1.0, strength=2.0, nonlinear=None, 
 
     test = TABLE[TABLE["split"] == "test"].reset_index(drop=True)
     kept = test[["image_id", "patient_id", "split"]].assign(race=test["race"], label_race=test["race"], shuffled_race=test["race"])
-    about = {"fit_images": 10, "fit_patients": 10}
+    about = {"fit_images": fit, "fit_patients": fit}
     kept["stratum_view"] = pd.array(np.where(np.arange(len(test)) % 3, "AP", "PA"), dtype="str")
     places = [("logistic_regression", {}), ("network", {}), ("logistic_regression", {"attribute": "view", "group": "AP"})]
-    several = [Reading("race", probe, FEATURES, about=about, **where) for probe, where in places]
+    several = [Reading("race", probe, FEATURES, about=about, **where) for probe, where in places[:probes]]
     codes, base = pd.Index(GROUPS).get_indexer(test["race"]), np.random.default_rng(5).normal(size=(len(test), 3))
     scores = {
         reading.name: np.exp(base + how * np.eye(3)[codes] + 0.05 * rng.normal(size=base.shape)).astype(np.float32)
-        for reading, how in zip(several, (encoding, encoding if nonlinear is None else nonlinear, encoding))
+        for reading, how in zip(several, (encoding, encoding if nonlinear is None else nonlinear, encoding), strict=False)
     }
     scores = {name: of / of.sum(1, keepdims=True) for name, of in scores.items()}
     found = {"agreement": [], "absent": {}, "strata_by_truth": []}
@@ -83,7 +89,7 @@ def test_runs_that_differ_in_their_seed_are_one_method(found):
     assert [(m.name, list(m.seeds), m.needs) for m in of.methods] == [
         ("erm", [0, 1], ""), ("reweight", [0, 1], ""), ("coral", [0, 1], ""), ("leace", [0, 1], ""), ("oracle", [0, 1], "race"),
     ]  # fmt: skip
-    assert of.target == "findings" and of.attribute == "race" and set(of.classes) == set(FINDINGS)
+    assert of.target == "findings" and of.attribute == "race" and all(set(m.classes) == set(FINDINGS) for m in of.methods)
     assert of.methods[0].differences == {} and all({"strongest", "auc", "brier", "error", "gap"} <= set(m.differences) for m in of.methods[1:])
 
 
@@ -113,7 +119,7 @@ def test_the_line_is_of_methods_that_can_be_deployed(found):
 
 def test_the_terminal_and_the_page_say_it(found, tmp_path):
     text = compare.text(found, classes=True)
-    assert "Worst error of a group, over 3 classes, test images" in text and "Error gap between groups, by class" in text and "erm, 2 seeds" in text
+    assert "Worst error of a group, test images" in text and "over 3 classes; most often worst" in text and "Error gap between groups, by class" in text and "erm, 2 seeds" in text
     reweight = found.frontier.methods[1]
     inside = text.partition("Encoding of group (invented) within view AP")[2]
     line = next(line for line in inside.splitlines() if "reweight, 2 seeds" in line)
@@ -133,10 +139,12 @@ def test_without_a_reference_or_a_mitigation_there_is_no_frontier(field, tmp_pat
 def test_seeds_that_the_reference_lacks_are_told(field):
     some = [f for f in field if f.name in ("erm-0", "reweight-0", "reweight-1", "leace-1")]
     _, reweight, leace = compare.read(some).frontier.methods
-    assert reweight.differences["auc"].seeds == 1 and reweight.figures["auc"].seeds == 2 and "differences are of 1 of 2 seeds, which the reference has too" in reweight.notes
+    assert reweight.differences["auc"].seeds == 1 and reweight.figures["auc"].seeds == 2 and reweight.notes == ["differences are of the 1 seed that both have, of its 2 and the reference's 1"]
     assert leace.differences == {}
     told = compare.text(compare.read(some))
-    assert "differences are of 1 of 2 seeds" in told and "leace-1, 1 seed. No difference can be told." in told
+    told = " ".join(told.split())
+    assert "Differences are of the 1 seed that both have, of its 2 and the reference's 1." in told
+    assert "leace-1, 1 seed. No difference can be told in encoding of group" in told and "error gap between groups: the reference has none of its seeds." in told
 
 
 def test_runs_without_predictions_of_their_audit_have_no_part_in_it(field, tmp_path):
@@ -152,3 +160,70 @@ def test_runs_without_predictions_of_their_audit_have_no_part_in_it(field, tmp_p
     assert "jtt-0 has no part in this: there is no predictions.parquet." in found.said
     (made[0] / "mitigated" / "none" / "predictions.parquet").unlink()
     assert frontier.read(compare.read(made).runs) is None
+
+
+def test_one_seed_is_told_of_its_runs_alone(field):
+    found = frontier.read(compare.read([run for run in field if run.name in ("erm-0", "reweight-0")]).runs)
+    (told, caveat) = found.said
+    assert "By these runs alone better than erm-0: lower encoding" in told and " Better than" not in told and "over seeds" not in told
+    assert caveat.startswith("One seed says nothing of how far another would be from it.")
+    assert not frontier.distinguishable(found.methods[1], "strongest") and frontier.of_these(found.methods[1], "strongest")
+
+
+def test_figures_of_other_things_have_no_difference(field, tmp_path):
+    """Of other classes, groups, probes, images of training or patients: told, with the reason, and the rest is compared."""
+    erm, other = field[0], {"given": field[0], "encoding": 0.4}
+    without = method(tmp_path / "one", 0, changed=lambda t: t.assign(label_Edema=t["label_Edema"].mask(t["split"] == "validation", 0.0)), train__objective__name="jtt", **other)
+    linear = method(tmp_path / "two", 0, probes=1, train__objective__name="mmd", **other)
+    fitted = method(tmp_path / "three", 0, fit=20, train__objective__name="coral", **other)
+    _, *methods = frontier.read(compare.read([erm, without, linear, fitted]).runs).methods
+    why = [method.lacking for method in methods]
+    assert why[0]["error"] == why[0]["gap"] == "it is over other classes than the reference's (Edema in one of the two alone)" and "strongest" not in why[0]
+    assert why[1]["strongest"] == "the small network read one of the two alone" and "logistic_regression" in methods[1].differences and "error" in methods[1].differences
+    assert why[2]["strongest"] == why[2]["network"] == "the reference's probes were fitted on other images" and "auc" in methods[2].differences
+    text = " ".join(compare.text(compare.read([erm, without, linear, fitted])).split())
+    assert f"No difference can be told in worst error of a group, error gap between groups: {why[0]['error']}." in text
+    assert "no difference: the small network read one of the two alone" in text
+    whose = method(tmp_path / "four", 0, changed=lambda t: t.assign(patient_id=t["patient_id"] + "x"), train__objective__name="dann", **other)
+    (_, moved) = frontier.read(compare.read([erm, whose]).runs).methods
+    assert set(moved.differences) == {"logistic_regression", "network", "strongest", "within view: AP"} and moved.lacking["auc"] == "their images are of other patients"
+
+
+def test_a_network_is_what_it_was_trained_as(field, tmp_path):
+    """Whatever the config of the run that took its weights says of training, which is nothing."""
+    weighed = {"seed": 0, "train.objective.name": "reweight"}
+    borrowed = method(tmp_path / "borrowed-0", 0, given=field[0], record={"trained_as": weighed}, extract__weights="runs/reweight-0")
+    found = frontier.read(compare.read([borrowed, *field]).runs)
+    assert found.methods[0].name == "erm" and "borrowed-0" in [m.name for m in found.methods[1:]]
+    # And its seed is that of training: both are of one method, each beside the reference of its own seed.
+    after = [method(tmp_path / f"leace-{seed}", 0, given=field[0], record={"trained_as": {"seed": seed}}, mitigate__method="leace", extract__weights=f"runs/erm-{seed}") for seed in (0, 1)]
+    erm, leace = frontier.read(compare.read([*[run for run in field if run.name.startswith("erm")], *after]).runs).methods
+    assert (leace.name, leace.seeds, leace.differences["auc"].seeds) == ("leace", [0, 1], 2)
+
+
+def test_what_is_about_another_attribute_has_no_part_in_it(field, tmp_path):
+    other = method(tmp_path / "dro-0", 0, given=field[0], train__objective__name="group_dro", train__objective__attribute="sex")
+    found = frontier.read(compare.read([field[0], next(run for run in field if run.name == "leace-0"), other]).runs)
+    assert [m.name for m in found.methods] == ["erm-0", "leace-0"] and "dro-0 has no part in this: it is about sex." in found.said
+
+
+def test_counts_are_those_that_the_pages_of_runs_tell(field):
+    runs = compare.read(field[:2]).runs
+    hidden = [dataclasses.replace(run, read=dataclasses.replace(run.read, rows=run.read.rows.assign(n_images=np.nan, n_patients=np.nan))) for run in runs]
+    found = frontier.read(hidden)
+    assert found.methods[0].counts["findings"] == ("–", "–") and found.methods[0].counts["probes"] == ("675", "322")
+    assert "– test images of – patients; probes, 675 of 322." in frontier.draw(found).caption
+
+
+def test_figures_that_are_rounded_have_no_test(field):
+    runs = compare.read(field[:2]).runs
+    _, reweight = frontier.read(runs).methods
+    told = frontier._verdict(dataclasses.replace(reweight, differences={"auc": reweight.differences["auc"]._replace(p=np.nan)}), "auc")
+    assert np.isfinite(reweight.differences["auc"].p) and told == "Without a test, beside"
+
+
+def test_without_its_first_run_the_reference_is_the_others(field, tmp_path):
+    gone = method(tmp_path / "erm-9", 9, given=field[0])
+    (gone / "mitigated" / "none" / "predictions.parquet").unlink()
+    found = frontier.read(compare.read([gone, *field]).runs)
+    assert found.methods[0].seeds == [0, 1] and "erm-9 has no part in this: there is no predictions.parquet." in found.said
