@@ -260,9 +260,15 @@ def validate(config: ml_collections.ConfigDict) -> None:
     require("mitigate.method", not needed, "is what the stage mitigate does; add it to --config.stages, after extract")
     calls = g.method != "equalised_odds" or a.threshold == "fixed:0.5"
     require("audit.threshold", calls, "mitigate.method=equalised_odds calls images itself, from scores of 0.5 up: take --config.audit.threshold=fixed:0.5")
+    if g.method == "equalised_odds":
+        require("audit.attributes", g.attribute in a.attributes, f"with mitigate.method=equalised_odds, {g.attribute} (mitigate.attribute) among them")
+        require("predict.splits", "validation" in config.predict.splits, "with mitigate.method=equalised_odds, validation among them: it is fitted there")
+        only = "train" not in config.stages or set(config.train.targets) == {"findings"}
+        require("train.targets", only, "with mitigate.method=equalised_odds, findings alone: classes that exclude one another have no calls of their own")
     mixed = g.method == "orthogonalise" and g.attribute in g.confounders
     require("mitigate.confounders", not mixed and len(set(g.confounders)) == len(g.confounders), "each once, and not mitigate.attribute")
     require("mitigate.share", _number(g.share) and 0 < g.share <= 1, "a share above 0, at most 1")
+    require("mitigate.share", g.method != "dfr" or g.share < 1, "below 1 with mitigate.method=dfr: thresholds are chosen on the rest of validation")
     require("mitigate.penalty", _number(g.penalty) and g.penalty > 0, "more than 0")
     require("mitigate.rounds", _whole(g.rounds) and g.rounds >= 1, "at least 1")
     require("mitigate.halvings", _whole(g.halvings) and g.halvings >= 0, "0 or more")
@@ -374,7 +380,8 @@ def fingerprint(
 
 
 # Fields that name a file whose content results depend on.
-FILES = ("dataset.race_table", "model.init_from", "probe.embeddings", "probe.table", "audit.predictions")
+FILES = ("dataset.race_table", "model.init_from", "extract.weights", "probe.embeddings", "probe.table", "audit.predictions")
+OWN_WEIGHTS = ("best", "last", "untrained")  # values of extract.weights that name no file
 
 
 def file_digests(config: ml_collections.ConfigDict | Mapping, known: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -383,10 +390,10 @@ def file_digests(config: ml_collections.ConfigDict | Mapping, known: Mapping[str
     known: digests of those that are no longer needed, and may be gone. Raises UserError for any other that is not there.
     """
     named, digests = fields(config), {}
-    for field in (field for field in FILES if named[field]):
+    for field in (field for field in FILES if named[field] and named[field] not in OWN_WEIGHTS):
         path = pathlib.Path(named[field]).expanduser()
         try:
-            if field == "model.init_from" and path.is_dir():
+            if field in ("model.init_from", "extract.weights") and path.is_dir():
                 digest, best = hashlib.sha256(), path / "checkpoints" / "best"
                 for file in sorted(file for file in best.rglob("*") if file.is_file()):
                     digest.update(f"{file.relative_to(best)} {_sha256(file)}\n".encode())
@@ -398,6 +405,12 @@ def file_digests(config: ml_collections.ConfigDict | Mapping, known: Mapping[str
                 raise UserError(f"config.{field}: {named[field]}: not a readable file ({error.strerror})") from None
             digests[field] = known[field]
     return digests
+
+
+def trained_as(folder: pathlib.Path) -> dict:
+    """The fields that say how a run's network was trained, by dotted name; {} where its config is gone."""
+    path = folder / "config.json"
+    return {k: v for k, v in fields(tables.read_json(path)).items() if _stage_of(k) == "train"} if path.exists() else {}
 
 
 def _sha256(path: pathlib.Path) -> str:
@@ -448,7 +461,10 @@ class Run:
         before = record.get("files", {})
         # Once there is a checkpoint, what it began from is in it.
         begun = "model.init_from" in before and self.path("checkpoints").exists()
-        files = file_digests(self.config, {"model.init_from": before["model.init_from"]} if begun else None)
+        known = {"model.init_from": before["model.init_from"]} if begun else {}
+        # And what features were made by is not needed for what is done with them.
+        known |= {k: before[k] for k in ("extract.weights",) if k in before and record["stages"].get("extract", {}).get("status") == "done"}
+        files = file_digests(self.config, known)
         record["files"] = files
         if goes_on:
             there = fields(tables.read_json(config_path))

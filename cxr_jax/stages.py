@@ -360,6 +360,7 @@ def frozen(config: ml_collections.ConfigDict, run: experiment.Run, cohort, train
     from cxr_jax.training import checkpoints, inference
 
     weights, given = config.extract.weights, pathlib.Path(config.extract.weights).expanduser()
+    run.record.pop("trained_as", None)
 
     def untrained(model, targets, image_size):
         batch_size = config.train.evaluate_batch_size
@@ -376,6 +377,7 @@ def frozen(config: ml_collections.ConfigDict, run: experiment.Run, cohort, train
         folder, which = (run.path("checkpoints"), weights) if own else (given / "checkpoints", "best")
         if not own:
             check_unseen(cohort, given, "config.extract.weights")
+            run.record["trained_as"] = experiment.trained_as(given)
         told, network = checkpoints.identity(folder, which), inference.restore(folder, which, devices)
         described = checkpoints.ModelDescription.read(folder)
         model, targets, image_size = ml_collections.ConfigDict(described.model), described.targets, described.image_size
@@ -425,6 +427,7 @@ def mitigate(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     Writes features and, where the weights are a run's, predictions of config.predict.splits. Patients of training and validation are dealt into two
     halves, of which a method is fitted on one; probes, and thresholds where the method had a say in scores of validation, are of the other.
     """
+    from cxr_jax.audit import disclosure
     from cxr_jax.data import cohorts
     from cxr_jax.probes import mitigation
 
@@ -433,6 +436,7 @@ def mitigate(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     if not config.mitigate.method:
         return
     method, share = config.mitigate.method, config.mitigate.share
+    least = 1 if run.record.get("dataset", {}).get("open_data") else config.audit.min_patients  # patients that a number must be of: what is said is printed
     splits = extracted(run.path("features"))
     dealt = {split: cohorts.uniform(splits[split].table, f"{config.dataset.split_salt} mitigate") for split in ("train", "validation")}
     own = {split: of < share for split, of in dealt.items()}
@@ -457,15 +461,16 @@ def mitigate(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
         if method == "equalised_odds":
             from cxr_jax.audit import equalised_odds
 
-            predictions, said = equalised_odds.post_processed(predictions, config.mitigate.attribute, config.seed)
+            predictions, said = equalised_odds.post_processed(predictions, config.mitigate.attribute, config.seed, least)
     elif method in ("dfr", "equalised_odds"):
         raise UserError(f"config.mitigate.method={method}: {weights} has no heads that tell findings; name the weights of a run")
     if method in mitigation.NEED_ATTRIBUTE:
-        unknown = sum(int((attribute_of(splits[split], config.mitigate.attribute, found.classes) < 0).sum()) for split in ("validation", "test"))
-        said += f"; {unknown:,} images of validation and test, of whom it is not known, are erased as by leace" * bool(unknown)
+        judged = pd.concat([splits[split].table for split in ("validation", "test")])
+        unknown = judged.loc[pd.Index(found.classes).get_indexer(judged[config.mitigate.attribute]) < 0, "patient_id"]
+        said += f"; {disclosure.some(unknown, least)} of validation and test, of whom it is not known, are erased as by leace" * bool(len(unknown))
     patients = splits["train"].table.loc[others["train"], "patient_id"].nunique()
     said += f"; probes are fitted on {others['train'].sum():,} images of {patients:,} patients, {'the same' if share == 1 else 'others'}"
-    by_fewer, why = mitigation.by_fewer(splits, dealt["train"], config.mitigate, config.audit.min_patients)
+    by_fewer, why = mitigation.by_fewer(splits, dealt["train"], config.mitigate)
     if why:
         said += f"; by {len(by_fewer)} of {config.mitigate.halvings} halvings of its patients, too, since then: {why}"
     run.record["mitigated"] = said

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from configs import mitigate
+from configs import base, mitigate
 from cxr_jax import experiment, main, stages, tables
 from cxr_jax.audit import equalised_odds, subgroups
 from cxr_jax.data import cohorts
@@ -183,6 +183,28 @@ def test_what_is_judged_is_what_the_config_says_now(phantom_dir, reference, tmp_
             main.run(config, tmp_path, "the command")
 
 
+def test_features_of_weights_that_changed_are_made_anew(phantom_dir, reference, tmp_path):
+    shutil.copytree(reference, tmp_path / "reference")
+    diff = {"stages": ("prepare", "extract", "mitigate")}
+    mitigated(phantom_dir, tmp_path / "reference", tmp_path / "run", "leace", **diff)
+    there = tables.read_json(tmp_path / "reference" / "config.json")
+    told = tables.read_json(tmp_path / "run" / "run.json")["trained_as"]
+    assert told["seed"] == there["seed"] and told["train.objective.name"] == "erm" and told["model.growth"] == there["model"]["growth"]
+    config = config_of(phantom_dir, "leace", **diff, **{"extract.weights": str(tmp_path / "reference")})
+
+    def done():
+        run = experiment.Run(tmp_path / "run", config, base.get_config(), "the command")
+        return [stage for stage in diff["stages"] if run.done(stage)]
+
+    assert done() == ["prepare", "extract", "mitigate"]
+    shutil.move(tmp_path / "reference", tmp_path / "elsewhere")  # gone, it is not needed for what was made by it
+    assert done() == ["prepare", "extract", "mitigate"]
+    shutil.copytree(tmp_path / "elsewhere", tmp_path / "reference")
+    path = next((tmp_path / "reference" / "checkpoints" / "best").rglob("_METADATA"))
+    path.write_text(path.read_text() + " ")
+    assert done() == ["prepare"]
+
+
 def test_another_method_keeps_what_was_extracted(phantom_dir, reference, tmp_path):
     mitigated(phantom_dir, reference, tmp_path, "leace", stages=("prepare", "extract", "mitigate"))
     before = (tmp_path / "features" / "train.npy").stat().st_mtime_ns
@@ -250,6 +272,10 @@ def test_what_cannot_be_taken(phantom_dir, reference, tmp_path, diff, told):
         ({"mitigate.share": 0.0}, "a share above 0"),
         ({"mitigate.rounds": 0}, "at least 1"),
         ({"mitigate.halvings": -1}, "0 or more"),
+        ({"mitigate.method": "dfr", "mitigate.share": 1.0}, "below 1 with mitigate.method=dfr"),
+        ({"mitigate.method": "equalised_odds", "audit.threshold": "fixed:0.5", "audit.attributes": ("sex",)}, "race .mitigate.attribute. among them"),
+        ({"mitigate.method": "equalised_odds", "audit.threshold": "fixed:0.5", "predict.splits": ("test",), "audit.splits": ("test",)}, "validation among them"),
+        ({"mitigate.method": "equalised_odds", "audit.threshold": "fixed:0.5", "train.targets": ("findings", "sex")}, "findings alone"),
         ({"mitigate.penalty": 0.0}, "more than 0"),
     ],
 )

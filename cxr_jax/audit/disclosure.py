@@ -29,6 +29,11 @@ REST, LIKE = "rest", "like"  # whom a group is compared with: all others; these,
 TIMES = "*"  # between the attributes of an intersection; and, with blanks about it, between their groups
 
 
+def some(patients: pd.Series, least: int) -> str:
+    """`12 images` of the patients of these; `some images` of fewer than `least`."""
+    return f"{len(patients):,} image{'s' * (len(patients) != 1)}" if patients.nunique() >= least else "some images"
+
+
 def check_attributes(attributes: Sequence[str]) -> None:
     """Raises UserError for one that says which image or which patient, and so makes no groups."""
     for attribute in attributes:

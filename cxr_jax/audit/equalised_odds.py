@@ -12,6 +12,7 @@ import dataclasses
 import numpy as np
 
 from cxr_jax.audit import thresholds
+from cxr_jax.audit.disclosure import some
 from cxr_jax.tables import SCORE, Predictions, UserError
 
 FIELD = "config.mitigate.attribute"
@@ -36,10 +37,10 @@ def _optimizer():
     return ThresholdOptimizer(estimator=Scores(), constraints="equalized_odds", objective="balanced_accuracy_score", prefit=True, predict_method="predict")
 
 
-def post_processed(predictions: Predictions, attribute: str, seed: int) -> tuple[Predictions, str]:
+def post_processed(predictions: Predictions, attribute: str, seed: int, least: int = 1) -> tuple[Predictions, str]:
     """(the same with scores as above; what was done in a sentence). Fitted on the validation split, for each finding by itself.
 
-    seed: of the lots. An image whose group is unknown, or is not among those fitted, is called at Youden's threshold of all; a finding that some group of validation
+    seed: of the lots. least: patients that a number in the sentence must be of; above 1, where data are not open, it names no finding that a group lacks. An image whose group is unknown, or is not among those fitted, is called at Youden's threshold of all; a finding that some group of validation
     has only with, or only without, in all groups. Raises UserError where there is no validation split, no attribute, or fewer than two groups;
     and for classes that exclude one another, which have no calls of their own.
     """
@@ -71,15 +72,18 @@ def post_processed(predictions: Predictions, attribute: str, seed: int) -> tuple
                 mine = known_group & np.isin(group, there)
                 called[mine] = found.predict(score[mine, None], sensitive_features=group[mine], random_state=seed + k) == 1
                 lots += 1
-            columns[SCORE + finding] = np.where(called, 0.5 + score / 2, score / 2)
+            # A score of 1 that is not called stays below what is.
+            columns[SCORE + finding] = np.where(called, 0.5 + score / 2, np.minimum(score / 2, np.nextafter(0.5, 0)))
     if not lots:
         raise UserError(f"{FIELD}={attribute}: no finding is both there and absent in two groups or more of {fitted.sum():,} validation images")
-    unknown, new = int((~known_group & ~fitted).sum()), int((known_group & ~np.isin(group, list(set(group[fitted & known_group]))) & ~fitted).sum())
+    seen = np.isin(group, list(set(group[fitted & known_group])))
+    unknown, new = (table.loc[rows & ~fitted, "patient_id"] for rows in (~known_group, known_group & ~seen))
+    alike = ", ".join(without) if least <= 1 else f"{len(without)} findings"
     said = (
         f"equalised_odds by {attribute}: each of {lots} findings is called by thresholds, and lots, of its own in every group, fitted on {fitted.sum():,} validation"
         f" images of {table.loc[fitted, 'patient_id'].nunique():,} patients; needs {attribute} of everyone who is judged"
-        + (f", which {unknown:,} images lack: these are called at a threshold for all" if unknown else "")
-        + (f"; {new:,} images of groups that validation lacks are called at one for all, too" if new else "")
-        + (f"; at one for all {', '.join(without)}, since a group has validation images of one kind alone" if without else "")
+        + (f", which {some(unknown, least)} lack: these are called at a threshold for all" if len(unknown) else "")
+        + (f"; {some(new, least)} of groups that validation lacks are called at one for all, too" if len(new) else "")
+        + (f"; at one for all {alike}, since a group has validation images of one kind alone" if without else "")
     )
     return dataclasses.replace(predictions, table=table.assign(**columns)), said

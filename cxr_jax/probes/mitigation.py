@@ -16,6 +16,7 @@ FIELD = "config.mitigate"
 LEAVE_FEATURES = ("none", "dfr", "equalised_odds")  # methods that change nothing here, but heads, or calls, or nothing at all
 NEED_ATTRIBUTE = ("oracle", "quadratic")  # methods that take the attribute of an image that is judged
 _MOVED = {"oracle": "the mean of each class moved to that of all", "quadratic": "mean and covariance of each class carried over to common ones"}
+FEWEST = 11  # patients by whom erasure is still worth a look
 MOST_NAMES = 15  # of columns, in a message
 
 
@@ -79,8 +80,8 @@ def eraser(splits: Mapping[str, Features], own: np.ndarray, settings) -> Mitigat
     fitted, missing = labels >= 0, [c for c in classes if c not in names]
     counts = int(fitted.sum()), len(np.unique(patients[fitted]))
     on = f"fitted on {counts[0]:,} training images of {counts[1]:,} patients"
-    if missing:
-        on += f"; {' and '.join(missing)} {'has' if len(missing) == 1 else 'have'} no image among them"
+    if missing:  # not by name: that a group has nobody is told of open data alone, and this is printed
+        on += f"; {len(missing)} of {len(classes)} classes {'has' if len(missing) == 1 else 'have'} no image among them"
     if settings.method not in NEED_ATTRIBUTE:
         said = (
             f"{settings.method} of {settings.attribute}{among}: {found.rank[0]} of {width} directions taken from the features, {on};"
@@ -100,11 +101,11 @@ def eraser(splits: Mapping[str, Features], own: np.ndarray, settings) -> Mitigat
     return Mitigation(erase, names, said, *counts)
 
 
-def by_fewer(splits: Mapping[str, Features], dealt: np.ndarray, settings, least: int) -> tuple[dict[str, Mitigation], str]:
+def by_fewer(splits: Mapping[str, Features], dealt: np.ndarray, settings) -> tuple[dict[str, Mitigation], str]:
     """({HALVED1: what settings.method does fitted on half of its patients, HALVED2: on a fourth, …}, why there are no more, or ''); settings.halvings of them.
 
     dealt: float [n] in 0 … 1, of training images, a patient's alike: a method's own rows are those below settings.share, and those of a half are below half of
-    that. So every half is part of the one before. least: patients whose number may be told.
+    that. So every half is part of the one before. There are no more where fewer than FEWEST patients are left.
     """
     found: dict[str, Mitigation] = {}
     if settings.method in LEAVE_FEATURES:
@@ -115,8 +116,8 @@ def by_fewer(splits: Mapping[str, Features], dealt: np.ndarray, settings, least:
             one = eraser(splits, own, settings)
         except UserError as error:
             return found, str(error)
-        if one.patients < least:
-            return found, f"fewer than {least} patients are left"
+        if one.patients < FEWEST:
+            return found, f"fewer than {FEWEST} patients are left"
         found[f"{HALVED}{k}"] = one
     return found, ""
 

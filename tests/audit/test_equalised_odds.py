@@ -69,6 +69,20 @@ def test_who_has_no_group_is_called_by_a_threshold_for_all_and_counted():
     elsewhere, said = equalised_odds.post_processed(Predictions(table, before.targets, True), "race", 0)
     assert f"; {unknown.sum()} images of groups that validation lacks are called at one for all, too" in said and "images lack" not in said
     np.testing.assert_array_equal(elsewhere.table["score_x"][unknown], after.table["score_x"][unknown])
+    # Of fewer patients than may be told of, how many they are is not.
+    few = (before.table["split"] == "test") & before.table["patient_id"].isin(before.table.loc[before.table["split"] == "test", "patient_id"].unique()[:2])
+    for value, told in ((None, ", which some images lack:"), ("another", "; some images of groups that validation lacks")):
+        _, said = equalised_odds.post_processed(Predictions(before.table.assign(race=before.table["race"].mask(few, value)), before.targets, False), "race", 0, 11)
+        assert told in said
+
+
+def test_a_score_of_one_that_is_not_called_stays_below_what_is():
+    before = predictions(1000)
+    ones = Predictions(before.table.assign(score_x=before.table["score_x"].where(np.arange(1000) % 7 > 0, 1.0)), before.targets, True)
+    after, _ = equalised_odds.post_processed(ones, "race", 0)
+    plain = before.table["score_x"].where(np.arange(1000) % 7 > 0, 1.0).to_numpy()
+    scores = after.table["score_x"].to_numpy()
+    assert set(np.flatnonzero(scores == 0.5)) <= set(np.flatnonzero(plain == 0.0)) and (scores[plain == 1] < 0.5).any()
 
 
 def test_a_finding_of_one_kind_in_a_group_is_called_alike_in_all():
