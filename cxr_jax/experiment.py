@@ -16,6 +16,7 @@ import math
 import pathlib
 import platform
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Iterable, Mapping
@@ -216,7 +217,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
     require("train.objective.first_epochs", _whole(o.first_epochs) and o.first_epochs > 0, "at least 1")
     require("train.objective.upweight", _number(o.upweight) and o.upweight > 0, "more than 0")
     one = o.name != "resample" or o.cells == "group" or len(t.targets) == 1
-    require("train.objective.name", one, "resample by group_label draws by one target; name one, or take --config.train.objective.cells=group")
+    require("train.objective.name", one, f"resample by {o.cells} draws by one target; name one, or take --config.train.objective.cells=group")
+    learns = t.freeze <= len(config.model.blocks) or o.name not in ("dann", "cdann", "mmd", "coral")
+    require("train.freeze", learns, f"fewer parts with train.objective.name={o.name}, which works by the features, and these stay as they are")
+    shared = config.dataset.order == "shard" or (not config.dataset.order and config.dataset.cache == "device")
+    require("dataset.order", o.name != "resample" or not shared, "global with train.objective.name=resample: a device draws from its own images alone, whatever cells these are of")
     require("train.select", t.select in ("auc", "worst_group_auc", "gap"), "auc, worst_group_auc or gap")
     require("train.auc_floor", _number(t.auc_floor) and 0 <= t.auc_floor <= 1, "from 0 to 1")
     require("train.log_every_steps", t.log_every_steps >= 1, "at least 1")
@@ -480,6 +485,8 @@ class Run:
             changed = {k: v for k, v in differing.items() if _stage_of(k)}
             # Until there is a checkpoint nothing is lost by starting over, as after a mistake in a first command.
             kept = [k for k in changed if _stage_of(k) in ("prepare", "train")]
+            if kept and not self.path("checkpoints").exists():
+                shutil.rmtree(self.path("first"), ignore_errors=True)  # a first training (jtt) by another config
             if kept and self.path("checkpoints").exists():
                 shown = "; ".join(f"{k}: {changed[k]['base']!r} there, {changed[k]['run']!r} here" for k in kept[:3])
                 raise UserError(

@@ -52,7 +52,7 @@ def prepare(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     # workdir never holds the cohort of one command beside the pages of another.
     _, dropped = cohorts.targets(cohort, config.train.targets, config.dataset)
     if "train" in config.stages:
-        groups_of(config, cohort)
+        check_objective(config, cohort)
     cohort.write(run.path(COHORT))
     with tables.whole_file(run.path("quarantine.csv")) as path:
         dataset.quarantine.to_csv(path, index=False)
@@ -162,7 +162,10 @@ def train(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     if config.train.objective.name == "jtt":  # which trains twice on the same images
         sources = images()
         wrong = first_training(config, run, cohort, targets, labels, sources, fit)
-    objective = objectives.of_config(config.train.objective, targets, labels, in_training, group, groups, wrong)
+    objective = objectives.of_config(config.train.objective, targets, labels, in_training, group, groups, wrong, compared_images(config))
+    if objective.said:
+        run.record["objective"] = objective.said
+        print(f"  {objective.said}")
     fit(config, objective, sources or images(objective.draw), run.workdir, network, described)
 
 
@@ -177,11 +180,33 @@ def groups_of(config: ml_collections.ConfigDict, cohort) -> tuple[np.ndarray | N
     from cxr_jax.data import cohorts
 
     if o.attribute in config.train.targets:
-        raise UserError(f"config.train.objective.attribute={o.attribute}: it is one of train.targets; what is learnt cannot be unlearnt")
+        why = "what is learnt cannot be unlearnt" if o.name not in experiment.WITHOUT_GROUPS else f"train.select={config.train.select} is by groups, of which what is learnt makes none"
+        raise UserError(f"config.train.objective.attribute={o.attribute}: it is one of train.targets; {why}")
     groups, _ = cohorts.targets(cohort, (o.attribute,), config.dataset, "config.train.objective.attribute")
     if groups[o.attribute].kind != "multiclass":
         raise UserError(f"config.train.objective.attribute={o.attribute}: not a class label")
     return cohorts.labels(cohort, groups, config.dataset)[o.attribute], groups[o.attribute].classes
+
+
+def check_objective(config: ml_collections.ConfigDict, cohort) -> None:
+    """Raises UserError where what training is asked for cannot be had from the cohort; told before anything is trained."""
+    from cxr_jax.audit import validation
+    from cxr_jax.data import cohorts
+    from cxr_jax.training import objectives
+
+    group, groups = groups_of(config, cohort)
+    targets, _ = cohorts.targets(cohort, config.train.targets, config.dataset)
+    labels, split = cohorts.labels(cohort, targets, config.dataset), cohort.table["split"].to_numpy()
+    if config.train.objective.name not in experiment.WITHOUT_GROUPS:
+        objectives.of_config(config.train.objective, targets, labels, split == "train", group, groups, None, compared_images(config))
+    if config.train.select != "auc":
+        mine = {name: values[split == "validation"] for name, values in labels.items()}
+        validation.check_groups(targets, mine, group[split == "validation"], groups, config.train.select)
+
+
+def compared_images(config: ml_collections.ConfigDict) -> int:
+    """How many images an objective sees at once."""
+    return config.train.batch_size // config.train.accumulate
 
 
 def first_training(config, run: experiment.Run, cohort, targets, labels, sources, fit) -> dict[str, np.ndarray]:

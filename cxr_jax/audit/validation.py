@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from cxr_jax.audit import metrics, thresholds
-from cxr_jax.tables import Target
+from cxr_jax.tables import Target, UserError
 
 
 def measure(
@@ -21,10 +21,10 @@ def measure(
 
     group: int [n], number of each image's group, -1 unknown, or None. select, floor: as config.train.select and auc_floor.
 
-    Returns loss, as in training; auc, {class: value}, and macro_auc, over the classes, of all heads, that can be judged; n_images, n_patients;
+    Returns loss, the mean one of labels whatever the objective; auc, {class: value}, and macro_auc, over the classes, of all heads, that can be judged; n_images, n_patients;
     score, the greater the better. With groups also worst_group_auc, the least of the groups' macro AUCs, and gap, the error gap: the
     mean over classes of the mean of two ranges over groups, of the rates of missed positives and of called negatives, at Youden's threshold for all. Both
-    are over classes that can be judged in every group, and NaN where there is none.
+    are over classes that can be judged in every group, and NaN where there is none; how many these are is judged_in_groups.
     """
     auc, of_groups, gaps, loss = {}, [], [], 0.0
     members = [group == g for g in range(groups)] if group is not None else []
@@ -53,6 +53,7 @@ def measure(
         found |= {
             "worst_group_auc": float(np.mean(of_groups, axis=0).min()) if of_groups else float("nan"),
             "gap": float(np.mean(gaps)) if gaps else float("nan"),
+            "judged_in_groups": len(gaps),
         }
     return found | {"score": _score(found, select, floor)}
 
@@ -62,6 +63,19 @@ def _score(found: Mapping[str, float], select: str, floor: float) -> float:
         return found["macro_auc" if select == "auc" else select]
     # Whoever is above the floor is before whoever is not, of whom the nearest to it is first.
     return 1 - found["gap"] if found["macro_auc"] >= floor else found["macro_auc"] - 1
+
+
+def check_groups(targets: Mapping[str, Target], labels: Mapping[str, np.ndarray], group: np.ndarray, groups: Sequence[str], select: str) -> None:
+    """Raises UserError where no class can be judged in every group of validation, so that no epoch could be told by `select`. Arguments: as for `measure`."""
+    for name, target in targets.items():
+        for k in range(len(target.classes)):
+            truth = one_vs_rest(labels[name], k)
+            if all({0.0, 1.0} <= set(truth[group == g]) for g in range(len(groups))):
+                return
+    raise UserError(
+        f"config.train.select={select}: validation has no class with images that have it and images that lack it in every group"
+        f" ({', '.join(groups)}), so that no epoch can be told by it; take auc, or a larger share of validation"
+    )
 
 
 def one_vs_rest(labels: np.ndarray, k: int) -> np.ndarray:

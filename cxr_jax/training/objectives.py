@@ -145,7 +145,7 @@ def cells_of(
 
     Of several findings each has cells of its own: group by whether it is there. 'independent' is groups by label, of which each counts as much as
     it would if labels did not depend on groups (Kamiran and Calders 2012, "Data preprocessing techniques for classification without
-    discrimination", reweighing): labels stay as common as they are.
+    discrimination", reweighing): labels stay as common as they are, but where a cell is empty, which no weight can fill.
     """
     found = Cells({}, {}, {})
     for name, target in targets.items():
@@ -200,7 +200,7 @@ class Objective:
 
     targets: what is learnt. settings: a config's `train.objective`. groups: classes of its attribute. carried: of every row of the cohort what
     `loss` reads, a tree of arrays [n, …] that travel with the batches. draw: float64 [n], how often a row is to be drawn, of mean 1 over
-    training; None: each once an epoch.
+    training; None: each once an epoch. there: `Cells.there`, for those that have cells. said: what must be known of it, in a sentence, or ''.
     """
 
     targets: Mapping[str, Target]
@@ -209,6 +209,7 @@ class Objective:
     carried: Mapping[str, Tree] = dataclasses.field(default_factory=dict)
     draw: np.ndarray | None = None
     there: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    said: str = ""
 
     def begin(self, features: int, seed: int) -> tuple[Tree, Tree]:
         """(parameters of its own, to be learnt beside the network's; what it remembers from step to step); trees of float32 arrays."""
@@ -227,7 +228,7 @@ class Objective:
         """What it remembers after a step in which the whole batch had these sums."""
         return memory
 
-    def told(self, memory: Tree) -> dict[str, dict[str, float]]:
+    def told(self, memory: Tree) -> dict[str, float | dict[str, float]]:
         """What of it, as numpy arrays, is worth a line in the log of an epoch: numbers by name."""
         return {}
 
@@ -238,17 +239,19 @@ class Objective:
 class GroupDRO(Objective):
     """Σ share · loss over cells, where the share of a cell grows by exp(settings.step · its loss) at every step.
 
-    Algorithm 1 of Sagawa et al., of batches in the place of single images. The loss of a cell in a batch is estimated by the inverse of its
-    share of training, so that it is unbiased however few images of a cell a batch has, or none. Shares are those before the step.
+    As Algorithm 1 of Sagawa et al., but that images come as they are, not a cell as often as any other: the loss of a cell in a batch is estimated by
+    the inverse of its share of training, so that it is right on average however few images of a cell a batch has, or none. What a batch says of a cell
+    that one in thousands is of is little, and loud; so no share grows by more than e in one step. Shares are those before the step. What is remembered are
+    their logarithms, so that one that has become small can come back; NOWHERE of a cell that training lacks.
     """
 
     def begin(self, features, seed):
-        return {}, {name: jnp.asarray(there / np.maximum(there.sum(1, keepdims=True), 1), jnp.float32) for name, there in self.there.items()}
+        return {}, {name: jnp.asarray(np.where(there, -np.log(np.maximum(there.sum(1, keepdims=True), 1)), NOWHERE), jnp.float32) for name, there in self.there.items()}
 
     def loss(self, own, memory, seen):
         weights, sums = {}, {}
         for name, target in self.targets.items():
-            cell, share = seen.carried["cell"][name], memory[name]
+            cell, share = seen.carried["cell"][name], jnp.exp(memory[name])
             column = jnp.arange(len(share)) if cell.ndim == 2 else 0
             cells = jnp.asarray(self.there[name].sum(1), jnp.float32)[column]
             mine = jnp.where(cell >= 0, share[column, jnp.maximum(cell, 0)] * cells, jnp.float32(1.0))
@@ -264,22 +267,35 @@ class GroupDRO(Objective):
         return total_loss(self.targets, seen.logits, seen.labels, seen.mask, seen.counts, weights), sums
 
     def remember(self, memory, sums):
-        def moved(share, of):
+        def moved(logarithm, of, there):
             loss = of["loss"] / jnp.maximum(of["count"], 1)[:, None]
-            grown = share * jnp.exp(jnp.float32(self.settings.step) * loss)
-            return grown / jnp.maximum(grown.sum(1, keepdims=True), jnp.float32(1e-30))
+            grown = logarithm + jnp.minimum(jnp.float32(self.settings.step) * loss, jnp.float32(1.0))
+            return jnp.where(there, grown - jax.nn.logsumexp(grown, axis=1, keepdims=True), jnp.float32(NOWHERE))
 
-        return {name: moved(share, sums[name]) for name, share in memory.items()}
+        return {name: moved(logarithm, sums[name], jnp.asarray(self.there[name])) for name, logarithm in memory.items()}
 
     def told(self, memory):
         shares = {}
-        for name, share in memory.items():
+        for name, share in ((name, np.exp(logarithm)) for name, logarithm in memory.items()):
             target, values = self.targets[name], share.shape[1] // len(self.groups)
             of_values = [""] if values == 1 else [", absent", ", present"] if target.kind == "multilabel" else [f", {c}" for c in target.classes]
             cells = [group + value for group in self.groups for value in of_values]
             for column, of in zip(target.classes if target.kind == "multilabel" else [name], share, strict=True):
                 shares |= {f"{column}: {cell}": float(s) for cell, s in zip(cells, of, strict=True)}
         return {"shares": shares}
+
+
+NOWHERE = -1e4  # whose exponential is 0
+_LATELY = 0.01  # share of a step in a running mean
+
+
+def _running(before: Array, value: Array) -> Array:
+    """float32 [2], a running sum and its weight, after one more value."""
+    return jnp.float32(1 - _LATELY) * before + jnp.float32(_LATELY) * jnp.stack([value, jnp.ones_like(value)])
+
+
+def _mean_of(running: np.ndarray) -> float:
+    return float(running[0] / running[1]) if running[1] > 0 else float("nan")
 
 
 @jax.custom_vjp
@@ -316,7 +332,7 @@ class Adversarial(Objective):
         return {
             "kernel": [jax.random.normal(key, pair) * np.float32(np.sqrt(2 / pair[0])) for key, pair in zip(keys, zip(sizes, sizes[1:]))],
             "bias": [jnp.zeros(size) for size in sizes[1:]],
-        }, {}
+        }, {"loss": jnp.zeros(2)}
 
     def loss(self, own, memory, seen):
         times = jnp.float32(self.settings.strength) * (2 / (1 + jnp.exp(-10 * seen.progress)) - 1)
@@ -324,7 +340,13 @@ class Adversarial(Objective):
         hidden = jax.nn.relu(shown @ own["kernel"][0] + own["bias"][0])
         logits = hidden @ own["kernel"][1] + own["bias"][1]
         told = categorical_cross_entropy(logits, seen.carried["group"], seen.mask, seen.counts["group"])
-        return self.of_labels(seen) + told, {}
+        return self.of_labels(seen) + told, {"loss": jax.lax.stop_gradient(told)}
+
+    def remember(self, memory, sums):
+        return {"loss": _running(memory["loss"], sums["loss"])}
+
+    def told(self, memory):
+        return {"adversary_loss": _mean_of(memory["loss"])}
 
 
 class Matching(Objective):
@@ -333,6 +355,9 @@ class Matching(Objective):
     Of a batch that is worked through in parts (train.accumulate) distances are within a part, as its statistics are.
     """
 
+    def begin(self, features, seed):
+        return {}, {"distance": jnp.zeros(2)}
+
     def loss(self, own, memory, seen):
         group = jnp.where(seen.mask, seen.carried["group"], -1)
         features, everyone, here = seen.features, group, (group >= 0).sum().astype(jnp.float32)
@@ -340,7 +365,13 @@ class Matching(Objective):
             features, everyone = (jax.lax.all_gather(x, seen.axis, tiled=True) for x in (features, group))
         # A device's part of what is the same on all of them, and a part's of the batch, by how many images are its own.
         apart = _DISTANCES[self.settings.name](features, everyone, len(self.groups)) * here / seen.counts["group"]
-        return self.of_labels(seen) + jnp.float32(self.settings.strength) * apart, {}
+        return self.of_labels(seen) + jnp.float32(self.settings.strength) * apart, {"distance": jax.lax.stop_gradient(apart)}
+
+    def remember(self, memory, sums):
+        return {"distance": _running(memory["distance"], sums["distance"])}
+
+    def told(self, memory):
+        return {"distance": _mean_of(memory["distance"])}
 
 
 def mmd(features: Float[ArrayLike, "b F"], group: Int[ArrayLike, " b"], groups: int) -> Float[Array, ""]:
@@ -352,8 +383,10 @@ def mmd(features: Float[ArrayLike, "b F"], group: Int[ArrayLike, " b"], groups: 
     """
     features, group = jnp.asarray(features), jnp.asarray(group)
     known = group >= 0
-    squares = (features * features).sum(1)
-    squared = jnp.maximum(squares[:, None] + squares[None, :] - 2 * features @ features.T, 0)
+    # Distances are differences of large numbers where features lie far from 0, and accelerators multiply in few digits unless told.
+    centred = features - jax.lax.stop_gradient((features * known[:, None].astype(features.dtype)).sum(0) / jnp.maximum(known.sum(), 1).astype(features.dtype))
+    squares = (centred * centred).sum(1)
+    squared = jnp.maximum(squares[:, None] + squares[None, :] - 2 * jnp.matmul(centred, centred.T, precision=jax.lax.Precision.HIGHEST), 0)
     both = (known[:, None] & known[None, :]).astype(features.dtype)
     middle = jax.lax.stop_gradient((squared * both).sum() / jnp.maximum(both.sum(), 1))
     scale = jnp.asarray((0.25, 0.5, 1.0, 2.0, 4.0), features.dtype) * jnp.maximum(middle, 1e-12)
@@ -406,8 +439,15 @@ class DomainIndependent(Objective):
     """An image's loss is by its group's head; what is read is the mean over the groups' logits, which is a linear head itself.
 
     So the network's own head is that mean, and what is learnt beside it is how far each group's is from it. An image whose group is unknown has
-    its loss by the mean.
+    its loss by the mean, and so has, for a class, one of a group that training has only with it or only without: a head of its own would learn just that,
+    and what is read be off by it for everyone.
     """
+
+    @property
+    def _whole(self) -> dict[str, np.ndarray]:
+        """Which groups have a head of their own for each class, float32 [groups, classes]."""
+        both = {name: there.reshape(len(there), len(self.groups), -1).all(2).T for name, there in self.there.items()}
+        return {name: np.broadcast_to(both[name], (len(self.groups), len(target.classes))).astype(np.float32) for name, target in self.targets.items()}
 
     def begin(self, features, seed):
         def head(classes):
@@ -418,13 +458,16 @@ class DomainIndependent(Objective):
     def loss(self, own, memory, seen):
         group = seen.carried["group"]
 
-        def of_group(logits, head):
-            kernel, bias = (x - x.mean(0, keepdims=True) for x in (head["kernel"], head["bias"]))
+        def of_group(logits, head, whole):
+            share = whole / np.maximum(whole.sum(0), 1)
+            kernel = (head["kernel"] - jnp.einsum("gfc,gc->fc", head["kernel"], share)) * whole[:, None]
+            bias = (head["bias"] - (head["bias"] * share).sum(0)) * whole
             apart = jnp.einsum("bf,gfc->bgc", seen.features, kernel) + bias
             mine = jnp.take_along_axis(apart, jnp.maximum(group, 0)[:, None, None], axis=1)[:, 0]
             return logits + jnp.where((group >= 0)[:, None], mine, jnp.zeros_like(mine))
 
-        logits = {name: of_group(logits, own[name]) for name, logits in seen.logits.items()}
+        whole = self._whole
+        logits = {name: of_group(logits, own[name], whole[name]) for name, logits in seen.logits.items()}
         return self.of_labels(seen._replace(logits=logits)), {}
 
 
@@ -444,27 +487,36 @@ OBJECTIVES: Mapping[str, type[Objective]] = {
 
 def of_config(
     settings, targets: Mapping[str, Target], labels: Mapping[str, np.ndarray], training: np.ndarray,
-    group: np.ndarray | None = None, groups: Sequence[str] = (), wrong: Mapping[str, np.ndarray] | None = None,
+    group: np.ndarray | None = None, groups: Sequence[str] = (), wrong: Mapping[str, np.ndarray] | None = None, images: int = 0,
 ) -> Objective:  # fmt: skip
     """The objective of a config's `train.objective` section, on a cohort.
 
     labels: of every row, as `cohorts.labels` gives them. training: bool [n]. group: int32 [n], number of each row's group, -1 unknown; groups:
     their names; for those that need them. wrong: of jtt, by head in the shape of the labels, bool, which a first training got wrong.
-    Raises UserError for a finding that is not learnt, and a group that training lacks.
+    images: that are compared with one another, of those that compare: of a batch, or of a part of it; 0: not asked whether they are enough.
+    Raises UserError for a finding that is not learnt, a group that training lacks, and batches in which hardly ever two groups are to be compared.
     """
     name = settings.name
     if name in ("erm", "jtt"):
         if name == "erm":
             return Objective(targets, settings)
         weight = {head: np.where(of, settings.upweight, 1.0) for head, of in wrong.items()}
-        # Of mean 1, so that the rate keeps its meaning.
-        return Objective(targets, settings, carried={"weight": {k: (w / w[training].mean()).astype(np.float32) for k, w in weight.items()}})
+        known = {head: (training if of.ndim == 1 else training[:, None]) & (of >= 0) for head, of in labels.items()}  # NaN is not
+        # Of mean 1 over what the loss is a mean over, so that the rate keeps its meaning, and heads theirs beside each other.
+        return Objective(targets, settings, carried={"weight": {k: (w / w[known[k]].mean()).astype(np.float32) for k, w in weight.items()}})
     sizes = np.bincount(group[training & (group >= 0)], minlength=len(groups))
     if not sizes.all():
         raise UserError(
             f"config.train.objective.attribute={settings.attribute}: no training image is of {groups[int(np.argmin(sizes))]!r}; {name} needs some of every group"
         )
-    draw, there, carried = None, {}, {"group": np.asarray(group, np.int32)}
+    draw, there, carried, said = None, {}, {"group": np.asarray(group, np.int32)}, ""
+    if name in _DISTANCES and images:
+        said = _compared(name, sizes / training.sum(), images)
+    if name == "domain_independent":
+        there = cells_of(targets, labels, group, len(groups), training, "group_label").there
+        found = OBJECTIVES[name](targets, settings, tuple(groups), carried, draw, there)
+        lacking, of = sum(int((1 - x).sum()) for x in found._whole.values()), sum(x.size for x in found._whole.values())
+        return dataclasses.replace(found, said=f"for {lacking} of {of} classes by group there is no head, since training has images of one kind alone" if lacking else "")
     if name in ("reweight", "group_dro", "resample"):
         cells = cells_of(targets, labels, group, len(groups), training, settings.cells)
         there = cells.there
@@ -472,7 +524,24 @@ def of_config(
             carried, draw = {}, _draw(cells, targets, group, sizes, settings)
         else:
             carried = {"weight": cells.weight} | ({"cell": cells.cell} if name == "group_dro" else {})
-    return OBJECTIVES[name](targets, settings, tuple(groups), carried, draw, there)
+    return OBJECTIVES[name](targets, settings, tuple(groups), carried, draw, there, said)
+
+
+_LEAST_OF_A_GROUP = {"mmd": 2, "coral": 4}  # images, to be compared
+
+
+def _compared(name: str, shares: np.ndarray, images: int) -> str:
+    """In how many batches of so many images groups are compared, in a sentence. shares: of groups in training. Raises UserError where it is in fewer than half."""
+    counts = np.random.default_rng(0).multinomial(images, [*shares, max(1 - shares.sum(), 0)], 2000)[:, :-1]
+    there = counts >= _LEAST_OF_A_GROUP[name]
+    pair = there.sum(1) > 1
+    if pair.mean() < 0.5:
+        raise UserError(
+            f"config.train.batch_size: in {pair.mean():.0%} of batches, or of their parts, of {images} images two groups have the {_LEAST_OF_A_GROUP[name]} that {name}"
+            " compares; take larger batches, or fewer parts (train.accumulate)"
+        )
+    rarest = (there & pair[:, None]).mean(0).min()
+    return f"{name} compares groups in {pair.mean():.0%} of batches, and the rarest of them in {rarest:.0%}"
 
 
 def _draw(cells: Cells, targets: Mapping[str, Target], group: np.ndarray, sizes: np.ndarray, settings) -> np.ndarray:

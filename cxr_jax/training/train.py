@@ -269,6 +269,11 @@ def fit(
     log = MetricsLog(workdir, resume_after=step)
     processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
+    def numbers(index: np.ndarray) -> np.ndarray:
+        """What augmentation knows images by: their own numbers, or, where a batch may have several copies of one, their places in it."""
+        own = index if objective.draw is None else jax.process_index() * len(index) + np.arange(len(index))
+        return own.astype(np.int32)
+
     total_images = t.epochs * len(train_source)
     done = int(state.epoch) * len(train_source) + min(int(state.step_in_epoch) * t.batch_size, len(train_source))
     with contextlib.ExitStack() as stack:
@@ -286,7 +291,7 @@ def fit(
                     {
                         **{name: batch[name] for name in ("image", "row") if name in batch},
                         "mask": batch["mask"],
-                        "index": batch["index"].astype(np.int32),
+                        "index": numbers(batch["index"]),
                         "labels": take_rows(labels, batch["index"]),
                         "carried": take_rows(objective.carried, batch["index"]),
                     },

@@ -5,7 +5,7 @@ import pytest
 import sklearn.metrics
 
 from cxr_jax.audit import validation
-from cxr_jax.tables import Target
+from cxr_jax.tables import Target, UserError
 
 TARGETS = {"findings": Target("multilabel", ("x", "y")), "sex": Target("multiclass", ("F", "M"))}
 
@@ -81,3 +81,17 @@ def test_what_is_wrong():
         t, s = labels["findings"][known[:, k], k], scores["findings"][known[:, k], k]
         fpr, tpr, at = sklearn.metrics.roc_curve(t, s, drop_intermediate=False)
         np.testing.assert_array_equal(found["findings"][known[:, k], k], (s >= at[np.argmax(tpr - fpr)]) != t)
+
+
+def test_groups_none_of_which_can_be_judged_by_any_class_are_refused():
+    findings = {"f": Target("multilabel", ("x", "y"))}
+    group = np.array([0, 0, 0, 1, 1, 1])
+    labels = {"f": np.array([[0, 0], [1, 1], [0, 1], [0, 1], [0, 1], [0, np.nan]])}
+    with pytest.raises(UserError, match=r"^config.train.select=gap: validation has no class with images that have it and images that lack it in every group \(a, b\)"):
+        validation.check_groups(findings, labels, group, ("a", "b"), "gap")
+    labels["f"][5, 1] = 0
+    validation.check_groups(findings, labels, group, ("a", "b"), "gap")
+    sex = {"sex": Target("multiclass", ("F", "M"))}
+    validation.check_groups(sex, {"sex": np.array([0, 1, -1, 0, 1, 1])}, group, ("a", "b"), "gap")
+    with pytest.raises(UserError, match="worst_group_auc"):
+        validation.check_groups(sex, {"sex": np.array([0, 1, -1, 1, 1, 1])}, group, ("a", "b"), "worst_group_auc")

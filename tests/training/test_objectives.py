@@ -220,16 +220,43 @@ def test_shares_of_cells_grow_with_their_losses():
         for name in q:
             q[name] = q[name] * np.exp(0.5 * each[name])
             q[name] /= q[name].sum(1, keepdims=True)
-            np.testing.assert_allclose(memory[name], q[name], rtol=1e-4)
+            np.testing.assert_allclose(np.exp(memory[name]), q[name], rtol=1e-4)
+    memory = jax.device_get(memory)
     shares = objective.told(memory)["shares"]
     for k, column in enumerate(BOTH["findings"].classes):
-        assert [shares[f"{column}: {cell}"] for cell in ("a, absent", "a, present", "b, absent", "b, present", "c, absent", "c, present")] == list(memory["findings"][k])
+        assert [shares[f"{column}: {cell}"] for cell in ("a, absent", "a, present", "b, absent", "b, present", "c, absent", "c, present")] == list(np.exp(memory["findings"][k]))
     first, second = BOTH["sex"].classes
-    assert [shares[f"sex: {g}, {value}"] for g in "abc" for value in (first, second)] == list(memory["sex"][0])
+    assert [shares[f"sex: {g}, {value}"] for g in "abc" for value in (first, second)] == list(np.exp(memory["sex"][0]))
     assert len(shares) == 6 * (len(BOTH["findings"].classes) + 1)
     alone = objectives.of_config(settings("group_dro", cells="group"), FINDINGS, {"findings": labels["findings"]}, training, group, ("a", "b", "c"))
     column = FINDINGS["findings"].classes[0]
-    assert list(alone.told(alone.begin(5, 0)[1])["shares"])[:3] == [f"{column}: {g}" for g in "abc"]
+    assert list(alone.told(jax.device_get(alone.begin(5, 0)[1]))["shares"])[:3] == [f"{column}: {g}" for g in "abc"]
+
+
+def test_one_image_of_a_rare_cell_moves_its_share_by_little_and_a_small_share_comes_back():
+    n = 30000
+    label, group = np.zeros((n, 1), np.float32), np.zeros(n, np.int32)
+    label[: n // 2], group[n // 4 : -n // 4], group[0] = 1, 1, 2  # the third group has one image, and so no other cell
+    x = {"findings": Target("multilabel", ("x",))}
+    objective = objectives.of_config(settings("group_dro", step=1.0), x, {"findings": label}, np.ones(n, bool), group, ("a", "b", "c"))
+    _, memory = objective.begin(1, 0)
+    before = np.exp(memory["findings"][0])
+    np.testing.assert_allclose(before, [0.2, 0.2, 0.2, 0.2, 0, 0.2], rtol=1e-5)
+    rows, mask = np.arange(8) * (n // 8), jnp.ones(8, bool)
+    mine, carried = {"findings": jnp.asarray(label[rows])}, jax.tree.map(lambda x: jnp.asarray(x[rows]), dict(objective.carried))
+    view = objectives.Seen({"findings": jnp.full((8, 1), -4.0)}, jnp.zeros((8, 1)), mine, mask, carried, objective.counts(mine, mask, carried), jnp.float32(0), None)
+
+    def after(memory, logits=view.logits["findings"]):
+        return objective.remember(memory, objective.loss({}, memory, view._replace(logits={"findings": logits}))[1])
+
+    memory = after(memory)
+    assert before[5] < np.exp(memory["findings"][0, 5]) <= before[5] * np.e and np.exp(memory["findings"][0]).sum() == pytest.approx(1, rel=1e-5)
+    low = {"findings": memory["findings"].at[0, 5].set(-200.0)}
+    # Where the others cost nothing: label by label right, but of the image that the rare cell has.
+    right = jnp.asarray(np.where(label[rows] == 1, 20.0, -20.0) * np.where(rows[:, None] == 0, -1, 1), jnp.float32)
+    for _ in range(300):
+        low = after(low, right)
+    assert np.isfinite(low["findings"]).all() and np.exp(low["findings"][0, 5]) > 0.1 and np.exp(low["findings"][0, 4]) == 0
 
 
 def test_what_a_small_batch_says_of_a_cell_is_right_on_average():
@@ -344,6 +371,70 @@ def test_the_mean_of_the_groups_heads_is_the_networks_own():
     np.testing.assert_allclose(objective.loss(own, {}, view)[0], wanted, rtol=1e-5)
 
 
+def test_a_group_that_has_a_class_in_every_image_or_none_has_no_head_for_it():
+    labels, group, training = cohort(60)
+    training[:] = True
+    labels["findings"][group == 1, 0] = 0
+    labels["sex"][group == 2] = np.where(labels["sex"][group == 2] >= 0, 1, -1)
+    objective = objectives.of_config(settings("domain_independent"), BOTH, labels, training, group, ("a", "b", "c"))
+    assert objective.said == "for 3 of 15 classes by group there is no head, since training has images of one kind alone"
+    own = jax.tree.map(lambda x: jnp.asarray(RNG.normal(size=x.shape), jnp.float32), objective.begin(5, 0)[0])
+    view = seen(labels, group, np.arange(60))
+
+    def losses(own):
+        return objective.loss(own, {}, view)[0]
+
+    gradient = jax.grad(losses)(own)
+    assert not gradient["findings"]["kernel"][1, :, 0].any() and gradient["findings"]["kernel"][1, :, 1].any() and gradient["findings"]["kernel"][0, :, 0].any()
+    assert not gradient["sex"]["kernel"][2].any() and gradient["sex"]["kernel"][0].any()
+    # The two that have one are read by their mean, which is the network's own.
+    moved = jax.tree.map(jnp.asarray, jax.device_get(own))
+    moved["findings"]["kernel"] = moved["findings"]["kernel"].at[1, :, 0].set(100.0)
+    np.testing.assert_allclose(losses(moved), losses(own), rtol=1e-6)
+
+
+def test_groups_that_batches_hardly_ever_compare_are_refused():
+    labels, group, training = cohort(2000)
+    labels = {"findings": labels["findings"]}
+
+    def made(name, images):
+        return objectives.of_config(settings(name), FINDINGS, labels, training, group, ("a", "b", "c"), None, images)
+
+    shares = np.array([0.6, 0.25, 0.1, 0.05])
+    for name, images, least in (("mmd", 8, 2), ("coral", 32, 4)):
+        counts = np.random.default_rng(3).multinomial(images, shares, 20000)[:, :3] >= least
+        pair = counts.sum(1) > 1
+        told = [float(word.rstrip("%,")) / 100 for word in made(name, images).said.split() if "%" in word]
+        np.testing.assert_allclose(told, [pair.mean(), (counts & pair[:, None]).mean(0).min()], atol=0.04)
+    for name, images in (("mmd", 2), ("coral", 8)):
+        with pytest.raises(UserError, match=rf"config.train.batch_size: in \d+% of batches, or of their parts, of {images} images two groups have the . that {name} compares"):
+            made(name, images)
+
+
+def test_distances_of_features_far_from_nought_are_those_of_the_same_features_near_it():
+    rng = np.random.default_rng(5)
+    features, group = rng.normal(size=(40, 6)) * 0.01, rng.integers(0, 2, 40).astype(np.int32)
+    features[group == 1] += 0.005
+    near, far = (objectives.mmd(jnp.asarray(features + shift, jnp.float32), group, 2) for shift in (0.0, 1.0))
+    np.testing.assert_allclose(far, near, rtol=1e-3)
+
+
+def test_what_is_unlearnt_and_matched_is_in_the_log():
+    labels, group, training = cohort(80)
+    for name, called in (("dann", "adversary_loss"), ("mmd", "distance")):
+        objective = objectives.of_config(settings(name, hidden=4), FINDINGS, {"findings": labels["findings"]}, training, group, ("a", "b", "c"))
+        own, memory = objective.begin(5, 0)
+        assert np.isnan(objective.told(jax.device_get(memory))[called])
+        values = []
+        for rows in np.arange(80).reshape(4, 20):
+            view = seen({"findings": labels["findings"]}, group, rows, carried=objective.carried)
+            loss, sums = objective.loss(own, memory, view)
+            values.append(float(loss - objective.of_labels(view)))
+            memory = objective.remember(memory, sums)
+        weights = 0.99 ** np.arange(4)[::-1]
+        assert objective.told(jax.device_get(memory))[called] == pytest.approx(np.average(values, weights=weights), rel=1e-3)
+
+
 def test_images_are_drawn_by_group_or_by_group_and_one_finding():
     labels, group, training = cohort(2000)
     labels = {"findings": labels["findings"]}
@@ -358,10 +449,11 @@ def test_images_are_drawn_by_group_or_by_group_and_one_finding():
 
 def test_what_was_got_wrong_counts_more():
     labels, _, training = cohort(50)
-    wrong = {name: RNG.random(of.shape) < 0.3 for name, of in labels.items()}
+    known = {name: (of >= 0) & (training if of.ndim == 1 else training[:, None]) for name, of in labels.items()}
+    wrong = {name: (RNG.random(of.shape) < 0.3) & known[name] for name, of in labels.items()}
     objective = objectives.of_config(settings("jtt", upweight=4.0), BOTH, labels, training, wrong=wrong)
     for name, weight in objective.carried["weight"].items():
-        assert weight[training].mean() == pytest.approx(1, abs=1e-6)
+        assert weight[known[name]].mean() == pytest.approx(1, abs=1e-6)
         np.testing.assert_allclose(weight[wrong[name]], 4 * weight[~wrong[name]][0], rtol=1e-6)
 
 

@@ -1,11 +1,13 @@
 """Objectives in the step and in a run: the same on any number of devices, gone on with to the same bits, chosen by a config."""
 
+import shutil
+
 import jax
 import numpy as np
 import optax
 import pytest
 
-from configs import disease
+from configs import base, disease
 from cxr_jax import experiment, main, stages, tables
 from cxr_jax import mesh as meshes
 from cxr_jax.data import cohorts, pipeline
@@ -98,12 +100,6 @@ def test_a_run_that_died_remembers(phantom, phantom_dir, tmp_path, name):
         assert last["shares"] == pytest.approx(objective.told(jax.device_get(wanted.memory))["shares"])
 
 
-def test_shares_that_are_no_numbers_are_not_kept(phantom, phantom_dir, tmp_path):
-    config = config_of(phantom_dir, "group_dro", train__objective__step=1e30)
-    with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf) at step"):
-        fit(config, phantom, tmp_path, objective=prepared(config, phantom)[2])
-
-
 def run(phantom_dir, workdir, name, **diff):
     config = experiment.apply_diff(config_of(phantom_dir, name, **diff), {"stages": ("prepare", "train", "predict", "audit")})
     main.run(config, workdir, command="the command")
@@ -125,6 +121,29 @@ def test_training_twice(phantom_dir, tmp_path):
     assert tables.read_json(tmp_path / "run.json")["first_training"] == record["first_training"]
 
 
+def test_a_first_training_by_another_config_is_no_first_training_of_this(phantom_dir, tmp_path):
+    run(phantom_dir, tmp_path, "jtt")
+    shutil.rmtree(tmp_path / "checkpoints")  # as if killed before the second had a checkpoint
+    config = experiment.apply_diff(config_of(phantom_dir, "jtt"), {"train.learning_rate": 0.5})
+    experiment.Run(tmp_path, experiment.apply_diff(config_of(phantom_dir, "jtt"), {"stages": ("train",)}), base.get_config(), "the command")
+    assert (tmp_path / "first").exists()
+    experiment.Run(tmp_path, config, base.get_config(), "the command")
+    assert not (tmp_path / "first").exists()
+
+
+def test_copies_of_an_image_in_a_batch_are_varied_each_by_itself(phantom, phantom_dir, tmp_path, monkeypatch):
+    """Augmentation draws by the number that an image has, of which copies have the same, or by its place in the batch."""
+    seen, shard = [], meshes.shard_batch
+    monkeypatch.setattr(meshes, "shard_batch", lambda mesh, batch: seen.append(np.asarray(batch["index"])) or shard(mesh, batch))
+    for name in ("reweight", "resample"):
+        config = config_of(phantom_dir, name)
+        with pytest.raises(Killed):
+            fit(config, phantom, tmp_path / name, objective=prepared(config, phantom)[2], kill_after=2)
+        places = list(range(config.train.batch_size))
+        assert [list(numbers) == places for numbers in seen] == [name == "resample"] * 2
+        seen.clear()
+
+
 def test_the_best_epoch_is_told_by_what_the_config_names(phantom_dir, tmp_path):
     rows = {}
     for select in ("worst_group_auc", "gap"):
@@ -143,6 +162,9 @@ def test_the_best_epoch_is_told_by_what_the_config_names(phantom_dir, tmp_path):
         ({"train__objective__attribute": "findings"}, "config.train.objective.attribute=findings: "),
         ({"train__objective__attribute": "race", "train__targets": ("race",)}, "what is learnt cannot be unlearnt"),
         ({"train__objective__attribute": "dataset"}, "config.train.objective.attribute: no target 'dataset'; it is no class label"),
+        ({"train__objective__name": "resample", "train__objective__finding": "Edemma"}, "config.train.objective.finding='Edemma': "),
+        ({"train__objective__name": "coral", "train__accumulate": 4}, "config.train.batch_size: in 0% of batches, or of their parts, of "),
+        ({"train__objective__name": "erm", "train__targets": ("race",), "train__select": "gap"}, "train.select=gap is by groups, of which what is learnt makes none"),
     ],
 )
 def test_a_mistake_is_told_before_anything_is_written(phantom_dir, tmp_path, diff, told):
@@ -165,6 +187,8 @@ def test_a_mistake_is_told_before_anything_is_written(phantom_dir, tmp_path, dif
         ({"train.objective.upweight": 0.0}, "more than 0"),
         ({"train.objective.name": "resample", "train.targets": ("findings", "sex")}, "draws by one target"),
         ({"train.select": "loss"}, "auc, worst_group_auc or gap"),
+        ({"train.objective.name": "dann", "train.freeze": 5, "model.init_from": "runs/other"}, "fewer parts with train.objective.name=dann"),
+        ({"train.objective.name": "resample", "dataset.cache": "device"}, "global with train.objective.name=resample"),
         ({"train.auc_floor": 2.0}, "from 0 to 1"),
     ],
 )
