@@ -41,13 +41,14 @@ and runs are told apart by `python -m cxr_jax.compare runs/mitigate runs/mitigat
 from configs import base
 from cxr_jax import experiment
 
-# What each method is, as a diff on the reference. mmd compares two images or more of a group with another's in the same batch, and coral four, which a batch of
-# eight hardly ever has.
+# What each method is, as a diff on the reference. At these strengths a small network on `shortcut` lost no more than .01 of its macro AUC of findings (two seeds,
+# batch 16); at three to ten times as much it forgot findings, by .02 to .1. They are to be found anew on the data at hand. mmd compares two images or more of a
+# group with another's in the same batch, and coral four, which a batch of eight hardly ever has.
 METHODS = {
     "independent": {"train.objective.name": "reweight", "train.objective.cells": "independent"},
     **{name: {"train.objective.name": name} for name in ("reweight", "resample", "group_dro", "jtt", "domain_independent")},
     **{name: {"train.objective.name": name, "train.objective.strength": 0.1} for name in ("dann", "cdann")},
-    **{name: {"train.objective.name": name, "train.objective.strength": strength, "train.batch_size": 32} for name, strength in (("mmd", 0.1), ("coral", 1.0))},
+    **{name: {"train.objective.name": name, "train.objective.strength": strength, "train.batch_size": 32} for name, strength in (("mmd", 0.03), ("coral", 0.1))},
     "acquisition": {"train.augment.window": 0.1, "train.augment.field_of_view": 0.15, "train.augment.exposure": 0.5},
     **{name: {"mitigate.method": name} for name in ("leace", "orthogonalise", "null_space", "prune", "dfr", "oracle", "quadratic")},
     "thresholds_by_view": {"audit.threshold_by": "view"},

@@ -103,7 +103,15 @@ class Parser(flags.ArgumentParser):
         self._files = files
 
     def parse(self, path):
-        return read(path).base().lock() if is_sweep(path) else self._files.parse(path)
+        if is_sweep(path):
+            return read(path).base().lock()
+        try:
+            return self._files.parse(path)
+        except AttributeError as error:
+            if error.name != "get_config":
+                raise
+            file = path.partition(":")[0]
+            raise UserError(f"{file}: no get_config(); a config has one, and a sweep, with get_base() and get_diffs(), lies in a folder called sweeps") from None
 
     def flag_type(self):
         return self._files.flag_type()

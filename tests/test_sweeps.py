@@ -122,6 +122,13 @@ def test_a_sweep_needs_both_functions(tmp_path):
         sweeps.read(str(tmp_path / "sweeps" / "other.py"))
 
 
+def test_a_sweep_that_lies_elsewhere_is_told_where_sweeps_lie(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("def get_base():\n    pass\n\ndef get_diffs():\n    return {}\n")
+    done = subprocess.run([sys.executable, "-m", "cxr_jax.main", f"--config={path}"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode and f"{path}: no get_config(); a config has one, and a sweep" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_which_configs_are_sweeps():
     assert sweeps.is_sweep("configs/sweeps/signal.py") and sweeps.is_sweep("configs/sweeps/signal.py:half")
     assert not sweeps.is_sweep("configs/race.py:tiny") and not sweeps.is_sweep("configs/sweeps.py")
