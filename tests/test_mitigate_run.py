@@ -145,6 +145,7 @@ def test_heads_fitted_anew_are_of_half_of_validation_and_thresholds_of_the_other
     assert "among whom every race by label counts alike" in tables.read_json(tmp_path / "run.json")["mitigated"]
 
 
+@pytest.mark.slow
 def test_calls_by_group_and_lot(phantom_dir, larger, tmp_path):
     mitigated(phantom_dir, larger, tmp_path, "equalised_odds", **LARGER, **{"audit.threshold": "fixed:0.5"})
     plain = Predictions.read(larger / "mitigated" / "none" / "predictions.parquet")

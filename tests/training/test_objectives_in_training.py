@@ -1,7 +1,5 @@
 """Objectives in the step and in a run: the same on any number of devices, gone on with to the same bits, chosen by a config."""
 
-import shutil
-
 import jax
 import numpy as np
 import optax
@@ -61,7 +59,7 @@ def plain(phantom, phantom_dir):
     return two_steps(config_of(phantom_dir, "erm"), phantom, 1)[0]
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW) if name in ("cdann", "coral", "resample") else name for name in WITH_GROUPS])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW) if name not in ("group_dro", "dann", "mmd") else name for name in WITH_GROUPS])
 def test_a_step_is_the_same_on_any_number_of_devices(phantom, phantom_dir, plain, name):
     config = config_of(phantom_dir, name)
     (one, losses), (eight, losses_of_eight) = (two_steps(config, phantom, devices) for devices in (1, 8))
@@ -84,7 +82,7 @@ def test_a_batch_in_parts_adds_up(phantom, phantom_dir, name):
         np.testing.assert_allclose(a, b, rtol=5e-4, atol=5e-5)
 
 
-@pytest.mark.parametrize("name", ["group_dro", "dann", pytest.param("resample", marks=SLOW)])
+@pytest.mark.parametrize("name", ["group_dro", pytest.param("dann", marks=SLOW), pytest.param("resample", marks=SLOW)])
 def test_a_run_that_died_remembers(phantom, phantom_dir, tmp_path, name):
     """Twelve steps, killed twice, once inside the second epoch: the same bits, of what the objective learnt and remembers too."""
     config = config_of(phantom_dir, name)
@@ -122,12 +120,16 @@ def test_training_twice(phantom_dir, tmp_path):
 
 
 def test_a_first_training_by_another_config_is_no_first_training_of_this(phantom_dir, tmp_path):
-    run(phantom_dir, tmp_path, "jtt")
-    shutil.rmtree(tmp_path / "checkpoints")  # as if killed before the second had a checkpoint
-    config = experiment.apply_diff(config_of(phantom_dir, "jtt"), {"train.learning_rate": 0.5})
-    experiment.Run(tmp_path, experiment.apply_diff(config_of(phantom_dir, "jtt"), {"stages": ("train",)}), base.get_config(), "the command")
+    """What was killed before the second had a checkpoint is gone on with by the same config alone."""
+
+    def opened(**diff):
+        return experiment.Run(tmp_path, config_of(phantom_dir, "jtt", **diff), base.get_config(), "the command")
+
+    opened()
+    (tmp_path / "first" / "checkpoints").mkdir(parents=True)
+    opened(audit__replicates=7)
     assert (tmp_path / "first").exists()
-    experiment.Run(tmp_path, config, base.get_config(), "the command")
+    opened(train__learning_rate=0.5)
     assert not (tmp_path / "first").exists()
 
 
@@ -135,24 +137,20 @@ def test_copies_of_an_image_in_a_batch_are_varied_each_by_itself(phantom, phanto
     """Augmentation draws by the number that an image has, of which copies have the same, or by its place in the batch."""
     seen, shard = [], meshes.shard_batch
     monkeypatch.setattr(meshes, "shard_batch", lambda mesh, batch: seen.append(np.asarray(batch["index"])) or shard(mesh, batch))
-    for name in ("reweight", "resample"):
-        config = config_of(phantom_dir, name)
-        with pytest.raises(Killed):
-            fit(config, phantom, tmp_path / name, objective=prepared(config, phantom)[2], kill_after=2)
-        places = list(range(config.train.batch_size))
-        assert [list(numbers) == places for numbers in seen] == [name == "resample"] * 2
-        seen.clear()
+    config = config_of(phantom_dir, "resample")
+    with pytest.raises(Killed):
+        fit(config, phantom, tmp_path, objective=prepared(config, phantom)[2], kill_after=2)
+    assert len(seen) == 2 and all(list(numbers) == list(range(config.train.batch_size)) for numbers in seen)
 
 
-def test_the_best_epoch_is_told_by_what_the_config_names(phantom_dir, tmp_path):
-    rows = {}
-    for select in ("worst_group_auc", "gap"):
-        run(phantom_dir, tmp_path / select, "reweight", train__select=select, train__auc_floor=0.0, train__objective__attribute="sex")
-        rows[select] = [row for row in metrics_log.read_rows(tmp_path / select / "metrics.jsonl") if row["split"] == "validation"]
-        best = int(next((tmp_path / select / "checkpoints" / "best").glob("[0-9]*")).name)
-        key = {"worst_group_auc": lambda row: -row["worst_group_auc"], "gap": lambda row: row["gap"]}[select]
-        assert best == min(rows[select], key=key)["step"]
-    assert all({"worst_group_auc", "gap", "score"} <= set(row) for row in rows["gap"])
+@pytest.mark.parametrize("select", ["gap", pytest.param("worst_group_auc", marks=SLOW)])
+def test_the_best_epoch_is_told_by_what_the_config_names(phantom_dir, tmp_path, select):
+    run(phantom_dir, tmp_path, "reweight", train__select=select, train__auc_floor=0.0, train__objective__attribute="sex")
+    rows = [row for row in metrics_log.read_rows(tmp_path / "metrics.jsonl") if row["split"] == "validation"]
+    best = int(next((tmp_path / "checkpoints" / "best").glob("[0-9]*")).name)
+    key = {"worst_group_auc": lambda row: -row["worst_group_auc"], "gap": lambda row: row["gap"]}[select]
+    assert best == min(rows, key=key)["step"]
+    assert all({"worst_group_auc", "gap", "score", "judged_in_groups"} <= set(row) for row in rows)
 
 
 @pytest.mark.parametrize(
