@@ -127,6 +127,9 @@ def get_config() -> ml_collections.ConfigDict:
     e.inputs = ""  # how such a network was fed: imagenet | xrv | gray; empty: imagenet where it takes 3 channels, xrv where 1
     e.depths = True  # also the mean of the maps after the stem and after each dense block
     e.untrained = True  # also what an untrained network of the same shape makes of the images: a control
+    # NAME[.VARIANT] of other data sets whose test images are extracted too: probes that were fitted here are judged there as well. All but the phantom
+    # must have been built before, by the stage prepare of a config of their own
+    e.datasets = ()
 
     c.mitigate = g = ml_collections.ConfigDict()
     # What the stage mitigate, off by default, does to what training made; probes and the audit then judge that. Empty: no such stage

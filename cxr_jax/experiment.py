@@ -257,6 +257,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
     require("audit.predictions", a.predictions is not None, "name the file of your predictions with --config.audit.predictions=FILE")
     require("audit.predictions", not (a.predictions and ours), "predictions of your own need no stage but --config.stages=\"('audit','report')\"")
     _check_mappings(a, require)
+    require("extract.datasets", len(set(config.extract.datasets)) == len(config.extract.datasets), "each once")
+    for name in config.extract.datasets:
+        choose_dataset(ml_collections.ConfigDict(config.dataset.to_dict()), name, "config.extract.datasets")
     g = config.mitigate
     require("mitigate.method", g.method in ("", *MITIGATIONS), f"{', '.join(MITIGATIONS)} or empty")
     require("mitigate.method", not (g.method and config.predict.dataset), "features are of the data set trained on; leave predict.dataset empty")

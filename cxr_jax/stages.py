@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 
 from cxr_jax import experiment, mesh, tables
-from cxr_jax.tables import CEILING, FEATURES, KEY_COLUMNS, LABEL, SCORE, SPLITS, TRUE, UNERASED, Features, Predictions, Target, UserError
+from cxr_jax.tables import CEILING, FEATURES, KEY_COLUMNS, LABEL, ON, SCORE, SPLITS, TRUE, UNERASED, Features, Predictions, Target, UserError
 
 ROWS_AT_A_TIME = 8192  # of features that are written erased in several ways
 COHORT, JUDGED_COHORT, PREDICTIONS, AUDIT = "cohort.parquet", "judged_cohort.parquet", "predictions.parquet", "audit.json"
@@ -292,19 +292,28 @@ def judged_dataset(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
     """
     if not config.predict.dataset:
         return config.dataset
+    given = {"raw_dir": config.predict.raw_dir, "mimic_iv_dir": config.predict.mimic_iv_dir}
+    return other_dataset(config, config.predict.dataset, "config.predict.dataset", "config.predict.raw_dir", given)
+
+
+def other_dataset(config: ml_collections.ConfigDict, name: str, field: str, release_field: str = "", given: dict = {"raw_dir": "", "mimic_iv_dir": ""}) -> ml_collections.ConfigDict:
+    """What config.dataset would be for the data set called NAME[.VARIANT]. given: its release's folders. Fields: that named it, and them, for messages."""
     from cxr_jax.data import datasets
 
-    judged = ml_collections.ConfigDict(config.dataset)
-    experiment.choose_dataset(judged, config.predict.dataset, "config.predict.dataset")
-    judged.update(raw_dir=config.predict.raw_dir, mimic_iv_dir=config.predict.mimic_iv_dir)
-    datasets.check_source(judged, "config.predict.raw_dir")
-    return judged
+    other = ml_collections.ConfigDict(config.dataset)
+    experiment.choose_dataset(other, name, field)
+    other.update(given)
+    datasets.check_source(other, release_field or f"{field}={name}: config.dataset.raw_dir of a config of its own")
+    return other
 
 
 def check_judged(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
-    """Raises UserError where `predict`, once it is its turn, would lack the release that it is to judge the model on."""
+    """Raises UserError where `predict` or `extract`, once it is its turn, would lack a data set that it is to judge the model on."""
     if "predict" in config.stages and not run.done("predict"):
         judged_dataset(config)
+    if "extract" in config.stages and not run.done("extract"):
+        for name in config.extract.datasets:
+            other_dataset(config, name, "config.extract.datasets")
 
 
 def prediction_table(
@@ -328,7 +337,7 @@ def prediction_table(
 
 
 def extract(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
-    """Writes what the frozen network makes of every image of the cohort, and what the controls need of it.
+    """Writes what the frozen network makes of every image of the cohort, and what the controls need of it; and of the test images of config.extract.datasets.
 
     A split that is whole is left as it is, and one that was interrupted is gone on with.
     """
@@ -353,17 +362,29 @@ def extract(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
 
     shape = jax.ShapeDtypeStruct((batch_size, *dataset.image_shape), np.uint8)
     widths = {name: found.shape[1] for name, found in jax.eval_shape(lambda images: see(images, traced=True), shape).items()}
-    about = {"weights": told, "classes": {"race": list(cohort.races)}, "made_by": experiment.fingerprint(config, ("prepare", "train", "extract"), run.record["files"])}
-    table = cohort.table.drop(columns=[c for c in cohort.table if c.startswith(cohorts.FINDING)])
-    if cohort.findings:
-        truth = cohorts.labels(cohort, {"findings": Target("multilabel", cohort.findings)}, config.dataset)["findings"]
-        table = pd.concat([table, pd.DataFrame(truth.astype(np.float64), columns=[LABEL + c for c in cohort.findings])], axis=1)
-    for split, source in sources.items():
+    # Of its own images it does not depend on what others there are.
+    alone = ml_collections.ConfigDict(config.to_dict())
+    alone.extract.datasets = ()
+    made_by = {"made_by": experiment.fingerprint(alone, ("prepare", "train", "extract"), run.record["files"])}
+    about = {"weights": told, "classes": {"race": list(cohort.races)}}
+    table = labelled(cohort, config.dataset)
+    parts = [(split, source, table, made_by) for split, source in sources.items()]
+    run.record.pop("elsewhere", None)
+    for name in config.extract.datasets:
+        other = other_dataset(config, name, "config.extract.datasets")
+        there = datasets.prepare(other)
+        chosen = cohorts.select(there.keys, there.findings, there.races, other)
+        if not (chosen.table["split"] == "test").any():
+            raise UserError(f"config.extract.datasets: {name} has no test image by config.dataset.split_rule and views")
+        run.record.setdefault("elsewhere", {})[name] = {**there.summary(), "attrition": chosen.attrition}
+        of = {"made_by": [made_by["made_by"], experiment.fingerprint({"dataset": other.to_dict()}, ("prepare",), {})]}
+        parts.append((ON + name, pipeline.sources(there, chosen.table, other)["test"], labelled(chosen, other), of))
+    for split, source, table, of in parts:
         with contextlib.ExitStack() as stack:
             # All processes compute, the first one writes.
             files = None
             if jax.process_index() == 0:
-                files = stack.enter_context(contextlib.closing(tables.FeatureFiles(run.path("features"), split, len(source), about)))
+                files = stack.enter_context(contextlib.closing(tables.FeatureFiles(run.path("features"), split, len(source), about | of)))
             if mesh.agreed(files is not None and files.whole):
                 continue
             start = mesh.agreed(files.start(widths, batch_size) if files else 0)
@@ -375,6 +396,17 @@ def extract(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
             if files:
                 files.finish(table.iloc[source.index].reset_index(drop=True))
         mesh.agreed(0)  # nobody goes on before the files are in place
+
+
+def labelled(cohort, dataset: ml_collections.ConfigDict) -> pd.DataFrame:
+    """The table of a cohort as it goes with features: findings as `label_FINDING`, 1, 0 or NaN by the rules of a config's `dataset` section."""
+    from cxr_jax.data import cohorts
+
+    table = cohort.table.drop(columns=[c for c in cohort.table if c.startswith(cohorts.FINDING)])
+    if not cohort.findings:
+        return table
+    truth = cohorts.labels(cohort, {"findings": Target("multilabel", cohort.findings)}, dataset)["findings"]
+    return pd.concat([table, pd.DataFrame(truth.astype(np.float64), columns=[LABEL + c for c in cohort.findings])], axis=1)
 
 
 def frozen(config: ml_collections.ConfigDict, run: experiment.Run, cohort, training, devices) -> tuple[str, dict[str, tuple]]:
@@ -462,7 +494,7 @@ def mitigate(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
         return
     method, share = config.mitigate.method, config.mitigate.share
     least = 1 if run.record.get("dataset", {}).get("open_data") else config.audit.min_patients  # patients that a number must be of: what is said is printed
-    splits = extracted(run.path("features"))
+    splits, abroad = extracted(run.path("features")), elsewhere(run.path("features"), config)
     dealt = {split: cohorts.uniform(splits[split].table, f"{config.dataset.split_salt} mitigate") for split in ("train", "validation")}
     own = {split: of < share for split, of in dealt.items()}
     # Whom a method is fitted on has no say in what probes find, unless all have.
@@ -471,7 +503,7 @@ def mitigate(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
         for_method, for_probes = int(own["train"].sum()), int(others["train"].sum())
         raise UserError(f"config.mitigate.share={share}: {for_method} training images are for the method and {for_probes} for probes; take another share")
     found = mitigation.eraser(splits, own["train"], config.mitigate)
-    erased = {split: found.erase(part.arrays[FEATURES], attribute_of(part, config.mitigate.attribute, found.classes)) for split, part in splits.items()}
+    erased = {split: found.erase(part.arrays[FEATURES], attribute_of(part, config.mitigate.attribute, found.classes)) for split, part in {**splits, **abroad}.items()}
 
     weights = config.extract.weights
     source = run.workdir if weights in ("best", "last") else pathlib.Path(weights).expanduser()
@@ -505,7 +537,7 @@ def mitigate(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     folder = experiment.mitigated_folder(run.workdir, config)
     if jax.process_index() == 0:
         shutil.rmtree(folder, ignore_errors=True)  # of an interrupted start, or of other features
-        for split, part in splits.items():
+        for split, part in {**splits, **abroad}.items():
             rows = others["train"] if split == "train" else np.ones(len(part.table), bool)
             # What controls read stays as it is. Depths are of the network before these features, and not what is asked.
             kept = {name: array for name, array in part.arrays.items() if name in ("untrained", "histogram")} | {FEATURES: erased[split]}
@@ -526,7 +558,9 @@ def mitigate(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
 
 
 def attribute_of(part: Features, attribute: str, classes: Sequence[str]) -> np.ndarray:
-    """The number of each image's class, int [n]; -1 where unknown."""
+    """The number of each image's class, int [n]; -1 where unknown, as all are of data that do not record it."""
+    if attribute not in part.table:
+        return np.full(len(part.table), -1)
     return pd.Index(classes).get_indexer(part.table[attribute])
 
 
@@ -619,11 +653,13 @@ def probe(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     splits = vectors(config, run)
     # Every process of a launch does the same on its own devices: features are read, not shared out. The first one writes.
     with progress_lines("probe") as say:
-        readings, arrays = protocol.run(splits, config.probe, mesh.data_mesh(jax.local_devices()), say)
+        readings, arrays, abroad = protocol.run(splits, config.probe, mesh.data_mesh(jax.local_devices()), say, vectors_elsewhere(config, run))
     if jax.process_index() == 0:
         folder = run.path(READINGS).parent
-        for stale in folder.glob("*.npz"):
+        for stale in (*folder.glob("*.npz"), *folder.glob(f"{ON}*.parquet")):
             stale.unlink()
+        for name, read in abroad.items():
+            read.write(folder / f"{ON}{name}.parquet")
         for number, reading in enumerate(readings.readings):
             if reading.name in arrays:
                 with tables.whole_file(folder / f"{number}.npz") as path, open(path, "wb") as file:
@@ -638,6 +674,18 @@ def vectors(config: ml_collections.ConfigDict, run: experiment.Run) -> dict[str,
         return own_vectors(config)
     check_mitigated(config, run)
     return extracted(experiment.mitigated_folder(run.workdir, config) / "features")
+
+
+def vectors_elsewhere(config: ml_collections.ConfigDict, run: experiment.Run) -> dict[str, Features]:
+    """What is probed of other data sets, by their names."""
+    if config.probe.embeddings:
+        return {}
+    return {split.removeprefix(ON): part for split, part in elsewhere(experiment.mitigated_folder(run.workdir, config) / "features", config).items()}
+
+
+def elsewhere(folder: pathlib.Path, config: ml_collections.ConfigDict) -> dict[str, Features]:
+    """Features of the test images of config.extract.datasets, by split, on_NAME."""
+    return {ON + name: Features.read(folder, ON + name) for name in config.extract.datasets}
 
 
 def check_mitigated(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
@@ -709,6 +757,8 @@ def audit(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
             raise UserError(f"{run.path(READINGS)}: the features are no longer those of the images probed; run the probe stage again")
         is_open = not config.probe.embeddings and bool(run.record.get("dataset", {}).get("open_data"))
         found = readings.audit(read, test.arrays[FEATURES], config.audit, is_open)
+        abroad = {name: tables.Readings.read(run.path(READINGS).parent / f"{ON}{name}.parquet") for name in config.extract.datasets if not config.probe.embeddings}
+        found["elsewhere"] = {name: readings.elsewhere(read, config.audit) for name, read in abroad.items()}
         tables.write_json(run.path(PROBE_AUDIT), found)
     else:
         run.path(PROBE_AUDIT).unlink(missing_ok=True)  # of an earlier run of probes, with which it has nothing to do

@@ -4,6 +4,8 @@ import shutil
 
 import numpy as np
 import pytest
+from scipy import special
+from sklearn.metrics import roc_auc_score
 
 from configs import base, mitigate
 from cxr_jax import experiment, main, stages, tables
@@ -11,7 +13,7 @@ from cxr_jax.audit import equalised_odds, subgroups
 from cxr_jax.data import cohorts
 from cxr_jax.probes import last_layer, logistic_regression, mitigation
 from cxr_jax.report import compare
-from cxr_jax.tables import FEATURES, UNERASED, Features, Predictions, UserError
+from cxr_jax.tables import FEATURES, UNERASED, Features, Predictions, Readings, UserError
 from tests import processes
 from tests.test_probe_run import probe_config
 
@@ -184,6 +186,35 @@ def test_what_is_judged_is_what_the_config_says_now(phantom_dir, reference, tmp_
             main.run(config, tmp_path, "the command")
 
 
+def test_probes_and_an_erasure_that_were_fitted_here_are_judged_on_other_data(phantom_dir, reference, tmp_path):
+    name, stages_ = "on_phantom.acquisition", ("prepare", "extract", "mitigate", "probe", "audit")
+    diff = {"extract.datasets": ("phantom.acquisition",), "stages": stages_, "audit.min_patients": 1}
+    mitigated(phantom_dir, reference, tmp_path, "leace", **diff)
+    before, after = (Features.read(folder / "features", name) for folder in (tmp_path, tmp_path / "mitigated" / "leace"))
+    whole = {split: Features.read(tmp_path / "features", split) for split in tables.SPLITS}
+    assert set(before.table["split"]) == {"test"} and not set(before.table["patient_id"]) & set(whole["train"].table["patient_id"])
+    assert not np.allclose(before.arrays[FEATURES], whole["test"].arrays[FEATURES][: len(before.table)])
+    config = config_of(phantom_dir, "leace", **diff)
+    own = cohorts.uniform(whole["train"].table, f"{config.dataset.split_salt} mitigate") < 0.5
+    found = mitigation.eraser(whole, own, config.mitigate)
+    np.testing.assert_allclose(after.arrays[FEATURES], found.erase(before.arrays[FEATURES], None), rtol=1e-4, atol=1e-5)
+    read = Readings.read(tmp_path / "probes" / f"{name}.parquet")
+    (reading,) = (r for r in read.readings if r.input == FEATURES)
+    fitted = np.load(tmp_path / "probes" / "0.npz")
+    logits = after.arrays[FEATURES] @ fitted["coefficients"].T + fitted["intercepts"]
+    np.testing.assert_allclose(read.scores[reading.name], special.softmax(logits, axis=1), atol=1e-4)
+    rows = tables.read_json(tmp_path / "probe_audit.json")["elsewhere"]["phantom.acquisition"]["rows"]
+    classes = read.targets["race"]
+    for row in (row for row in rows if row["input"] == FEATURES and row["class"] != "macro"):
+        truth = (read.table["label_race"] == row["class"]).to_numpy()
+        assert row["value"] == pytest.approx(roc_auc_score(truth, read.scores[reading.name][:, classes.index(row["class"])]), abs=1e-6)
+        assert (row["n_images"], row["n_patients"]) == (len(truth), before.table["patient_id"].nunique())
+    # Others beside it change nothing of its own.
+    made = (tmp_path / "features" / "train.npy").stat().st_mtime_ns
+    mitigated(phantom_dir, reference, tmp_path, "leace", **{**diff, "extract.datasets": (), "stages": ("prepare", "extract", "mitigate")})
+    assert (tmp_path / "features" / "train.npy").stat().st_mtime_ns == made
+
+
 def test_features_of_weights_that_changed_are_made_anew(phantom_dir, reference, tmp_path):
     shutil.copytree(reference, tmp_path / "reference")
     diff = {"stages": ("prepare", "extract", "mitigate")}
@@ -213,6 +244,12 @@ def test_another_method_keeps_what_was_extracted(phantom_dir, reference, tmp_pat
     assert (tmp_path / "features" / "train.npy").stat().st_mtime_ns == before
     changed = (parts["test"].arrays[FEATURES] != Features.read(tmp_path / "features", "test").arrays[FEATURES]).any(axis=0)
     assert changed.sum() == 3
+
+
+def test_data_elsewhere_that_were_never_built_are_told_before_anything_else(phantom_dir, reference, tmp_path):
+    with pytest.raises(UserError, match="config.extract.datasets=nih: config.dataset.raw_dir of a config of its own is not set, and there is no data set at"):
+        mitigated(phantom_dir, reference, tmp_path, "leace", **{"extract.datasets": ("nih",)})
+    assert not (tmp_path / "cohort.parquet").exists()
 
 
 IN_PROCESSES = {**LARGER, "mitigate.halvings": 1, "mitigate.share": 0.8, "audit.threshold": "fixed:0.5"}
@@ -273,6 +310,8 @@ def test_what_cannot_be_taken(phantom_dir, reference, tmp_path, diff, told):
         ({"mitigate.share": 0.0}, "a share above 0"),
         ({"mitigate.rounds": 0}, "at least 1"),
         ({"mitigate.halvings": -1}, "0 or more"),
+        ({"extract.datasets": ("phantom.nul",)}, "config.extract.datasets: no such phantom; did you mean 'null'"),
+        ({"extract.datasets": ("nih", "nih")}, "each once"),
         ({"mitigate.method": "dfr", "mitigate.share": 1.0}, "below 1 with mitigate.method=dfr"),
         ({"mitigate.method": "equalised_odds", "audit.threshold": "fixed:0.5", "audit.attributes": ("sex",)}, "race .mitigate.attribute. among them"),
         ({"mitigate.method": "equalised_odds", "audit.threshold": "fixed:0.5", "predict.splits": ("test",), "audit.splits": ("test",)}, "validation among them"),

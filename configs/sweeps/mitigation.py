@@ -6,8 +6,8 @@
     …configs/sweeps/mitigation.py:leace-0         one of them, as a job of its own; what is done after training needs erm-0 done first
     bash launch/local.sh python -m cxr_jax.compare runs/mitigation --html runs/mitigation.html
 
-Cost, by what runs of this size take (about four minutes with their probes and audit, of which a fourth where nothing is trained): five hours on two cores. It has
-not been run as a whole.
+Cost: erm-0 took 3:20 minutes and leace-0 2:50 on two cores, which other work shared at times; so the whole takes five to six hours there. It has not been run as a
+whole.
 """
 
 from configs import mitigate

@@ -9,7 +9,7 @@ What is measured of a run (`measured`), all on its test patients:
                is missed more often and called less often, or the other way round, has both seen
     gap        the mean over classes of the mean of two ranges over groups, of either rate; by class, too, as `gap_of`
     encoding   of the attribute, by each kind of probe refitted on the run's features: its macro AUC; and by the strongest of them, of which there is also that
-               within each stratum, `within`
+               within each stratum, `within`, and on each other data set that it is judged on, `on`
 
 The greatest of several is above what it would be of an endless supply of patients, the more the fewer there are and the more alike the groups are, and is
 taken at its groups as if these were given: so a method that makes groups alike is told to help a little less than it does. Groups are those of which anything is
@@ -143,6 +143,17 @@ def encoded(readings: Readings, target: str, settings) -> Measured:
     labels = np.stack([table[f"label_{target}"] == name for name in readings.targets[target]], axis=1).astype(np.float64)
     labels[table[f"label_{target}"].isna()] = np.nan
     return Measured(figures, *_images(table), labels, over, strata=tuple(place for place in places if place[0]))
+
+
+def encoded_on(name: str, readings: Readings, target: str, settings) -> Measured:
+    """The AUC of the strongest probe on the data set called `name`, by readings of its images."""
+    there = encoded(readings, target, settings)
+    return dataclasses.replace(there, figures={on(name): there.figures[STRONGEST]}, over={on(name): there.over[STRONGEST]}, strata=())
+
+
+def on(name: str) -> str:
+    """The metric that is the AUC of the strongest probe on another data set than that it was fitted on."""
+    return f"on {name}"
 
 
 def _images(table) -> tuple[np.ndarray, np.ndarray]:

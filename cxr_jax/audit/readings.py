@@ -17,6 +17,7 @@
     absent, strata_by_truth, erased     as the probes tell it; erased: the attribute that was taken from the features, and by the name of an array on how many
                     patients what took it was fitted; {} where this is not asked
     space           what the features look like, as `feature_space.describe` tells it
+    elsewhere       of other data sets, by name, rows and absent (put beside the rest by the stage)
 
 Tests are of macro AUCs, class `macro`; where a class is undefined or withheld, so that there is none, of every class that is
 there, and each of these counts in the family. What is read among as many images as in a stratum is not compared with the stratum:
@@ -84,6 +85,18 @@ def audit(readings: Readings, features: np.ndarray, settings, open_data: bool) -
         "agreement": _agreement(readings, {} if open_data else hidden),
         "space": feature_space.describe(features, labels, list(readings.targets), bootstrap.patient, settings, hidden, open_data),
     }
+
+
+def elsewhere(readings: Readings, settings) -> dict[str, Any]:
+    """rows and absent, as in `audit`, of readings that were fitted on other data than the images judged; nothing is compared."""
+    bootstrap = Bootstrap(readings.table["patient_id"].to_numpy(), settings.replicates, settings.seed)
+    rows = []
+    for target in readings.targets:
+        judge = _judge(readings, target, False, (), settings, bootstrap)
+        for reading in (r for r in readings.readings if r.target == target):
+            told = {"probe": reading.probe, "input": reading.input, "shuffled": False}
+            rows += [row | told for row, _ in judge.aucs(readings.scores[reading.name], unscored=reading.about.get("reason", ""))]
+    return {"rows": [{key: row[key] for key in KEYS} for row in rows], "absent": readings.found["absent"]}
 
 
 def of_features(readings: Readings, target: str, settings, bootstrap: Bootstrap) -> dict[tuple[str, str], dict[str, Estimate]]:

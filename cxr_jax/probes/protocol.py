@@ -14,6 +14,7 @@ whether a model uses it. What would fool us, and what is done about it:
 - **Other things that stand in for the label.** The same from the findings alone; from age, sex and view alone; from the
   histogram of gray levels alone. And on the features again within strata, in which a finding or the view is the same for
   all: fitted there, chosen there, judged there.
+- **One hospital.** The probes that were fitted here are judged on other data sets, too, where their vectors are at hand.
 - **Fewer images.** A label is harder to find among the fewer images of a stratum, even if nothing stood in for it. So beside
   each stratum the same is done among as many images of as many patients drawn at random: every patient takes over the places
   in the strata of one with as many images, so that what the stratum has to do with the pictures is gone.
@@ -47,10 +48,13 @@ BLOCK = "block"  # arrays `stem`, `block1`, …: the mean of the maps there
 FINDINGS, DEMOGRAPHICS = "findings", "demographics"
 
 
-def run(splits: Mapping[str, Features], settings, mesh: Mesh, say: Callable[[str], None] = lambda text: None) -> tuple[Readings, dict[str, Mapping[str, np.ndarray]]]:
-    """Fits, chooses and scores every reading of `settings`. Returns them, and the fitted arrays by a reading's name.
+def run(
+    splits: Mapping[str, Features], settings, mesh: Mesh, say: Callable[[str], None] = lambda text: None, elsewhere: Mapping[str, Features] = {}
+) -> tuple[Readings, dict[str, Mapping[str, np.ndarray]], dict[str, Readings]]:
+    """Fits, chooses and scores every reading of `settings`. Returns them, the fitted arrays by a reading's name, and what is said elsewhere.
 
-    splits: train, validation and test. settings: a config's `probe` section. say: told what is being done.
+    splits: train, validation and test. settings: a config's `probe` section. say: told what is being done. elsewhere: vectors of the images of
+    other data sets by the same network, by name; of what is read among all images, from vectors, the scores there too.
 
     A reading that cannot be made is kept, with its reason and NaN for scores. Raises UserError for a patient in two
     splits, for a target that is not recorded or has one class only, and for features that are no numbers.
@@ -71,19 +75,7 @@ def run(splits: Mapping[str, Features], settings, mesh: Mesh, say: Callable[[str
         fitted[reading.name] = fitter.fit(reading, targets[reading.target])
     # Nothing above has looked at the test split, and nothing below chooses anything.
     test = _Part(splits["test"], "test", settings.seed)
-    scores = {}
-    for reading in plan:
-        classes = targets[reading.target]
-        one = fitted[reading.name]
-        if one.score is None:
-            scores[reading.name] = np.full((len(test.table), len(classes)), np.nan, np.float32)
-        else:
-            scores[reading.name] = np.asarray(one.score(fitter.encode(reading.input, reading.target, test)), np.float32)
-    table = test.table.copy()
-    for name, classes in targets.items():
-        table[LABEL + name] = table[name]
-        codes = shuffled(test.labels(name, classes), test.patient, np.random.default_rng(_seed(settings.seed, "test", name)))[0]
-        table[SHUFFLED + name] = pd.array([classes[c] if c >= 0 else None for c in codes], dtype="str")
+    table, scores = _judged(test, plan, fitted, fitter, targets)
     strata = {r.attribute: test.groups(r.attribute) for r in plan if r.attribute}
     for name, groups in strata.items():
         groups = np.full(len(table), None) if groups is None else groups
@@ -100,7 +92,41 @@ def run(splits: Mapping[str, Features], settings, mesh: Mesh, say: Callable[[str
             if name not in labels and groups is not None and not name.startswith(AS_MANY):
                 labels[name] = pd.factorize(pd.Series(groups, dtype="str"), sort=True)[0]
         found["agreement"] = agreement(clusterings, test, test.features.arrays[FEATURES], labels, settings)
-    return Readings(table, {name: tuple(c) for name, c in targets.items()}, done, scores, found), arrays
+    kept = {name: tuple(c) for name, c in targets.items()}
+    abroad = {name: _elsewhere(name, vectors, done, fitted, fitter, kept) for name, vectors in elsewhere.items()}
+    return Readings(table, kept, done, scores, found), arrays, abroad
+
+
+def _judged(part: _Part, plan: Sequence[Reading], fitted: Mapping[str, _Fitted], fitter: _Fitter, targets) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """The table of a part with labels as recorded and shuffled, and every reading's scores of it."""
+    scores = {}
+    for reading in plan:
+        one = fitted[reading.name]
+        if one.score is None:
+            scores[reading.name] = np.full((len(part.table), len(targets[reading.target])), np.nan, np.float32)
+        else:
+            scores[reading.name] = np.asarray(one.score(fitter.encode(reading.input, reading.target, part)), np.float32)
+    table = part.table.copy()
+    for name, classes in targets.items():
+        codes = part.labels(name, classes)
+        dealt = shuffled(codes, part.patient, np.random.default_rng(_seed(fitter.settings.seed, part.name, name)))[0]
+        for column, numbers in ((LABEL + name, codes), (SHUFFLED + name, dealt)):
+            table[column] = pd.array([classes[c] if c >= 0 else None for c in numbers], dtype="str")
+    return table, scores
+
+
+def _elsewhere(name: str, vectors: Features, done: Sequence[Reading], fitted, fitter: _Fitter, targets: Mapping[str, tuple[str, ...]]) -> Readings:
+    """Those of the readings that are of vectors and among all images, on another data set; a class that is unknown here is no label there."""
+    here = pd.concat([part.table[["dataset", "patient_id"]] for part in (fitter.train, fitter.validation)]) if "dataset" in vectors.table else None
+    both = 0 if here is None else len(vectors.table[["dataset", "patient_id"]].drop_duplicates().merge(here.drop_duplicates()))
+    if both:
+        raise UserError(f"config.extract.datasets: {both:,} test patients of {name} are patients whom probes are fitted or chosen on; take the same config.dataset.split_rule")
+    part, absent = _Part(vectors, name, fitter.settings.seed), []
+    recorded = {t: c for t, c in targets.items() if t in vectors.table and len(set(vectors.table[t]) & set(c)) > 1}
+    absent += [f"{target} is not recorded on {name}, or in one class alone that is known here" for target in targets if target not in recorded]
+    plan = [r for r in done if r.target in recorded and r.input in vectors.arrays and not r.shuffled and not r.attribute]
+    table, scores = _judged(part, plan, fitted, fitter, recorded)
+    return Readings(table, recorded, plan, scores, {"agreement": [], "absent": absent, "strata_by_truth": [], "erased": {}})
 
 
 def _compared(splits: Mapping[str, Features], targets: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
@@ -248,7 +274,7 @@ class _Part:
     """One split, with patients as numbers."""
 
     def __init__(self, features: Features, name: str, seed: int):
-        self.features, self.table, self._name, self._seed = features, features.table, name, seed
+        self.features, self.table, self.name, self._seed = features, features.table, name, seed
         self.patient = np.unique(self.table["patient_id"].to_numpy(str), return_inverse=True)[1]
         self._groups: dict[str, np.ndarray | None] = {}
 
@@ -268,7 +294,7 @@ class _Part:
         if attribute not in self._groups:
             groups = stratum_of(self.table, attribute.removeprefix(AS_MANY))
             if attribute.startswith(AS_MANY) and groups is not None:
-                random = np.random.default_rng(_seed(self._seed, "as many", self._name, attribute))
+                random = np.random.default_rng(_seed(self._seed, "as many", self.name, attribute))
                 groups = groups[shuffled(np.arange(len(groups)), self.patient, random, alike=True)[0]]
             self._groups[attribute] = groups
         return self._groups[attribute]

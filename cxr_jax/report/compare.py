@@ -412,22 +412,22 @@ def _gaps_of_classes(found: frontier.Frontier) -> Table | None:
     return _adjusted(Table(f"Error gap between groups, by class, {found.images}", blocks, measure="value", test=_OVER_SEEDS)) if blocks else None
 
 
-def _within_strata(found: frontier.Frontier) -> Table | None:
-    """What the strongest probe finds that was fitted and judged among images alike in one thing, a block a stratum; None where there are none."""
-    blocks = [(words, _lines_of_methods(found, metric)) for metric, words in found.strata.items()]
+def _in_places(found: frontier.Frontier) -> Table | None:
+    """What the strongest probe finds among images alike in one thing, fitted there, and on other data sets, fitted here: a block each; None where there are none."""
+    blocks = [(words, _lines_of_methods(found, metric)) for metric, words in found.places.items()]
     if not blocks:
         return None
-    where = "strata" if len(blocks) > 1 else blocks[0][0]  # one block has no heading of its own
-    return _adjusted(Table(f"Encoding of {found.called} within {where} (AUC of the strongest probe refitted there), {found.images}", blocks, measure="value", test=_OVER_SEEDS))
+    where = "by place" if len(blocks) > 1 else blocks[0][0]  # one block has no heading of its own
+    return _adjusted(Table(f"Encoding of {found.called} {where} (AUC of the strongest refitted probe), {found.images}", blocks, measure="value", test=_OVER_SEEDS))
 
 
 def _lines_of_methods(found: frontier.Frontier, metric: str) -> list[Line]:
-    lines, in_blocks = [], metric in found.strata or metric.startswith(gap_of(""))
+    lines, in_blocks = [], metric in found.places or metric.startswith(gap_of(""))
     for method in found.methods:
         if metric not in method.figures:
             continue
         of, apart = method.figures[metric], method.differences.get(metric)
-        kind = metric if metric in found.strata else "probes" if metric in (frontier.STRONGEST, *frontier.PROBES) else "findings"
+        kind = metric if metric in found.places else "probes" if metric in (frontier.STRONGEST, *frontier.PROBES) else "findings"
         row = pd.Series({"value": of.value, "low": of.low, "high": of.high, "level": found.level, "suppressed": False, "reason": of.reason})
         paired = None if apart is None else Paired(*apart[:3], "", apart.p, apart.reason, 0, 0)
         these = ""
@@ -472,7 +472,7 @@ def text(comparison: Comparison, classes: bool = False) -> str:
     for table in comparison.probed:
         lines += [*_table_text(_foremost(table)), NO_TEST, ""]
     if comparison.frontier is not None:
-        further = [_within_strata(comparison.frontier), _gaps_of_classes(comparison.frontier) if classes else None]
+        further = [_in_places(comparison.frontier), _gaps_of_classes(comparison.frontier) if classes else None]
         for table in [*_of_methods(comparison.frontier), *filter(None, further)]:
             lines += [*_table_text(table), ""]
         lines += [line for sentence in comparison.frontier.said for line in textwrap.wrap(sentence, COLUMNS, subsequent_indent="  ")] + [""]
@@ -583,7 +583,7 @@ def write(comparison: Comparison, path: os.PathLike | str) -> None:
             "further": [
                 (summary, _on_page(table))
                 for summary, table in (
-                    ("Encoding within strata", _within_strata(comparison.frontier)), ("Error gap of each class", _gaps_of_classes(comparison.frontier)),
+                    ("Encoding within strata, and on other data", _in_places(comparison.frontier)), ("Error gap of each class", _gaps_of_classes(comparison.frontier)),
                 )
                 if table is not None
             ],

@@ -16,11 +16,11 @@ import numpy as np
 from cxr_jax import experiment
 from cxr_jax.audit import comparisons, frontier
 from cxr_jax.audit.estimates import Estimate
-from cxr_jax.audit.frontier import METRICS, STRONGEST, Measured, Over, within
+from cxr_jax.audit.frontier import METRICS, STRONGEST, Measured, Over, on, within
 from cxr_jax.report import figures, probes
 from cxr_jax.report import rows as audit_rows
 from cxr_jax.report.probes import ALPHA
-from cxr_jax.tables import FEATURES, Predictions, Readings
+from cxr_jax.tables import FEATURES, ON, Predictions, Readings
 
 LINEAR = "logistic_regression"
 PROBES = {LINEAR: "logistic regression", "knn": "nearest neighbours", "network": "the small network"}
@@ -37,7 +37,7 @@ class Method:
     figures, differences: by metric; differences from the reference, {} of itself. beyond: by probe, how much more it finds than logistic regression.
     p_adjusted: by metric, of differences, by Holm over the methods; p_of_these: the same over patients alone. lacking: why there is no difference, by
     metric, 'all' where there is none of anything. each: by metric, every run's figure. worst: groups that fare worst, one a run. classes: those that error and gap are over. counts: (images, patients) in
-    words of `findings`, of `probes`, and of metrics within strata. notes: what else must be known.
+    words of `findings`, of `probes`, and of metrics within strata and on other data sets. notes: what else must be known.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Method:
 @dataclasses.dataclass(frozen=True)
 class Frontier:
     """target: of findings; attribute, called: what is encoded, and its name for readers. methods: the reference first. images: which were judged, in
-    words. strata: in words, by their metric. said: what of it all can be told apart, in sentences."""
+    words. places: strata and other data sets in words, by the metric of encoding there. said: what of it all can be told apart, in sentences."""
 
     target: str
     attribute: str
@@ -68,7 +68,7 @@ class Frontier:
     methods: Sequence[Method]
     level: float
     images: str
-    strata: Mapping[str, str]
+    places: Mapping[str, str]
     said: Sequence[str]
 
 
@@ -141,16 +141,17 @@ def read(runs: Sequence) -> Frontier | None:
         beyond = {p: frontier.over_seeds(frontier.differences(figures_[p], figures_[LINEAR]), level, bounded=False) for p in PROBES if p != LINEAR and {p, LINEAR} <= set(figures_)}
         each = {metric: [one.value for one in several] for metric, several in figures_.items()}
         erases = fields[of[0].name].get("mitigate.method", "") not in ("", "none")
-        worst = [one.worst for one, _ in its.values()]
+        worst = [one.worst for one, *_ in its.values()]
         needs = experiment.needs_attribute(of[0].read.config)
         methods.append(Method(name, sorted(its), needs, erases, told, differences, beyond, {}, {}, lacking, each, worst, next(iter(its.values()))[0].classes, _counts(of[0], target, attribute), notes))
     methods = _adjusted(methods)
-    places = audit_rows.in_order(place for its in by_seed for _, of in its.values() if of is not None for place in of.strata)
+    strata = audit_rows.in_order(place for its in by_seed for _, of, _ in its.values() if of is not None for place in of.strata)
     probed = next((run.read.probed for run in runs if run.read.probed is not None), None)
-    strata = {within(*place): probes.strata_words(probed, first.read.name_of)(*place) for place in places}
+    places = {within(*place): f"within {probes.strata_words(probed, first.read.name_of)(*place)}" for place in strata}
+    places |= {on(name): f"on {name}, by probes fitted here" for its in by_seed for *_, abroad in its.values() for name in abroad}
     called = first.read.name_of(attribute)
     images = audit_rows.images_of(audit_rows.main_split(first.read.rows))
-    return Frontier(target, attribute, called, methods, level, images, strata, [*_said(methods, target, called), *without])
+    return Frontier(target, attribute, called, methods, level, images, places, [*_said(methods, target, called), *without])
 
 
 def _seed(fields: Mapping[str, Mapping], run) -> int:
@@ -168,8 +169,8 @@ def _distinct(names: Sequence[str]) -> list[str]:
     return [name if names.count(name) == 1 else f"{name} ({names[:i].count(name) + 1})" for i, name in enumerate(names)]
 
 
-def _measured(run, target: str, attribute: str) -> tuple[tuple[Measured, Measured | None] | None, str]:
-    """((of findings, of probes or None where these were not asked for the attribute), or None; why there is nothing, or '')."""
+def _measured(run, target: str, attribute: str) -> tuple[tuple[Measured, Measured | None, Mapping[str, Measured]] | None, str]:
+    """((of findings, of probes or None where these were not asked for the attribute, of probes by other data set), or None; why there is nothing, or '')."""
     path = experiment.mitigated_folder(run.folder, run.read.config) / "predictions.parquet"
     if not path.exists():
         return None, "there is no predictions.parquet"
@@ -186,13 +187,15 @@ def _measured(run, target: str, attribute: str) -> tuple[tuple[Measured, Measure
         return None, stale
     path = run.folder / "probes" / "readings.parquet"
     if run.read.probed is None or not path.exists():
-        return (of_findings, None), ""
+        return (of_findings, None, {}), ""
     readings = Readings.read(path)
-    return (of_findings, frontier.encoded(readings, attribute, run.settings) if attribute in readings.targets else None), ""
+    of_probes = frontier.encoded(readings, attribute, run.settings) if attribute in readings.targets else None
+    abroad = {name: Readings.read(path.parent / f"{ON}{name}.parquet") for name in run.read.probed.abroad}
+    return (of_findings, of_probes, {name: frontier.encoded_on(name, of, attribute, run.settings) for name, of in abroad.items() if attribute in of.targets}), ""
 
 
 ByMetric = Mapping[str, Sequence[Estimate]]
-BySeed = Mapping[int, tuple[Measured, Measured | None]]
+BySeed = Mapping[int, tuple[Measured, Measured | None, Mapping[str, Measured]]]
 
 
 def _estimates(its: BySeed, reference: BySeed) -> tuple[ByMetric, ByMetric, dict[str, str], list[str]]:
@@ -203,20 +206,22 @@ def _estimates(its: BySeed, reference: BySeed) -> tuple[ByMetric, ByMetric, dict
         lacking["all"] = "the reference has none of its seeds"
     elif len(shared) < max(len(its), len(reference)):
         notes.append(f"differences are of the {len(shared)} seed{'s' * (len(shared) > 1)} that both have, of its {len(its)} and the reference's {len(reference)}")
-    left_out = audit_rows.in_order(group for of, _ in its.values() for group in of.left_out)
+    left_out = audit_rows.in_order(group for of, *_ in its.values() for group in of.left_out)
     if left_out:
         notes.append(f"worst error and gap are without {' and '.join(left_out)}, of whom too few were judged")
-    for part, called in enumerate(("findings", "probes")):
-        mine, theirs = ({seed: of[seed][part] for seed in seeds} for of, seeds in ((its, its), (reference, shared)))
+    names = audit_rows.in_order(name for *_, abroad in its.values() for name in abroad)
+    for called in ("findings", "probes", *map(on, names)):
+        mine, theirs = ({seed: _part(of[seed], called) for seed in seeds} for of, seeds in ((its, its), (reference, shared)))
+        metric = called if called in map(on, names) else STRONGEST
         if any(one is None for one in mine.values()):
-            lacking[STRONGEST] = "probes were not asked for it"
+            lacking[metric] = "probes were not asked for it"
             continue
         alike = [metric for metric in next(iter(mine.values())).figures if all(metric in one.figures for one in mine.values())]
         figures_ |= {metric: [one.figures[metric] for one in mine.values()] for metric in alike}
         if its is reference or not shared:
             continue
         if any(theirs[seed] is None for seed in shared):
-            lacking[STRONGEST] = "the reference's probes were not asked for it"
+            lacking[metric] = "the reference's probes were not asked for it"
             continue
         why = next(filter(None, (frontier.why_not_paired(mine[seed], theirs[seed]) for seed in shared)), "")
         if why:
@@ -229,6 +234,11 @@ def _estimates(its: BySeed, reference: BySeed) -> tuple[ByMetric, ByMetric, dict
             else:
                 apart[metric] = frontier.differences([mine[s].figures[metric] for s in shared], [theirs[s].figures[metric] for s in shared])
     return figures_, apart, lacking, notes
+
+
+def _part(of: tuple, called: str) -> Measured | None:
+    findings, probed, abroad = of
+    return findings if called == "findings" else probed if called == "probes" else {on(name): there for name, there in abroad.items()}.get(called)
 
 
 def _unlike(mine: tuple | None, theirs: tuple | None, called: str) -> str:
@@ -260,6 +270,8 @@ def _counts(run, target: str, attribute: str) -> dict[str, tuple[str, str]]:
         for _, row in rows.iterrows():
             everyone = row["attribute"] == "all"
             counts["probes" if everyone else within(row["attribute"], row["group"])] = words(row, 1 if everyone else run.read.probed.least)
+        for name, rows in probes.rows_abroad(run.read.probed, attribute):
+            counts[on(name)] = words(audit_rows.first(rows, class_="macro"))
     return counts
 
 

@@ -261,7 +261,9 @@ def read_workdir(workdir: pathlib.Path) -> _Read:
     rows = audit_rows.of_groups(every)
     rows = _with_reasons(rows) if len(rows) else rows
     is_open = bool(about[which]["open_data"])
-    probed = probes.read(workdir, withhold, unspoken, 1 if is_open else config["audit"]["min_patients"])
+    least = config["audit"]["min_patients"]
+    abroad = {name: 1 if of["open_data"] else least for name, of in run.get("elsewhere", {}).items()}
+    probed = probes.read(workdir, withhold, unspoken, 1 if is_open else least, abroad)
     return _Read(config, run, rows, every, probed, any(rounded), about[which], elsewhere, found, stem)
 
 

@@ -39,15 +39,18 @@ class Probed:
     by_truth: list[str]  # strata by what is so, not by what is recorded
     least: int  # patients that a number must be of; 1 where the data are open
     erased: dict  # the attribute that was taken from the features, and on how many patients what took it was fitted; or {}
+    abroad: dict[str, pd.DataFrame]  # by other data set: rows of its images, by probes that were fitted here
+    least_abroad: Mapping[str, int]  # by other data set, patients that a number must be of
 
 
 def read(
-    workdir: pathlib.Path, withhold: Callable[[pd.DataFrame], pd.DataFrame], unspoken: Callable[[str], bool], least: int
-) -> Probed | None:
+    workdir: pathlib.Path, withhold: Callable[[pd.DataFrame], pd.DataFrame], unspoken: Callable[[str], bool], least: int,
+    least_abroad: Mapping[str, int] = {},
+) -> Probed | None:  # fmt: skip
     """The probes' part of a workdir, None where there is none.
 
     withhold: blanks counts that must not be told. unspoken: whether the number of test images by a label is one of them. least:
-    patients that a number must be of; 1 where the data are open to all.
+    patients that a number must be of; 1 where the data are open to all; least_abroad: the same by other data set.
 
     Raises UserError for a file that is not what the audit stage writes.
     """
@@ -58,19 +61,22 @@ def read(
     for name in ("rows", "comparisons", "against_guessing", "readings", "agreement", "absent", "strata_by_truth", "space"):
         if not isinstance(found, Mapping) or name not in found:
             raise tables.UserError(f"{path}: no field {name!r}; run the audit stage again")
-    rows = audit_rows.frame(found["rows"], str(path))
-    for name in ("probe", "input", "shuffled"):
-        rows[name] = [row[name] for row in found["rows"]]
-    rows = _roughly(withhold(rows), least)
+
+    def frame(several: list[dict]) -> pd.DataFrame:
+        return audit_rows.frame(several, str(path)).assign(**{name: [row[name] for row in several] for name in ("probe", "input", "shuffled")})
+
+    rows = _roughly(withhold(frame(found["rows"])), least)
     # Of shuffled labels, too, only how many there are is told.
     rows.loc[(rows["attribute"] != subgroups.ALL).to_numpy() | rows["shuffled"].to_numpy(bool), "n_positive"] = np.nan
     fitted = [{"split": "train", "class": subgroups.MACRO, "metric": "auc", "n_positive": np.nan, **_place(r), **_fitted(r)} for r in found["readings"]]
     fitted = _roughly(withhold(pd.DataFrame(fitted)), least)
     agreement = [row for row in found["agreement"] if row["value"] is not None and not unspoken(row["label"])]
     guessing = {(row["reading"], row["class"]): row for row in found["against_guessing"]}
+    abroad = {name: frame(of["rows"]) for name, of in found.get("elsewhere", {}).items()}
+    absent = found["absent"] + [line for of in found.get("elsewhere", {}).values() for line in of["absent"]]
     return Probed(
-        rows, found["comparisons"], found["readings"], fitted["n_images"].tolist(), agreement, found["absent"], found["space"], guessing,
-        found["strata_by_truth"], least, found.get("erased", {}),
+        rows, found["comparisons"], found["readings"], fitted["n_images"].tolist(), agreement, absent, found["space"], guessing,
+        found["strata_by_truth"], least, found.get("erased", {}), abroad, least_abroad,
     )  # fmt: skip
 
 
@@ -120,6 +126,7 @@ def context(probed: Probed, name_of: Callable[[str], str], invented: bool) -> li
                 "sentences": sentences(probed, rows, target, called, words, in_words),
                 "drawn": [d for d in drawn if d is not None],
                 "table": auc_lines(rows, words, in_words, probed.least),
+                "abroad": [(name, auc_lines(of, words, in_words, 1)) for name, of in rows_abroad(probed, target)],
                 "comparisons": comparison_lines(probed, target, words),
                 "family": next((c["family"] for c in probed.comparisons if c["target"] == target), 0),
                 "by_class": any(c["class"] != subgroups.MACRO for c in probed.comparisons if c["target"] == target),
@@ -127,6 +134,17 @@ def context(probed: Probed, name_of: Callable[[str], str], invented: bool) -> li
             }
         )
     return made
+
+
+def rows_abroad(probed: Probed, target: str):
+    """(other data set, rows of a target there, n rounded down where its data are not open), as far as there are."""
+    for name, rows in probed.abroad.items():
+        mine, least = rows[rows["target"] == target].copy(), probed.least_abroad.get(name, probed.least)
+        for count in ("n_images", "n_patients"):
+            # Of what is recorded there is a table elsewhere, from which an exact number could be subtracted.
+            mine[count] = [n // least * least if np.isfinite(n) else n for n in mine[count]]
+        if len(mine):
+            yield name, mine
 
 
 def _classes(rows: pd.DataFrame) -> int:
@@ -517,6 +535,9 @@ def macros(probed: Probed, target: str, name_of) -> list[tuple[str, pd.Series, t
         name = told(row, words, stratum) if row["probe"] else f"ceiling{_inside(row['attribute'], stratum)}"
         least = 1 if row["attribute"] == subgroups.ALL else probed.least
         found.append((name, row, (in_count(row["n_images"], least), in_count(row["n_patients"], least))))
+    for where, rows in rows_abroad(probed, target):
+        for _, row in rows[rows["class"] == subgroups.MACRO].iterrows():
+            found.append((f"{told(row, words)}, on {where}", row, (in_count(row["n_images"], 1), in_count(row["n_patients"], 1))))
     return found
 
 

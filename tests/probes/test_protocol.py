@@ -21,7 +21,7 @@ def changed(made, split, **columns):
 
 
 def run(made, **changes):
-    readings, arrays = protocol.run(made, settings(**changes), mesh.data_mesh(jax.devices()[:1]))
+    readings, arrays, _ = protocol.run(made, settings(**changes), mesh.data_mesh(jax.devices()[:1]))
     return readings, arrays
 
 
@@ -67,6 +67,25 @@ def test_features_that_something_was_taken_from_are_read_before_it_and_as_fewer_
     linear = [found.scores[Reading("race", "logistic_regression", name).name] for name in (FEATURES, "unerased", "halved1")]
     assert all(np.array_equal(linear[0], one) for one in linear) and found.found["erased"] == erased
     assert not any(r.input == "halved1" for r in of("sex").readings)
+
+
+def test_on_other_data_the_same_probes_are_judged_by_the_classes_that_are_known_here():
+    made, settings_ = splits(), settings(probes=("logistic_regression",), controls=("shuffled", "untrained"), strata=("view",), refits=0)
+    there = dataclasses.replace(made["test"], table=made["test"].table.assign(race=made["test"].table["race"].replace("B", "D"), dataset="there"))
+    nothing = dataclasses.replace(there, table=there.table.drop(columns="race"))
+    home = {split: dataclasses.replace(part, table=part.table.assign(dataset="here")) for split, part in made.items()}
+    here, _, abroad = protocol.run(home, settings_, mesh.data_mesh(jax.devices()[:1]), elsewhere={"there": there, "nowhere": nothing})
+    found = abroad["there"]
+    # Among all images, from vectors, with labels as recorded.
+    assert {(r.input, r.shuffled, r.attribute) for r in found.readings} == {(name, False, "") for name in (FEATURES, "untrained", "stem", "block1")}
+    for reading in found.readings:
+        np.testing.assert_array_equal(found.scores[reading.name], here.scores[reading.name])
+    recorded = found.table["label_race"]
+    assert set(recorded.dropna()) == {"A", "C"} and (recorded.isna() == (made["test"].table["race"] == "B")).all()
+    assert not abroad["nowhere"].readings and abroad["nowhere"].found["absent"] == ["race is not recorded on nowhere, or in one class alone that is known here"]
+    same = dataclasses.replace(there, table=there.table.assign(dataset="here", patient_id=made["train"].table["patient_id"].iloc[0]))
+    with pytest.raises(UserError, match="config.extract.datasets: 1 test patients of there are patients whom probes are fitted or chosen on"):
+        protocol.run(home, settings_, mesh.data_mesh(jax.devices()[:1]), elsewhere={"there": same})
 
 
 def test_what_the_table_alone_tells():

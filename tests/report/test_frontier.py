@@ -21,10 +21,10 @@ PLAIN = {"audit__attributes": ("race",), "audit__intersections": (), "audit__cas
 SHIFT = np.array([1.5, 0.0, -1.5])  # what the group adds to a score
 
 
-def method(folder, seed, encoding=1.0, shift=1.0, strength=2.0, nonlinear=None, target="findings", given=None, changed=lambda table: table, probes=3, fit=10, record=None, **diff):
+def method(folder, seed, encoding=1.0, shift=1.0, strength=2.0, nonlinear=None, target="findings", given=None, changed=lambda table: table, probes=3, fit=10, record=None, abroad="", **diff):
     """A run whose scores lean on the group as `shift` says, and whose probes find it as `encoding` says; the network as `nonlinear`.
 
-    changed: what is done to the table of its predictions. probes: how many of its three readings there are; fit: on how many images and patients. record: of run.json.
+    changed: what is done to the table of its predictions. probes: how many of its three readings there are; fit: on how many images and patients. record: of run.json. abroad: another data set, of three in four of the images.
     """
     rng = np.random.default_rng([seed, 7])
     noise = np.random.default_rng(0).normal(size=(len(TABLE), 3))  # what images do to every model
@@ -54,14 +54,21 @@ def method(folder, seed, encoding=1.0, shift=1.0, strength=2.0, nonlinear=None, 
         for reading, how in zip(several, (encoding, encoding if nonlinear is None else nonlinear, encoding), strict=False)
     }
     scores = {name: of / of.sum(1, keepdims=True) for name, of in scores.items()}
-    found = {"agreement": [], "absent": {}, "strata_by_truth": []}
+    found = {"agreement": [], "absent": [], "strata_by_truth": []}
     readings = Readings(kept, {"race": GROUPS}, several, scores, found)
     (folder / "probes").mkdir()
     readings.write(folder / "probes" / "readings.parquet")
-    if given is not None:  # of its page no test here asks, and its map takes half a minute
-        return shutil.copy(given / "probe_audit.json", folder) and folder
     features = np.random.default_rng(0).normal(size=(len(test), 4)).astype(np.float32)
-    tables.write_json(folder / "probe_audit.json", probed.audit(readings, features, ml_collections.ConfigDict(config["audit"]), True))
+    settings = ml_collections.ConfigDict(config["audit"])
+    # The first one's serves all: of its page no test here asks, and its map takes half a minute.
+    audited = probed.audit(readings, features, settings, True) if given is None else tables.read_json(given / "probe_audit.json") | {"elsewhere": {}}
+    if abroad:
+        some = np.arange(len(kept)) % 4 > 0
+        there = {name: of[some] for name, of in scores.items() if name in (several[0].name, several[1].name)}
+        elsewhere = Readings(kept[some].reset_index(drop=True), {"race": GROUPS}, several[:2], there, found)
+        elsewhere.write(folder / "probes" / f"on_{abroad}.parquet")
+        audited["elsewhere"] = {abroad: probed.elsewhere(elsewhere, settings)}
+    tables.write_json(folder / "probe_audit.json", audited)
     return folder
 
 
@@ -121,14 +128,14 @@ def test_the_terminal_and_the_page_say_it(found, tmp_path):
     text = compare.text(found, classes=True)
     assert "Worst error of a group, test images" in text and "over 3 classes; most often worst" in text and "Error gap between groups, by class" in text and "erm, 2 seeds" in text
     reweight = found.frontier.methods[1]
-    inside = text.partition("Encoding of group (invented) within view AP")[2]
+    inside = text.partition("Encoding of group (invented) within view AP (AUC")[2]
     line = next(line for line in inside.splitlines() if "reweight, 2 seeds" in line)
     n = (TABLE["split"] == "test").sum() - -(-(TABLE["split"] == "test").sum() // 3)
     assert f"{reweight.figures['within view: AP'].value:.3f}" in line and f" {n} " in line
     assert f"{reweight.figures['error'].value:.3f}" in text and "needs race of who is judged" in text
     compare.write(found, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
-    assert "Encoding, accuracy and harm" in page and "Error gap of each class" in page and "Encoding within strata" in page and "a linear erasure that is undone" in page
+    assert "Encoding, accuracy and harm" in page and "Error gap of each class" in page and "Encoding within strata, and on other data" in page and "a linear erasure that is undone" in page
 
 
 def test_without_a_reference_or_a_mitigation_there_is_no_frontier(field, tmp_path):
@@ -160,6 +167,23 @@ def test_runs_without_predictions_of_their_audit_have_no_part_in_it(field, tmp_p
     assert "jtt-0 has no part in this: there is no predictions.parquet." in found.said
     (made[0] / "mitigated" / "none" / "predictions.parquet").unlink()
     assert frontier.read(compare.read(made).runs) is None
+
+
+def test_encoding_on_other_data_stands_beside_that_within_strata(field, tmp_path):
+    record = {"elsewhere": {"phantom.null": {"open_data": False}}}
+    erm, reweight = (
+        method(tmp_path / name, 0, given=field[0], encoding=how, abroad="phantom.null", record=record, audit__min_patients=11, **diff)
+        for name, how, diff in (("erm-0", 1.0, {}), ("reweight-0", 0.3, {"train__objective__name": "reweight"}))
+    )
+    found = frontier.read(compare.read([erm, reweight, next(run for run in field if run.name == "coral-0")]).runs)
+    _, weighed, coral = found.methods
+    assert frontier.of_these(weighed, "on phantom.null") and weighed.differences["on phantom.null"].value < -0.1
+    assert "on phantom.null" not in coral.figures and "on phantom.null" not in coral.lacking
+    images = (np.arange((TABLE["split"] == "test").sum()) % 4 > 0).sum()
+    assert weighed.counts["on phantom.null"][0] == f"{images // 11 * 11}"  # of data that are not open
+    text = compare.text(compare.read([erm, reweight]))
+    assert "Encoding of group (invented) by place" in text and "on phantom.null, by probes fitted here" in text
+    assert "logistic regression on the features, on phantom.null" in text
 
 
 def test_one_seed_is_told_of_its_runs_alone(field):
