@@ -53,6 +53,7 @@ def prepare(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     _, dropped = cohorts.targets(cohort, config.train.targets, config.dataset)
     if "train" in config.stages:
         check_objective(config, cohort)
+    check_attributes(config, cohort)
     cohort.write(run.path(COHORT))
     with tables.whole_file(run.path("quarantine.csv")) as path:
         dataset.quarantine.to_csv(path, index=False)
@@ -202,6 +203,18 @@ def check_objective(config: ml_collections.ConfigDict, cohort) -> None:
     if config.train.select != "auc":
         mine = {name: values[split == "validation"] for name, values in labels.items()}
         validation.check_groups(targets, mine, group[split == "validation"], groups, config.train.select)
+
+
+def check_attributes(config: ml_collections.ConfigDict, cohort) -> None:
+    """Raises UserError where what features are to be rid of, or asked for, is not recorded; told before anything is trained."""
+    from cxr_jax.probes import mitigation, protocol
+
+    asked = [(name, "config.probe.targets") for name in config.probe.targets] if "probe" in config.stages and not config.probe.embeddings else []
+    if "mitigate" in config.stages and config.mitigate.method not in ("", "none"):
+        asked.append((config.mitigate.attribute, f"{mitigation.FIELD}.attribute"))
+    rows = {split: cohort.table[cohort.table["split"] == split] for split in SPLITS}
+    for name, field in asked:
+        protocol.classes_of({split: Features(of, {}, {"classes": {"race": list(cohort.races)}}) for split, of in rows.items()}, name, field)
 
 
 def compared_images(config: ml_collections.ConfigDict) -> int:

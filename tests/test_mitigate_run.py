@@ -296,6 +296,7 @@ def test_what_cannot_be_taken(phantom_dir, reference, tmp_path, diff, told):
     with pytest.raises(UserError, match=told):
         mitigated(phantom_dir, reference, tmp_path, "orthogonalise", **diff)
     assert not (tmp_path / "mitigated").exists()
+    assert (tmp_path / "cohort.parquet").exists() == ("mitigate.attribute" not in diff)  # which can be told before anything is made
 
 
 @pytest.mark.parametrize(
