@@ -54,7 +54,7 @@ def test_heads_make_of_untouched_features_what_the_network_did(reference):
     assert not set(half.table["patient_id"]) & set(whole.table.loc[whole.table["image_id"].isin(left), "patient_id"])
 
 
-@pytest.mark.parametrize("method", ["leace", "quadratic"])
+@pytest.mark.parametrize("method", ["leace", pytest.param("quadratic", marks=pytest.mark.slow)])
 def test_what_a_method_leaves_is_what_probes_and_audit_judge(phantom_dir, reference, tmp_path, method, capsys):
     diff = {"mitigate.share": 1.0, "mitigate.halvings": 2, "probe.controls": ("unerased",)}
     parts = mitigated(phantom_dir, reference, tmp_path / "run", method, **diff)
@@ -173,6 +173,7 @@ def test_heads_of_another_checkpoint_are_refused(phantom_dir, reference, tmp_pat
         mitigated(phantom_dir, other, tmp_path / "second", "none", **short, **{"mitigate.share": 0.4})
 
 
+@pytest.mark.slow
 def test_what_is_judged_is_what_the_config_says_now(phantom_dir, reference, tmp_path):
     """After a mitigation, without it: neither headline nor numbers are left of it; and probes of another attribute have it done anew."""
     mitigated(phantom_dir, reference, tmp_path, "leace")

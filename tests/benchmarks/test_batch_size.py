@@ -27,6 +27,7 @@ def write(folder):
     return path
 
 
+@pytest.mark.slow
 def test_it_prints_and_writes_each_run_beside_the_first(tmp_path, capsys, monkeypatch):
     calls = []
     take_turns = densenets.take_turns

@@ -66,7 +66,7 @@ def test_from_a_run_with_the_heads_that_are_the_same(trained, phantom, phantom_d
     assert initial.network(small_config(phantom_dir, model__init_from=str(folder)), other)[2].endswith(", without its heads")
 
 
-@pytest.mark.parametrize(("channels", "inputs"), [(3, ""), (1, "gray")])
+@pytest.mark.parametrize(("channels", "inputs"), [pytest.param(3, "", marks=pytest.mark.slow), (1, "gray")])
 def test_from_a_state_dict(phantom, phantom_dir, tmp_path, channels, inputs):
     """Its features, to begin with; and a checkpoint afterwards that can be read, whatever stem it has."""
     file = safetensors(tmp_path / "weights.safetensors", state_dict(channels))

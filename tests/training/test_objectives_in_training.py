@@ -59,7 +59,7 @@ def plain(phantom, phantom_dir):
     return two_steps(config_of(phantom_dir, "erm"), phantom, 1)[0]
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW) if name not in ("group_dro", "dann", "mmd") else name for name in WITH_GROUPS])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW) if name not in ("group_dro", "dann") else name for name in WITH_GROUPS])
 def test_a_step_is_the_same_on_any_number_of_devices(phantom, phantom_dir, plain, name):
     config = config_of(phantom_dir, name)
     (one, losses), (eight, losses_of_eight) = (two_steps(config, phantom, devices) for devices in (1, 8))
@@ -104,6 +104,7 @@ def run(phantom_dir, workdir, name, **diff):
     return config
 
 
+@pytest.mark.slow
 def test_training_twice(phantom_dir, tmp_path):
     """What the first one gets wrong counts more in the second; started again, the first is read from its checkpoints."""
     run(phantom_dir, tmp_path, "jtt", train__objective__upweight=20.0)

@@ -285,7 +285,7 @@ def test_statistics_of_one_image_are_none(phantom_dir, devices, diff, told):
         train.check_batches(small_config(phantom_dir, **diff).train, meshes.data_mesh(jax.devices()[:devices]))
 
 
-@pytest.mark.parametrize("order", ["shard", "global"])
+@pytest.mark.parametrize("order", ["shard", pytest.param("global", marks=pytest.mark.slow)])
 def test_images_on_the_devices_train_as_those_on_the_host(phantom, phantom_dir, tmp_path, order):
     """Two epochs over eight devices, killed on the way and gone on with: the same parameters."""
     host, device = (small_config(phantom_dir, dataset__cache=cache, dataset__order=order, **PLAIN) for cache in ("host", "device"))
