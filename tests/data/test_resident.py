@@ -120,7 +120,7 @@ def test_on_the_device_the_training_split_takes_no_host_memory(train):
 def test_rows_beyond_two_to_the_31_pixels():
     """A shard of 32,769 images of 256x256 has 65,536 pixels too many for int32 to count; the last rows are what was put there."""
     n, pixels = 2**15 + 1, 256
-    source = types.SimpleNamespace(index=np.arange(n), image_shape=(pixels, pixels, 1))
+    source = types.SimpleNamespace(index=np.arange(n), image_shape=(pixels, pixels, 1), draw=None)
 
     def picture(row):
         return np.full((pixels, pixels, 1), row % 251, np.uint8)
