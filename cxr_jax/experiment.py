@@ -471,7 +471,8 @@ class Run:
         begun = "model.init_from" in before and self.path("checkpoints").exists()
         known = {"model.init_from": before["model.init_from"]} if begun else {}
         # And what features were made by is not needed for what is done with them.
-        known |= {k: before[k] for k in ("extract.weights",) if k in before and record["stages"].get("extract", {}).get("status") == "done"}
+        if "extract.weights" in before and record["stages"].get("extract", {}).get("status") == "done":
+            known["extract.weights"] = before["extract.weights"]
         files = file_digests(self.config, known)
         record["files"] = files
         if goes_on:
@@ -488,14 +489,14 @@ class Run:
             changed = {k: v for k, v in differing.items() if _stage_of(k)}
             # Until there is a checkpoint nothing is lost by starting over, as after a mistake in a first command.
             kept = [k for k in changed if _stage_of(k) in ("prepare", "train")]
-            if kept and not self.path("checkpoints").exists():
-                shutil.rmtree(self.path("first"), ignore_errors=True)  # a first training (jtt) by another config
             if kept and self.path("checkpoints").exists():
                 shown = "; ".join(f"{k}: {changed[k]['base']!r} there, {changed[k]['run']!r} here" for k in kept[:3])
                 raise UserError(
                     f"{self.workdir}: holds a run of another config ({shown}{'; …' if len(kept) > 3 else ''});"
                     " give this one a folder of its own with --workdir, or remove that one"
                 )
+            if kept:
+                shutil.rmtree(self.path("first"), ignore_errors=True)  # a first training (jtt) by another config
             order = list(STAGE_FIELDS)
             first = min((order.index(_stage_of(k)) for k in changed), default=len(order))
             for stage in order[first:]:

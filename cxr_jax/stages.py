@@ -309,13 +309,13 @@ def judged_dataset(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
     return other_dataset(config, config.predict.dataset, "config.predict.dataset", "config.predict.raw_dir", given)
 
 
-def other_dataset(config: ml_collections.ConfigDict, name: str, field: str, release_field: str = "", given: dict = {"raw_dir": "", "mimic_iv_dir": ""}) -> ml_collections.ConfigDict:
-    """What config.dataset would be for the data set called NAME[.VARIANT]. given: its release's folders. Fields: that named it, and them, for messages."""
+def other_dataset(config: ml_collections.ConfigDict, name: str, field: str, release_field: str = "", given: dict = {}) -> ml_collections.ConfigDict:
+    """What config.dataset would be for the data set called NAME[.VARIANT]. given: its release's folders, none by default. Fields: that named it, and them, for messages."""
     from cxr_jax.data import datasets
 
     other = ml_collections.ConfigDict(config.dataset)
     experiment.choose_dataset(other, name, field)
-    other.update(given)
+    other.update({"raw_dir": "", "mimic_iv_dir": ""} | given)
     datasets.check_source(other, release_field or f"{field}={name}: config.dataset.raw_dir of a config of its own")
     return other
 
@@ -535,8 +535,8 @@ def mitigate(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     elif method in ("dfr", "equalised_odds"):
         raise UserError(f"config.mitigate.method={method}: {weights} has no heads that tell findings; name the weights of a run")
     if method in mitigation.NEED_ATTRIBUTE:
-        judged = pd.concat([splits[split].table for split in ("validation", "test")])
-        unknown = judged.loc[pd.Index(found.classes).get_indexer(judged[config.mitigate.attribute]) < 0, "patient_id"]
+        judged = (splits["validation"], splits["test"])
+        unknown = pd.concat([part.table.loc[attribute_of(part, config.mitigate.attribute, found.classes) < 0, "patient_id"] for part in judged])
         said += f"; {disclosure.some(unknown, least)} of validation and test, of whom it is not known, are erased as by leace" * bool(len(unknown))
     patients = splits["train"].table.loc[others["train"], "patient_id"].nunique()
     said += f"; probes are fitted on {others['train'].sum():,} images of {patients:,} patients, {'the same' if share == 1 else 'others'}"
@@ -550,13 +550,13 @@ def mitigate(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     folder = experiment.mitigated_folder(run.workdir, config)
     if jax.process_index() == 0:
         shutil.rmtree(folder, ignore_errors=True)  # of an interrupted start, or of other features
+        fitted_on = {FEATURES: found.patients, **{name: fewer.patients for name, fewer in by_fewer.items()}}
         for split, part in {**splits, **abroad}.items():
             rows = others["train"] if split == "train" else np.ones(len(part.table), bool)
             # What controls read stays as it is. Depths are of the network before these features, and not what is asked.
             kept = {name: array for name, array in part.arrays.items() if name in ("untrained", "histogram")} | {FEATURES: erased[split]}
             kept |= {} if method in mitigation.LEAVE_FEATURES else {UNERASED: part.arrays[FEATURES]}
             about = {key: value for key, value in part.about.items() if key != "arrays"} | {"mitigated": said}
-            fitted_on = {FEATURES: found.patients, **{name: fewer.patients for name, fewer in by_fewer.items()}}
             about |= {"erased": {"attribute": config.mitigate.attribute, "patients": fitted_on}} if by_fewer else {}
             with contextlib.closing(tables.FeatureFiles(folder / "features", split, int(rows.sum()), about)) as files:
                 files.start({name: array.shape[1] for name, array in kept.items()} | dict.fromkeys(by_fewer, erased[split].shape[1]), len(rows))

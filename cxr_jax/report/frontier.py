@@ -128,7 +128,7 @@ def read(runs: Sequence) -> Frontier | None:
         if _seed(fields, run) in (_seed(fields, other) for other in groups.get(key, ())):
             key += f" {run.name}"  # the same twice
         groups.setdefault(key, []).append(run)
-    ordered = sorted(groups.values(), key=lambda of: of[0] is not first and first not in of)
+    ordered = sorted(groups.values(), key=lambda of: all(run is not first for run in of))
     if len(ordered) < 2:
         return None
     level, names = first.settings["level"], _distinct([_name(of) for of in ordered])
