@@ -11,8 +11,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.seed = 0  # of initialisation, of the order of training and of augmentation
 
     c.dataset = d = ml_collections.ConfigDict()
-    d.name = "phantom"  # phantom | mimic | chexpert | nih | padchest
-    d.variant = "planted"  # the builder's own config, where it has several; the phantom's: see tfds_builders/cxr_phantom
+    d.name = "phantom"  # phantom | mimic | chexpert | nih | padchest | brax | table
+    d.variant = "planted"  # the builder's own config, where it has several; the phantom's: see tfds_builders/cxr_phantom; of table, what you call your hospital
     d.raw_dir = ""  # folder of the release as downloaded; the phantom needs none
     d.mimic_iv_dir = ""  # folder of MIMIC-IV, where it does not lie in mimic's raw_dir
     d.data_dir = ""  # folder of the TFRecords; empty: TFDS's own default
@@ -23,8 +23,16 @@ def get_config() -> ml_collections.ConfigDict:
     d.storage = "png"  # png | raw: raw takes more disk, and no decoding when it is read
     d.beam_runner = ""  # DirectRunner, FlinkRunner, SparkRunner, DataflowRunner, …; empty: this process builds alone
     d.beam_options = ()  # of that runner, as its command line has them, such as ("--direct_num_workers=8",)
+    # For table, images of your own below raw_dir (tfds_builders/cxr_table/README.md); what is not named is found by our own name, if the table has it
+    d.table = ""  # .csv, .csv.gz, .tsv, .parquet or .xlsx, a row an image: a file below raw_dir, or a path of its own
+    # "image_id=COLUMN", patient_id, study_id, path, split, race, ethnicity, sex, age (years), view, and any further "name=COLUMN" that is to be stored,
+    # as text or number; "split=": there is none
+    d.columns = ()
+    d.findings = ()  # "FINDING=COLUMN", of 1, 0, -1 or empty; or "*=COLUMN" alone, a column that lists findings with | between
+    d.words = ()  # "sex:W=F": what a word of the table means, in sex, view, race, ethnicity, split, a further column, or the list of findings
+    d.open_data = False  # whether anybody may see single images of it
     # recorded: groups of the data set's own, as it has them. For mimic and chexpert: four_race | three_race |
-    # first_admission | all (cxr_jax/data/race_rules.py); four_race unless told otherwise.
+    # first_admission | all (cxr_jax/data/race_rules.py); four_race unless told otherwise. For table, too, with a race_table of its words
     d.race_rule = "recorded"
     d.race_table = ""  # a table of one's own, laid over cxr_jax/data/race_groups.csv
     d.split_rule = "patient_hash"  # patient_hash | official

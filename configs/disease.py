@@ -3,7 +3,8 @@
     bash launch/local.sh python -m cxr_jax.main --config=configs/disease.py
     …configs/disease.py:nih --config.dataset.raw_dir=DIR      NIH ChestX-ray14, DIR as downloaded
     …configs/disease.py:nih,tiny --config.dataset.raw_dir=DIR
-    …configs/disease.py:mimic, :chexpert, :padchest           likewise
+    …configs/disease.py:mimic, :chexpert, :padchest, :brax    likewise
+    …configs/disease.py:table.NAME --config.dataset.raw_dir=DIR --config.dataset.table=FILE …     your own (tfds_builders/cxr_table/README.md)
 """
 
 from configs import base

@@ -43,8 +43,8 @@ FREE_FIELDS = (
     "dataset.raw_dir", "dataset.mimic_iv_dir", "dataset.device_cache_share", "predict.raw_dir", "predict.mimic_iv_dir",
 )  # fmt: skip
 
-DATASETS = ("phantom", "mimic", "chexpert", "nih", "padchest")
-HOSPITAL_WORDS = ("mimic", "chexpert")  # record race as hospitals do, in dozens of words
+DATASETS = ("phantom", "mimic", "chexpert", "nih", "padchest", "brax", "table")
+HOSPITAL_WORDS = ("mimic", "chexpert", "table")  # record race in words of their own, of which a rule makes groups; of table, if it is asked to
 PHANTOM_VARIANTS = ("planted", "null", "confounded", "acquisition", "underdiagnosed", "shortcut")
 SIZES = ("tiny", "paper")
 PROBES = ("logistic_regression", "knn", "kmeans", "network")
@@ -105,18 +105,25 @@ def choose_dataset(dataset: ml_collections.ConfigDict, token: str, source: str) 
     The race rule stays where it suits the data set: those that record race in a hospital's words need one that makes
     groups of them (`four_race` unless another is set), the others have groups of their own, or none (`recorded`).
 
+    A table's variant is what its user calls the hospital, and its words for race are its groups, unless dataset.race_table says
+    what they mean: then the rule stays.
+
     Raises UserError, which begins with `source`, for a data set or a variant that there is not.
     """
     name, _, variant = token.partition(".")
     if name not in DATASETS:
         raise UserError(f"{source}: no data set {name!r}{nearest(name, DATASETS)}")
-    if variant and name != "phantom":
-        raise UserError(f"{source}: {name} has no variants; only phantom has")
-    if variant and variant not in PHANTOM_VARIANTS:
+    if name == "table" and not re.fullmatch(r"[A-Za-z0-9_]+", variant):
+        raise UserError(f"{source}: table.NAME expected, NAME being what you call your hospital, of letters, digits and _")
+    if variant and name not in ("phantom", "table"):
+        raise UserError(f"{source}: {name} has no variants; only phantom and table have")
+    if variant and name == "phantom" and variant not in PHANTOM_VARIANTS:
         raise UserError(f"{source}: no such phantom{nearest(variant, PHANTOM_VARIANTS)}")
     dataset.name = name
-    dataset.variant = (variant or "planted") if name == "phantom" else ""
-    if (name in HOSPITAL_WORDS) == (dataset.race_rule == "recorded"):
+    dataset.variant = (variant or "planted") if name == "phantom" else variant
+    if name == "table":
+        dataset.race_rule = dataset.race_rule if dataset.race_table else "recorded"
+    elif (name in HOSPITAL_WORDS) == (dataset.race_rule == "recorded"):
         dataset.race_rule = "four_race" if name in HOSPITAL_WORDS else "recorded"
 
 
@@ -174,6 +181,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
     require("dataset.pictures", d.pictures in ("released", "dicom"), "released or dicom")
     require("dataset.storage", d.storage in ("png", "raw"), "png or raw")
     require("dataset.beam_options", d.beam_runner or not d.beam_options, "options of a runner that dataset.beam_runner names")
+    named = {token.partition(".")[0] for token in (d.name, config.predict.dataset, *config.extract.datasets)}
+    for name in ("table", "columns", "findings", "words", "open_data"):
+        require(f"dataset.{name}", not d[name] or "table" in named, "of a data set table.NAME alone")
     require("dataset.max_unreadable_share", 0 <= d.max_unreadable_share <= 1, "a share from 0 to 1")
     require("dataset.split_rule", d.split_rule in ("patient_hash", "official"), "patient_hash or official")
     fractions = list(d.split_fractions)

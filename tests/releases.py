@@ -910,3 +910,75 @@ def nih(
     for split, name in NIH_LISTS.items() if lists else ():
         _write(folder / name, "".join(f"{row['image_id']}\n" for row in rows if row["split"] == split), gz=False)
     return _truth(folder, None, rows, pictures)
+
+
+# ---- BRAX v1.1.0 ---------------------------------------------------------------------------------------------------
+
+BRAX_TABLE = "master_spreadsheet_update.csv"
+BRAX_FINDINGS = (
+    "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Lesion", "Lung Opacity", "Edema", "Consolidation",
+    "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture", "Support Devices",
+)  # fmt: skip
+_BRAX = {
+    "DicomPath": "dicom_path", "PngPath": "path", "PatientID": "patient_id", "PatientSex": "sex_written",
+    "PatientAge": "age_written", "AccessionNumber": "study_id", "StudyDate": "study_date",
+    **{name: f"finding_{name}" for name in BRAX_FINDINGS},
+    "ViewPosition": "view", "Rows": "original_height", "Columns": "original_width", "Manufacturer": "manufacturer",
+}  # fmt: skip
+_BRAX_PEOPLE = (  # quirk, what is fixed of the patient
+    ("sex O", {"sex_written": "O"}),
+    ("85 or more", {"age": 93}),
+    ("age empty", {"age": None}),
+    ("two bins", {"age": 44}),
+)
+
+
+def brax(
+    folder: os.PathLike | str,
+    *,
+    patients: int = 30,
+    seed: int = 0,
+    gz: bool = False,
+    picture: tuple[int, int] = (320, 288),
+    faults: bool = False,
+) -> Truth:
+    """BRAX v1.1.0 in `folder`: its table, and images/. The DICOM files that the table names too are not drawn.
+
+    Quirks. Of a patient: `sex O` ('' in Truth.sex), `85 or more`, `age empty`, `two bins` (a year older at the next study).
+    Of an image: `no view`, and the name of a view that is neither PA, AP nor L.
+
+    age is the middle of the bin (the lower edge and two years; 85 for the last). Truth's own columns: age_written,
+    sex_written, study_date, dicom_path, original_height, original_width, manufacturer.
+    """
+    _at_least(patients, 8)
+    rng = np.random.default_rng((seed, 6))
+    folder = pathlib.Path(folder)
+    rows = []
+    for i in range(patients):
+        quirk, fixed = _BRAX_PEOPLE[i] if i < len(_BRAX_PEOPLE) else ("", {})
+        person = {"sex_written": _pick(rng, "FM"), "age": int(rng.integers(1, 80)), **fixed}
+        patient, machine = f"id_{_code(rng)}", str(rng.integers(1, 5))
+        for visit in range(2 if quirk == "two bins" else int(rng.integers(1, 4))):
+            labels, study = _findings(rng, BRAX_FINDINGS), _code(rng)
+            edge = None if person["age"] is None else (person["age"] + visit) // 5 * 5
+            written = "" if edge is None else "85 or more" if edge >= 85 else str(edge)
+            below = f"{patient}/Study_{_code(rng)}"
+            for view in ("PA", "L") if rng.random() < 0.6 else ("AP",):
+                name = f"{below}/Series_{_code(rng)}/image-{_code(rng)}"
+                rows.append(_row(
+                    image_id=f"{name}.png", path=f"images/{name}.png", dicom_path=f"Anonymized_DICOMs/{name}.dcm",
+                    patient_id=patient, study_id=study, sex=person["sex_written"].replace("O", ""), sex_written=person["sex_written"],
+                    age=np.nan if edge is None else min(edge + 2, 85), age_written=written, view=view, manufacturer=machine,
+                    study_date=f"{rng.integers(2008, 2018)}{rng.integers(1, 13):02d}{rng.integers(1, 29):02d}",
+                    rows=picture[0], columns=picture[1], original_height=2544, original_width=3056, quirks=[quirk] * bool(quirk), **labels,
+                ))  # fmt: skip
+    for row, view in zip(_plain_first(rng, rows), ("", "RLO", "AP LLD")):
+        row["view"] = view
+        row["quirks"].append(view or "no view")
+    pictures = _pictures(rng, folder, rows, faults)
+    _write_table(folder / BRAX_TABLE, _BRAX, rows, gz)
+    return _truth(folder, None, rows, pictures)
+
+
+def _code(rng: np.random.Generator) -> str:
+    return "-".join(f"{part:08x}" for part in rng.integers(0, 2**32, 4).tolist())

@@ -9,7 +9,7 @@ from cxr_jax.tables import UserError
 
 @pytest.mark.parametrize("config", [race, disease, sex])
 @pytest.mark.parametrize(
-    "argument", [None, "", "phantom", "phantom.null", "phantom,paper", "tiny", "tiny,phantom.shortcut", "mimic", "chexpert", "nih", "nih,tiny", "padchest,tiny"]
+    "argument", [None, "", "phantom", "phantom.null", "phantom,paper", "tiny", "tiny,phantom.shortcut", "mimic", "chexpert", "nih", "nih,tiny", "padchest,tiny", "brax", "table.city,tiny"]
 )
 def test_every_config_takes_every_argument(config, argument):
     c = config.get_config(argument)
@@ -30,9 +30,11 @@ def test_what_an_argument_means():
 @pytest.mark.parametrize(
     ("argument", "told"),
     [
-        ("phantm", "unknown token 'phantm'.*known: phantom, mimic, chexpert, nih, padchest, tiny, paper"),
+        ("phantm", "unknown token 'phantm'.*known: phantom, mimic, chexpert, nih, padchest, brax, table, tiny, paper"),
         ("phantom.nul", "did you mean 'null'"),
-        ("nih.null", "nih has no variants"),
+        ("nih.null", "nih has no variants; only phantom and table have"),
+        ("table", "table.NAME expected, NAME being what you call your hospital"),
+        ("table.my-hospital", "of letters, digits and _"),
         ("nih,mimic", "two data sets"),
         ("tiny,paper", "two sizes"),
     ],
@@ -49,7 +51,7 @@ def test_a_bad_argument_is_told(argument, told):
         ("model.dtype", "float16"), ("train.targets", ()), ("train.batch_size", 1), ("train.schedule", "linear"),
         ("dataset.split_fractions", (0.5, 0.5)), ("dataset.split_fractions", (0.6, 0.1, 0.2)), ("dataset.split_fractions", (1.0, 0.0, 0.0)),
         ("dataset.split_fractions", (1.2, -0.1, -0.1)), ("dataset.block_images", 0),
-        ("predict.dataset", "phantm"), ("predict.dataset", "phantom.nul"), ("predict.dataset", "nih.null"),
+        ("predict.dataset", "phantm"), ("predict.dataset", "phantom.nul"), ("predict.dataset", "nih.null"), ("predict.dataset", "table"), ("dataset.table", "table.csv"), ("dataset.columns", ("sex=a",)), ("dataset.open_data", True),
         ("train.targets", ("sex", "sex")), ("dataset.uncertain", "one"),
         ("train.augment.zoom", 1.0), ("train.augment.zoom", -0.1), ("train.augment.shift", -0.1), ("train.augment.rotate_degrees", -5.0),
         ("train.warmup_epochs", 99.0), ("audit.splits", ("train",)), ("audit.splits", ()), ("audit.level", 95.0), ("audit.replicates", 10),

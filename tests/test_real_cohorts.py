@@ -12,7 +12,7 @@ import pytest
 
 from configs import base
 from cxr_jax import experiment, stages, tables
-from cxr_jax.data import cohorts, race_rules
+from cxr_jax.data import cohorts, datasets, race_rules
 from cxr_jax.tables import UserError
 from tests import releases
 from tests.phantoms import ROOT, command
@@ -36,7 +36,7 @@ def mimic(tmp_path_factory) -> tuple[releases.Truth, str]:
     return releases.mimic(tmp_path_factory.mktemp("mimic"), patients=60, **SMALL), str(tmp_path_factory.mktemp("records"))
 
 
-@pytest.mark.parametrize("name", ["mimic", "chexpert", "padchest", "nih"])
+@pytest.mark.parametrize("name", ["mimic", "chexpert", "padchest", "nih", "brax"])
 def test_prepare_leaves_a_cohort_its_page_and_what_could_not_be_read(name, request, tmp_path, capsys):
     if name == "mimic":
         truth, data_dir = request.getfixturevalue("mimic")
@@ -63,6 +63,86 @@ def test_prepare_leaves_a_cohort_its_page_and_what_could_not_be_read(name, reque
     record = json.loads(json.dumps(run.record["dataset"]))  # plain
     assert record["integrity"]["quarantined"]["missing"] == 1
     assert record["open_data"] == (name == "nih")
+
+
+# ---- a table of one's own ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def city(tmp_path_factory) -> pathlib.Path:
+    """A hospital's folder: drawn pictures, and a table in words of its own; one patient in eleven is recorded with two races."""
+    folder = tmp_path_factory.mktemp("city")
+    drawn = releases.nih(folder, patients=60, picture=(32, 32), lists=False).images
+    number = drawn["patient_id"].astype("category").cat.codes
+    race = pd.Series(["WHITE", "BLACK OR AFRICAN", "CAPE VERDEAN"])[number % 3].to_numpy()
+    race = [("WHITE" if n % 11 == 1 and i % 2 else word) for i, (n, word) in enumerate(zip(number, race))]
+    drawn.assign(race=race)[["image_id", "patient_id", "sex", "age", "view", "race", "finding_Mass"]].to_csv(folder / "table.csv", index=False)
+    return folder
+
+
+CITY = {"table": "table.csv", "findings": ("Mass=finding_Mass",), "max_unreadable_share": 0.01}
+
+
+def test_a_table_s_own_words_for_race_are_its_groups_until_a_rule_makes_others_of_them(city, tmp_path):
+    told = pd.read_csv(city / "table.csv", dtype={"patient_id": str})
+    several = told.groupby("patient_id")["race"].transform("nunique") > 1
+    assert 0 < several.sum() < len(told) / 4
+    run, cohort = prepared("table.city", city, tmp_path / "own", **CITY, data_dir=str(tmp_path / "data"))
+    assert cohort.races == ("BLACK OR AFRICAN", "CAPE VERDEAN", "WHITE") and set(cohort.table["dataset"]) == {"table"}
+    expected = told.assign(race=told["race"].mask(several)).set_index("image_id")["race"].loc[cohort.table["image_id"]]
+    assert list(cohort.table["race"].fillna("")) == list(expected.fillna(""))
+    assert run.record["dataset"]["variant"] == "city_squash" and run.record["dataset"]["integrity"]["complete"]
+    (tmp_path / "words.csv").write_text(
+        "dataset,field,value,group,hispanic,source\ntable,race,WHITE,White,no,me\ntable,race,BLACK OR AFRICAN,Black,no,me\ntable,race,CAPE VERDEAN,Black,no,me\n"
+    )
+    ruled = {**CITY, "data_dir": str(tmp_path / "data"), "race_rule": "four_race"}
+    _, cohort = prepared("table.city", city, tmp_path / "ruled", **ruled, race_table=str(tmp_path / "words.csv"))
+    black = told.groupby("patient_id")["race"].transform(lambda words: words.str.startswith(("BLACK", "CAPE")).all())
+    both = several & ~black  # White and Black, which the rule drops; Black in two words is one group
+    assert set(cohort.table["image_id"]) == set(told.loc[~both, "image_id"]) and cohort.races == ("White", "Black", "Asian", "Hispanic/Latino")
+    assert dict(zip(cohort.table["image_id"], cohort.table["race"])) == {
+        image: "Black" if is_black else "White" for image, is_black in zip(told.loc[~both, "image_id"], black[~both])
+    }
+    with pytest.raises(UserError, match="values that race_groups.csv does not know: race 'BLACK OR AFRICAN' .* name it in config.dataset.race_table"):
+        prepared("table.city", city, tmp_path / "unknown", **{**ruled, "data_dir": str(tmp_path / "elsewhere")})
+
+
+def test_hospitals_lie_side_by_side_and_another_map_is_another_release(city, tmp_path):
+    for name in ("table.city", "table.town"):
+        prepared(name, city, tmp_path / name, **CITY, data_dir=str(tmp_path / "data"))
+    assert sorted(path.name for path in (tmp_path / "data" / "cxr_table").iterdir() if path.is_dir()) == ["city_squash", "town_squash"]
+    for change in ({"findings": ("Nodule=finding_Mass",)}, {"columns": ("race=",)}, {"words": ("sex:F=M",)}, {"open_data": True}):
+        with pytest.raises(UserError, match="was built from another table release .*, or by another config.dataset.table, columns") as caught:
+            prepared("table.city", city, tmp_path / "changed", **{**CITY, **change}, data_dir=str(tmp_path / "data"))
+        assert "\n" not in str(caught.value)
+
+
+def test_what_was_built_as_open_data_is_not_shown_by_a_config_that_says_it_is_not(city, tmp_path):
+    given = {**CITY, "data_dir": str(tmp_path / "data")}
+    run, _ = prepared("table.city", city, tmp_path / "open", **given, open_data=True)
+    assert run.record["dataset"]["open_data"]
+    with pytest.raises(UserError, match="config.dataset.open_data: False, but .* was built as open data"):
+        prepared("table.city", "", tmp_path / "closed", **given)
+
+
+def test_a_table_may_be_judged_on(city, tmp_path):
+    config = experiment.apply_argument(base.get_config(), "nih,tiny", base.SIZES)
+    config.dataset.update({"data_dir": str(tmp_path / "data"), "table": "table.csv", "findings": ("Mass=finding_Mass",)})
+    config.predict.dataset = "table.city"
+    experiment.validate(config)
+    with pytest.raises(UserError, match="config.predict.raw_dir is not set, .* folder of the table release"):
+        stages.judged_dataset(config)
+    config.predict.raw_dir = str(city)
+    judged = stages.judged_dataset(config)
+    assert (judged.name, judged.variant, judged.race_rule, judged.raw_dir) == ("table", "city", "recorded", str(city))
+    dataset = datasets.prepare(judged)
+    assert dataset.findings == ("Mass",) and dataset.races == ("BLACK OR AFRICAN", "CAPE VERDEAN", "WHITE")
+    config.predict.raw_dir, config.dataset.table, config.dataset.findings = "", "", ()  # once built it says itself what it holds
+    assert datasets.open(stages.judged_dataset(config)).keys.equals(dataset.keys)
+    config.predict.raw_dir = str(city)  # and a table that is not named is told before anything is trained
+    config.predict.dataset = "table.elsewhere"
+    with pytest.raises(UserError, match="config.dataset.table is not set"):
+        stages.judged_dataset(config)
 
 
 @pytest.mark.slow
@@ -93,7 +173,7 @@ def test_a_rule_changed_rewrites_no_image(mimic, tmp_path):
 
 def test_the_default_rule_follows_the_data_set():
     config = base.get_config()
-    for name, rule in (("mimic", "four_race"), ("nih", "recorded"), ("chexpert", "four_race"), ("phantom", "recorded")):
+    for name, rule in (("mimic", "four_race"), ("nih", "recorded"), ("chexpert", "four_race"), ("table.city", "recorded"), ("brax", "recorded"), ("phantom", "recorded")):
         experiment.choose_dataset(config.dataset, name, "here")
         assert config.dataset.race_rule == rule and tuple(config.dataset.views) == ("AP", "PA")
     config.dataset.race_rule = "recorded"

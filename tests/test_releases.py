@@ -35,8 +35,9 @@ QUIRKS = {
         "EXCLUDE", "UNK",
     },
     "nih": {"first image is not 000", "RGBA", "two findings", "infant"},
+    "brax": {"sex O", "85 or more", "age empty", "two bins", "no view", "RLO", "AP LLD"},
 }  # fmt: skip
-LEAST = {"mimic": 17, "chexpert": 14, "padchest": 12, "nih": 10}
+LEAST = {"mimic": 17, "chexpert": 14, "padchest": 12, "nih": 10, "brax": 8}
 SMALL = (16, 12)
 
 
@@ -110,9 +111,8 @@ def test_pictures_are_those_drawn_or_spoilt(name, tmp_path):
                 pixels = np.asarray(picture).reshape(row.rows, row.columns, -1)
             assert pixels.dtype == drawn.dtype and (pixels[..., :3] == pixels[..., :1]).all()
             assert np.abs(pixels[..., 0].astype(int) - drawn).max() <= (4 if path.suffix == ".jpg" else 0)
-    assert {"mimic": {"L", "RGB"}, "chexpert": {"L", "RGB"}, "padchest": {"I;16"}, "nih": {"L", "RGBA"}}[name] == set(
-        truth.images["mode"]
-    )
+    modes = {"mimic": {"L", "RGB"}, "chexpert": {"L", "RGB"}, "padchest": {"I;16"}, "nih": {"L", "RGBA"}, "brax": {"L"}}
+    assert modes[name] == set(truth.images["mode"])
     if name == "padchest":  # what a machine of so many bits can say, and in most pictures the whole range
         top = {q: max(truth.pictures[i].max() for i in truth.having(q)["image_id"]) for q in ("12 bit", "10 bit")}
         assert 2_048 < top["12 bit"] < 4_096 and 512 < top["10 bit"] < 1_024
@@ -279,6 +279,21 @@ def test_nih_is_written_as_the_real_one(nih_sample, tmp_path):
     assert {path.split("/")[0] for path in truth.images["path"]} == {f"images_{i:03d}" for i in range(1, 13)}
     assert set(draw("nih", tmp_path / "without", lists=False).images["split"]) == {""}
     assert not list((tmp_path / "without").glob("*.txt"))
+
+
+def test_brax_is_written_as_its_release(tmp_path):
+    truth = draw("brax", tmp_path)
+    assert header(tmp_path / "master_spreadsheet_update.csv") == (
+        "DicomPath,PngPath,PatientID,PatientSex,PatientAge,AccessionNumber,StudyDate,No Finding,Enlarged Cardiomediastinum,Cardiomegaly,"
+        "Lung Lesion,Lung Opacity,Edema,Consolidation,Pneumonia,Atelectasis,Pneumothorax,Pleural Effusion,Pleural Other,Fracture,"
+        "Support Devices,ViewPosition,Rows,Columns,Manufacturer"
+    )
+    found = table(tmp_path / "master_spreadsheet_update.csv")
+    assert list(found["PngPath"]) == list(truth.images["path"]) and {"F", "M", "O"} == set(found["PatientSex"])
+    assert set(found["PatientAge"]) <= {"", "85 or more", *(str(edge) for edge in range(0, 85, 5))}
+    assert set(truth.having("two bins")["age_written"]) == {"40", "45"}
+    assert set(truth.having("85 or more")["age_written"]) == {"85 or more"} and truth.having("age empty")["age"].isna().all()
+    assert set(found["Edema"]) == {"", "0.0", "1.0", "-1.0"}
 
 
 @pytest.mark.peers

@@ -84,10 +84,12 @@ class Dataset:
 
     name: as in `config.dataset.name`.
     builder: its TFDS builder, for the pipeline; `builder.info` says what TFDS knows.
+    own_groups: whether its values of race, if it names them, are groups as they are, not words that a rule makes groups of.
     """
 
     name: str
     builder: tfds.core.DatasetBuilder
+    own_groups: bool = True
 
     @property
     def info(self) -> tfds.core.DatasetInfo:
@@ -116,8 +118,8 @@ class Dataset:
 
     @property
     def races(self) -> tuple[str, ...]:
-        """Values of race that the release records, in the builder's order; empty where it records none."""
-        return tuple(self.metadata["races"])
+        """Values of race that the release records, in the builder's order; empty where it records none of its own."""
+        return tuple(self.metadata["races"]) if self.own_groups else ()
 
     @property
     def images(self) -> int:
@@ -133,9 +135,15 @@ class Dataset:
         """The key table (see the module), one row a record. Do not change it in place.
 
         It is read from the records once, without decoding an image, and kept as `keys.parquet` in the data set's
-        folder; a copy that is damaged, or of another number of rows, is read afresh. Raises UserError where records
-        are damaged.
+        folder; a copy that is damaged, or of another number of rows, is read afresh. Who is recorded in several groups
+        of the data set's own has none. Raises UserError where records are damaged.
         """
+        keys = self._stored_keys()
+        if not self.races:
+            return keys
+        return keys.assign(race=keys["race"].mask(keys["race"].str.contains(race_rules.BETWEEN, regex=False, na=False), None))
+
+    def _stored_keys(self) -> pd.DataFrame:
         path = self.folder / "keys.parquet"
         if path.exists():
             with contextlib.suppress(UserError):
@@ -205,7 +213,7 @@ def prepare(config) -> Dataset:
     if changed:
         raise UserError(
             f"config.dataset.raw_dir: {dataset.folder} was built from another {config.name} release than the one in"
-            f" {config.raw_dir}; give another config.dataset.data_dir, or delete that folder to build it anew"
+            f" {config.raw_dir}{_MAPPED if config.name == 'table' else ''}; give another config.dataset.data_dir, or delete that folder to build it anew"
         )
     listed = dataset.images + len(dataset.quarantine)
     if len(dataset.quarantine) > config.max_unreadable_share * listed:
@@ -214,6 +222,10 @@ def prepare(config) -> Dataset:
             f" {listed:,} images, above the share of {config.max_unreadable_share:g}; see its quarantine.csv"
         )
     return dataset
+
+
+# What else makes another release of a table, as an error says it.
+_MAPPED = ", or by another config.dataset.table, columns, findings, words or open_data (table.NAME of another name has a folder of its own)"
 
 
 def open(config) -> Dataset:
@@ -271,15 +283,19 @@ def _release(config):
 
     # Their folders are named alike, and importing one at a time lets a run on one data set load one builder.
     module = importlib.import_module(f"tfds_builders.cxr_{config.name}.cxr_{config.name}_dataset_builder")
-    return module, released.builder_config(
-        raw_dir=config.raw_dir,
-        mimic_iv_dir=config.mimic_iv_dir,
-        aspect=config.aspect,
-        pictures=config.pictures,
-        storage=config.storage,
-        max_unreadable_share=config.max_unreadable_share,
-        beam=bool(config.beam_runner),
-    )
+    options = {
+        "raw_dir": config.raw_dir,
+        "mimic_iv_dir": config.mimic_iv_dir,
+        "aspect": config.aspect,
+        "pictures": config.pictures,
+        "storage": config.storage,
+        "max_unreadable_share": config.max_unreadable_share,
+        "beam": bool(config.beam_runner),
+    }
+    if config.name != "table":
+        return module, released.builder_config(**options)
+    own = {name: getattr(config, name) for name in ("table", "columns", "findings", "words", "open_data")}
+    return module, module.builder_config(config.variant, **own, **options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -296,7 +312,7 @@ class _Known:
 
 BUILDERS: dict[str, _Known] = {
     "phantom": _Known(_phantom),
-    **{name: _Known(_released, _release_fingerprint) for name in ("mimic", "chexpert", "nih", "padchest")},
+    **{name: _Known(_released, _release_fingerprint) for name in ("mimic", "chexpert", "nih", "padchest", "brax", "table")},
 }
 
 
@@ -305,6 +321,11 @@ def _known(config) -> _Known:
         near = nearest_first(config.name, BUILDERS)
         raise UserError(f"config.dataset.name: no data set {config.name!r}; there are {', '.join(near)}")
     return BUILDERS[config.name]
+
+
+def _own_groups(config) -> bool:
+    """Whether a data set's values of race are groups as they are; a table's are, unless a rule of `race_rules` is to make groups of them."""
+    return config.name != "table" or config.race_rule == "recorded"
 
 
 def _data_dir(config) -> str | None:
@@ -333,7 +354,7 @@ def _builder(config) -> tfds.core.DatasetBuilder:
 
 
 def _build(config, builder) -> None:
-    if _known(config).fingerprint:
+    if _known(config).fingerprint and not (config.name == "table" and _own_groups(config)):
         # A rule that does not suit what the release records is told when its tables are read, not after its pictures are.
         race = [name for name in ("race", "ethnicity") if name in builder.release.records]
         recorded = builder.release.records[race]
@@ -390,10 +411,10 @@ def _verified(config, builder) -> Dataset:
     """Every file is there with the size that its records add up to."""
     folder = pathlib.Path(builder.data_dir)
     # Without one of these TFDS goes by what the code says of the data set, which does not know the release.
-    for name in ("dataset_info.json", "metadata.json"):
+    for name in ("dataset_info.json", "metadata.json", *(["features.json"] if config.name == "table" else [])):
         if not (folder / name).exists():
             raise _damaged(folder, f"{name} is missing")
-    dataset = Dataset(config.name, builder)
+    dataset = Dataset(config.name, builder, _own_groups(config))
     try:
         metadata = dataset.metadata
     except (ValueError, TypeError) as error:  # TFDS reads them when they are first asked for
@@ -408,6 +429,11 @@ def _verified(config, builder) -> Dataset:
         counted = sum(dataset.integrity["quarantined"].values())
         if len(dataset.quarantine) != counted:
             raise _damaged(folder, f"quarantine.csv lists {len(dataset.quarantine):,} images, and {counted:,} were left out")
+    if config.name == "table" and metadata["open_data"] and not config.open_data:
+        raise UserError(
+            f"config.dataset.open_data: False, but {folder} was built as open data; delete it and run `prepare` again, or set"
+            " config.dataset.open_data=True"
+        )
     for split in dataset.info.splits.values():
         found = 0
         for path in split.filepaths:

@@ -195,6 +195,8 @@ def built_nih(tmp_path_factory):
         ("chexpert", ["dataset.raw_dir", "train.csv", "CHEXPERT DEMO.xlsx"]),
         ("nih", ["dataset.raw_dir", "Data_Entry_2017_v2020.csv"]),
         ("padchest", ["dataset.raw_dir", "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"]),
+        ("brax", ["dataset.raw_dir", "master_spreadsheet_update.csv"]),
+        ("table", ["dataset.raw_dir", "config.dataset.table"]),
         ("phantm", ["no data set 'phantm'; there are phantom, "]),
     ],
 )

@@ -1,0 +1,1 @@
+"""BRAX for TFDS; see README.md."""
