@@ -87,6 +87,9 @@ def get_config() -> ml_collections.ConfigDict:
     t.recompute = "readings"  # readings | bottlenecks: what the gradient computes again instead of keeping it; bottlenecks: those, too, one product more a layer
     t.evaluate_batch_size = 64  # images of a global batch when nothing is learnt
     t.log_every_steps = 10
+    # What of each image the network is shown, in training and whenever it is run: a name of cxr_jax/data/perturbations.py and its strength, such as ("low_pass", 10.0),
+    # or ("notch", 10.0, 20.0). (): all of it
+    t.shown = ()
 
     t.objective = o = ml_collections.ConfigDict()
     # erm | reweight | resample | group_dro | dann | cdann | mmd | coral | jtt | domain_independent: cxr_jax/training/objectives.py. All but erm
@@ -186,6 +189,30 @@ def get_config() -> ml_collections.ConfigDict:
     n.batch_size = 128
     n.epochs = 100  # at most
     n.patience = 10  # epochs without a lower loss in validation, then it stops
+
+    c.mechanism = m = ml_collections.ConfigDict()
+    # The stage mechanism: what the network of extract.weights reads. By its own heads, and by the logistic regressions of the stage probe, of labels that it has no head for
+    m.watched = 5  # of the features that weigh most in each such regression, how many are followed along the series
+    # Test images changed by each perturbation (cxr_jax/data/perturbations.py) at each of these strengths; (): not by that one. Radii are in cycles per image
+    m.series = s = ml_collections.ConfigDict()
+    s.low_pass = (2.0, 4.0, 8.0, 12.0, 16.0, 20.0, 24.0, 32.0, 48.0, 64.0, 96.0)
+    s.high_pass = (1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 20.0, 24.0, 32.0, 64.0)
+    s.band_pass = ((0.0, 4.0), (4.0, 8.0), (8.0, 16.0), (16.0, 32.0), (32.0, 64.0), (64.0, 128.0))
+    s.notch = ((0.0, 4.0), (4.0, 8.0), (8.0, 16.0), (16.0, 32.0), (32.0, 64.0), (64.0, 128.0))
+    # As a study published them (Gichoya et al. 2022), and, above, as it meant them: half of these, as radii
+    s.published_low_pass = ()
+    s.published_high_pass = ()
+    s.published_clipped = (0.6, 1.0)
+    s.down_sampled = (8, 16, 32, 64, 128)  # pixels a side
+    s.blurred = (1.0, 2.0, 4.0, 8.0)  # standard deviations, pixels of 256
+    s.noisy = (4.0, 8.0, 16.0, 32.0)  # standard deviations, gray levels
+    s.clipped = ((0.0, 0.6), (0.0, 0.8), (0.2, 1.0), (0.4, 1.0))  # shares of the gray levels
+    s.histogram_matched = (1.0,)  # share of the way to the histogram of training images
+    s.cell_alone = (0, 1, 2, 3, 4, 5, 6, 7, 8)  # of 3×3, by rows
+    s.cell_out = (0, 1, 2, 3, 4, 5, 6, 7, 8)
+    s.middle_alone = (0.5, 0.7, 0.9)  # side of the box, share of the image's
+    s.border_alone = (0.5, 0.7, 0.9)
+    s.attacked = (0.25, 0.5, 1.0, 2.0)  # gray levels (FGSM)
 
     c.audit = u = ml_collections.ConfigDict()
     u.attributes = ("race", "sex", "age_band", "view")

@@ -34,6 +34,7 @@ STAGE_FIELDS = {
     "extract": ("extract",),
     "mitigate": ("mitigate",),
     "probe": ("probe",),
+    "mechanism": ("mechanism",),
     "audit": ("audit",),
     "report": ("name",),
 }
@@ -67,8 +68,12 @@ def fields(config: ml_collections.ConfigDict | Mapping, prefix: str = "") -> dic
         if isinstance(value, (ml_collections.ConfigDict, Mapping)):
             leaves.update(fields(value, f"{prefix}{name}."))
         else:
-            leaves[prefix + name] = list(value) if isinstance(value, (tuple, list)) else value
+            leaves[prefix + name] = _as_lists(value)
     return leaves
+
+
+def _as_lists(value):
+    return [_as_lists(one) for one in value] if isinstance(value, (tuple, list)) else value
 
 
 def apply_diff(config: ml_collections.ConfigDict, diff: Mapping) -> ml_collections.ConfigDict:

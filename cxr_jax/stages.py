@@ -9,8 +9,10 @@ stage, or a user, left there.
     extract   checkpoint, TFRecords     features/
     mitigate  features/, checkpoint     mitigated/METHOD/, where probe and audit then find features and predictions
     probe     features/                 probes/
+    mechanism checkpoint, probes/       mechanism/
     audit     predictions.parquet       audit.json; predictions.parquet itself of audit.predictions, a user's own
               probes/, features/        probe_audit.json
+              mechanism/                mechanism_audit.json
     report    all of these              report.html, figures/, and the cohorts' pages anew
 """
 
@@ -21,6 +23,7 @@ import dataclasses
 import pathlib
 import shutil
 import sys
+import zipfile
 from collections.abc import Sequence
 
 import jax
@@ -34,15 +37,19 @@ from cxr_jax.tables import CEILING, FEATURES, KEY_COLUMNS, LABEL, ON, SCORE, SPL
 ROWS_AT_A_TIME = 8192  # of features that are written erased in several ways
 COHORT, JUDGED_COHORT, PREDICTIONS, AUDIT = "cohort.parquet", "judged_cohort.parquet", "predictions.parquet", "audit.json"
 READINGS, PROBE_AUDIT = "probes/readings.parquet", "probe_audit.json"
+AS_THEY_ARE, MECHANISM_AUDIT = "mechanism/as_they_are.parquet", "mechanism_audit.json"
 
 
 def prepare(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     """Builds or verifies the data set and writes down who is in the cohort, in which split, and what they are like."""
-    from cxr_jax.data import cohorts, datasets, race_rules
+    from cxr_jax.data import cohorts, datasets, perturbations, race_rules
     from cxr_jax.report import demographics
     from cxr_jax.training import checkpoints, initial
 
     race_rules.check(config.dataset)  # told now, not after hours of reading pictures
+    perturbations.check_shown(config.train.shown)
+    for name, strengths in config.mechanism.series.items():
+        perturbations.check(name, strengths, "config.mechanism.series")
     check_judged(config, run)
     if config.model.init_from and not checkpoints.has_state(run.path("checkpoints")):
         initial.network(config, {})
@@ -105,6 +112,8 @@ def headline(config: ml_collections.ConfigDict) -> str:
     o, g = config.train.objective, config.mitigate
     of = "" if o.name in experiment.WITHOUT_GROUPS else f" over {o.attribute}"
     trained = f", trained by {o.name}{of}" if o.name != "erm" else ""
+    name, *strength = config.train.shown or ("",)
+    trained += f", shown {name} {' to '.join(f'{x:g}' for x in strength)} of images" if name else ""
     mitigated = f", judged after {g.method} of {g.attribute}" if g.method not in ("", "none") else ""
     needs = experiment.needs_attribute(config)
     needed = f" (needs {needs} of everyone who is judged)" if needs else ""
@@ -432,16 +441,16 @@ def frozen(config: ml_collections.ConfigDict, run: experiment.Run, cohort, train
     weights, given = config.extract.weights, pathlib.Path(config.extract.weights).expanduser()
     run.record.pop("trained_as", None)
 
-    def untrained(model, targets, image_size):
+    def untrained(model, targets, image_size, shown):
         batch_size = config.train.evaluate_batch_size
-        return inference.untrained(model, targets, image_size, config.seed, training, batch_size, devices)
+        return inference.untrained(model, targets, image_size, config.seed, training, batch_size, devices, shown)
 
     if weights == "untrained":
-        return "an untrained network", {FEATURES: untrained(config.model, {}, config.dataset.image_size)}
+        return "an untrained network", {FEATURES: untrained(config.model, {}, config.dataset.image_size, tuple(config.train.shown))}
     if given.suffix in pretrained.SUFFIXES:
         check_unseen(cohort, given, "config.extract.weights")
         *network, model, image_size = inference.imported(given, config.extract.inputs, config.dataset.image_size, devices)
-        told, targets = f"{given.name}, {given.stat().st_size:,} bytes of {given.stat().st_mtime_ns}", {}
+        told, targets, shown = f"{given.name}, {given.stat().st_size:,} bytes of {given.stat().st_mtime_ns}", {}, ()
     else:
         own = weights in ("best", "last")
         folder, which = (run.path("checkpoints"), weights) if own else (given / "checkpoints", "best")
@@ -450,10 +459,10 @@ def frozen(config: ml_collections.ConfigDict, run: experiment.Run, cohort, train
             run.record["trained_as"] = experiment.trained_as(given)
         told, network = checkpoints.identity(folder, which), inference.restore(folder, which, devices)
         described = checkpoints.ModelDescription.read(folder)
-        model, targets, image_size = ml_collections.ConfigDict(described.model), described.targets, described.image_size
+        model, targets, image_size, shown = ml_collections.ConfigDict(described.model), described.targets, described.image_size, described.shown
     networks = {FEATURES: tuple(network)}
     if config.extract.untrained:
-        forward, *drawn = untrained(model, targets, image_size)
+        forward, *drawn = untrained(model, targets, image_size, shown)
         # Of the same shapes, so that one compiled pass serves both; with weights of torch they may differ.
         networks["untrained"] = (forward if given.suffix in pretrained.SUFFIXES else network[0], *drawn)
     return told, networks
@@ -737,6 +746,108 @@ def own_vectors(config: ml_collections.ConfigDict) -> dict[str, Features]:
     }
 
 
+def mechanism(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
+    """Scores test images without some of what they show (config.mechanism.series), by a network's heads and by the probes of its features.
+
+    A series that is whole is left as it is, so that an interrupted stage is gone on with.
+    """
+    from cxr_jax.data import cohorts, datasets, pipeline
+    from cxr_jax.mechanism import curves
+    from cxr_jax.training import metrics_log
+
+    if config.mitigate.method not in ("", "none"):
+        raise UserError(f"config.mitigate.method={config.mitigate.method}: the stage mechanism asks the network itself; run it with mitigate.method=''")
+    dataset, cohort = datasets.open(config.dataset), cohorts.Cohort.read(run.path(COHORT))
+    devices, batch_size = mesh.data_mesh(), config.train.evaluate_batch_size
+    mesh.check_batch(batch_size, devices, "train.evaluate_batch_size")
+    sources = pipeline.sources(dataset, cohort.table, config.dataset)
+    alone = ml_collections.ConfigDict(config.to_dict())
+    alone.extract.untrained = False
+    told, networks = frozen(alone, run, cohort, sources["train"], devices)
+    readers = readers_of(config, run, told, devices)
+    labels, table = cohorts.labels(cohort, readers.targets, config.dataset), cohort.table[cohort.table["split"] == "test"]
+
+    test, reference = sources["test"], curves.gray_levels(sources["train"], config.seed)
+    folder, writes = run.path(AS_THEY_ARE).parent, jax.process_index() == 0
+    asked = {name: tuple(strengths) for name, strengths in config.mechanism.series.items() if strengths}
+    made_by = experiment.fingerprint(config, before_and("mechanism"), run.record["files"])
+    with metrics_log.Progress("mechanism", len(test) * (1 + sum(map(len, asked.values())))) as progress:
+        for name, strengths in {"": (0.0,), **asked}.items():
+            path = folder / f"{name or 'as_they_are'}.npz"
+            if mesh.agreed(int(made_of(path) == made_by)):
+                progress.advance(len(test) * len(strengths))
+                continue
+            found = curves.judge(networks[FEATURES], readers, labels, test, name, strengths, batch_size, reference, config.seed, lambda n: progress.advance(n * len(strengths)))
+            if writes:
+                folder.mkdir(exist_ok=True)
+                with tables.whole_file(path) as partial, open(partial, "wb") as file:
+                    np.savez(file, made_by=made_by, **{f"of_{target}": values for target, values in found.items()})
+    if writes:
+        with np.load(folder / "as_they_are.npz") as whole:
+            scores = {target: whole[f"of_{target}"][0] for target in readers.targets}
+        of_test = {name: values[(cohort.table["split"] == "test").to_numpy()] for name, values in labels.items()}
+        predictions = prediction_table(table, readers.targets, of_test, scores, config.audit.attributes)
+        tables.write_json(folder / "readers.json", {"heads": list(readers.heads), "watched": readers.watched, "followed": list(readers.followed), "weights": told})
+        Predictions(predictions, readers.targets, bool(dataset.metadata["open_data"])).write(run.path(AS_THEY_ARE))
+        for stale in {path.stem for path in folder.glob("*.npz")} - {"as_they_are", *asked}:
+            (folder / f"{stale}.npz").unlink()
+    mesh.agreed(0)
+
+
+def before_and(stage: str) -> tuple[str, ...]:
+    """The stages up to this one."""
+    order = tuple(experiment.STAGE_FIELDS)
+    return order[: order.index(stage) + 1]
+
+
+def made_of(path: pathlib.Path) -> str:
+    """What made a file of arrays; '' where there is none, or half of one."""
+    try:
+        with open(path, "rb") as file, np.load(file) as arrays:  # which leaves a path that it cannot read open
+            return str(arrays["made_by"])
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return ""
+
+
+def readers_of(config: ml_collections.ConfigDict, run: experiment.Run, told: str, devices):
+    """`curves.Readers` of the network of config.extract.weights: its heads, and the logistic regressions that the stage probe fitted to its features.
+
+    told: which weights these are. Raises UserError where there are neither, or the probes are of another network's features.
+    """
+    from cxr_jax.mechanism import curves
+    from cxr_jax.training import inference
+
+    weights, targets, linear, watched = config.extract.weights, {}, {}, {}
+    source = run.workdir if weights in ("best", "last") else pathlib.Path(weights).expanduser()
+    if (source / "checkpoints").is_dir():
+        network, described = inference.restored_network(source / "checkpoints", weights if weights == "last" else "best", devices)
+        targets = dict(described.targets)
+        linear = {name: tuple(np.asarray(head[...]) for head in (of.kernel, of.bias)) for name, of in network.heads.items()}
+    heads = tuple(targets)
+    if run.done("probe") and not config.probe.embeddings:
+        features = Features.read(run.path("features"), "test")
+        then, spread = features.about["weights"], features.arrays[FEATURES].std(axis=0)
+        if then != told:
+            raise UserError(f"{run.path('features')}: made by the {then}, and the network asked is of {told}; run the extract stage again")
+        read = tables.Readings.read(run.path(READINGS))
+        of_arrays = {}
+        for path in run.path(READINGS).parent.glob("*.npz"):
+            with np.load(path) as arrays:
+                of_arrays[str(arrays["reading"])] = dict(arrays)
+        for name, classes in read.targets.items():
+            fitted = of_arrays.get(tables.Reading(name, "logistic_regression", FEATURES).name)
+            if fitted is None or not np.isfinite(fitted["intercepts"]).all():
+                continue
+            heaviest = np.argsort(-np.abs(fitted["coefficients"] * spread).max(axis=0), kind="stable")[: config.mechanism.watched]
+            watched[name] = tuple(int(k) for k in heaviest)
+            if name not in targets:
+                targets[name] = Target("multiclass", classes)
+                linear[name] = fitted["coefficients"].T.astype(np.float32), fitted["intercepts"].astype(np.float32)
+    if not targets:
+        raise UserError(f"config.extract.weights={weights}: has no heads, and nothing was fitted to its features; add extract and probe to config.stages")
+    return curves.Readers(targets, linear, heads, watched)
+
+
 @contextlib.contextmanager
 def progress_lines(stage: str):
     """Gives a function that says on stderr what a stage is doing: one line that changes on a terminal, else lines."""
@@ -759,7 +870,7 @@ def audit(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     check_mitigated(config, run)
     tell_headline(config, run)
     probed, path = run.done("probe"), experiment.mitigated_folder(run.workdir, config) / PREDICTIONS
-    if path.exists() or not probed:
+    if path.exists() or not (probed or run.done("mechanism")):
         predictions = Predictions.read(path)
         tables.write_json(run.path(AUDIT), subgroups.audit(predictions, config.audit))
     else:
@@ -775,6 +886,28 @@ def audit(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
         tables.write_json(run.path(PROBE_AUDIT), found)
     else:
         run.path(PROBE_AUDIT).unlink(missing_ok=True)  # of an earlier run of probes, with which it has nothing to do
+    if run.done("mechanism"):
+        tables.write_json(run.path(MECHANISM_AUDIT), audit_mechanism(config, run))
+    else:
+        run.path(MECHANISM_AUDIT).unlink(missing_ok=True)
+
+
+def audit_mechanism(config: ml_collections.ConfigDict, run: experiment.Run) -> dict:
+    """What mechanism_audit.json holds: `rows` and `features` of `audit.perturbed`, and what read the images."""
+    from cxr_jax.audit import perturbed
+
+    folder, series = run.path(AS_THEY_ARE).parent, {}
+    predictions, readers = Predictions.read(run.path(AS_THEY_ARE)), tables.read_json(folder / "readers.json")
+    for name, strengths in config.mechanism.series.items():
+        if strengths:
+            with np.load(folder / f"{name}.npz") as arrays:
+                scores = {target: arrays[f"of_{target}"] for target in predictions.targets}
+                series[name] = perturbed.Series(strengths, scores, arrays["of_"] if "of_" in arrays else None)
+    with np.load(folder / "as_they_are.npz") as arrays:
+        whole = arrays["of_"][0]
+    patients = predictions.table["patient_id"].to_numpy()
+    moved = perturbed.features(patients, readers["followed"], whole, series, config.audit)
+    return {"readers": readers, "rows": perturbed.audit(predictions, series, readers["heads"], config.audit), "features": moved}
 
 
 def take_in(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
@@ -798,8 +931,15 @@ def report(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     for name, record in ((COHORT, "dataset"), (JUDGED_COHORT, "judged")):
         if run.path(name).exists() and record in run.record:
             draw_cohort(config, run, name, record)
+    more = []
+    if run.path(MECHANISM_AUDIT).exists():
+        from cxr_jax.report import mechanism as of_mechanism
+
+        more.append(of_mechanism.write(run.workdir, along_series(config, run)))
     path = html.write(run.workdir, examples(config, run), exciting(config, run))
     print(html.auc_table(run.workdir))
+    for one in more:
+        print(f"more: {one}")
     print(f"report: {path}")
 
 
@@ -849,6 +989,29 @@ def exciting(
     return [tuple(one) for one in told.values()]
 
 
+def along_series(config: ml_collections.ConfigDict, run: experiment.Run) -> dict[str, list[tuple[np.ndarray, str]]]:
+    """The first judged test image along every series but attacks, which need a loss: (uint8 [256, 256], strength) by series; {} unless the data are open to all."""
+    if not run.record.get("dataset", {}).get("open_data"):
+        return {}
+    from cxr_jax.data import cohorts, datasets, perturbations, pipeline
+    from cxr_jax.mechanism import curves
+
+    cohort = cohorts.Cohort.read(run.path(COHORT))
+    sources = pipeline.sources(datasets.open(config.dataset), cohort.table, config.dataset)
+    (image,) = sources["test"].read([np.arange(1)])
+    given = perturbations.Given(np.arange(1), jax.random.key(config.seed), curves.gray_levels(sources["train"], config.seed))
+    found = {}
+    for name, strengths in config.mechanism.series.items():
+        apply = perturbations.PERTURBATIONS[name].apply
+        if apply and strengths:
+            changed = [np.asarray(apply(image.astype(np.float32), strength, given))[0, ..., 0] for strength in strengths]
+            # Without the mean, gray levels lie about 0: for the eye they are put about the middle.
+            changed = [one + 128 * (name == "published_high_pass") for one in changed]
+            words = [" to ".join(f"{x:g}" for x in strength) if isinstance(strength, tuple) else f"{strength:g}" for strength in strengths]
+            found[name] = [(np.clip(np.round(one), 0, 255).astype(np.uint8), word) for one, word in zip(changed, words, strict=True)]
+    return found
+
+
 def pictures(dataset: ml_collections.ConfigDict, cohort, chosen: pd.DataFrame, target: str) -> list[tuple[np.ndarray, str]]:
     """(uint8 [256, 256], caption) of some rows of a cohort, in stored order, which readers of records rely on."""
     from cxr_jax.data import datasets, pipeline
@@ -876,6 +1039,7 @@ STAGES = {
     "extract": extract,
     "mitigate": mitigate,
     "probe": probe,
+    "mechanism": mechanism,
     "audit": audit,
     "report": report,
 }

@@ -55,11 +55,14 @@ class Output(NamedTuple):
     blocks: when asked, float32 [b, channels] for the stem and for each dense block, in order: the spatial mean of the
         maps as the published network has them there (after the stem's max-pool; at a block's end, before any
         normalisation). Else ().
+    maps: when asked, in the type of activations [b, h, w, features]: the last maps, normalised and past their ReLU, whose
+        spatial means the features are. Else ().
     """
 
     logits: dict[str, jax.Array]
     features: jax.Array
     blocks: tuple[jax.Array, ...]
+    maps: jax.Array | tuple[()] = ()
 
 
 class Moments(NamedTuple):
@@ -581,6 +584,7 @@ class DenseNet(nnx.Module):
         axis: str | None = None,
         keep_bottlenecks: bool = True,
         frozen: int = 0,
+        last_maps: bool = False,
     ) -> Output:
         """Runs the network.
 
@@ -596,6 +600,7 @@ class DenseNet(nnx.Module):
             DenseNet-121 at 256 pixels, or computes them again, one more product a layer.
         frozen: how many parts, from the images on, are as in inference even where train, and have no gradient: 1 is the stem,
             each further one a dense block with the transition or last reader after it.
+        last_maps: whether `Output.maps` is wanted.
         """
         if images.ndim != 4 or images.shape[-1] != 1:
             raise ValueError(f"images are [batch, height, width, 1], not {list(images.shape)}")
@@ -614,7 +619,7 @@ class DenseNet(nnx.Module):
             pooled.append(means.astype(self.param_dtype))
         features = self._pool(x)
         heads = {name: head(features) for name, head in self.heads.items()}
-        return Output(heads, features, tuple(pooled) if pooled_blocks else ())
+        return Output(heads, features, tuple(pooled) if pooled_blocks else (), x if last_maps else ())
 
     def _pool(self, x):
         return _mean_maps(x).astype(self.param_dtype)

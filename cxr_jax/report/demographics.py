@@ -176,16 +176,6 @@ def _percent(value: float) -> str:
     return f"{value * 100:.1f}\N{NO-BREAK SPACE}%"
 
 
-def _table(caption: str, head: Sequence[str], lines: Sequence[tuple[str, Sequence]]) -> dict:
-    """head: of every column; a line break parts a name from its n. lines: (name, other cells), each a text or several
-    lines of it. A last column headed 'note' is of words, and left out where there are none."""
-    notes = bool(head) and head[-1] == "note"
-    if notes and not any(cells[-1] for _, cells in lines):
-        head, lines, notes = head[:-1], [(name, cells[:-1]) for name, cells in lines], False
-    lines = [(name, [[cell] if isinstance(cell, str) else cell for cell in cells]) for name, cells in lines]
-    return {"caption": caption, "head": [name.split("\n") for name in head], "lines": lines, "notes": notes}
-
-
 def _columns(study: Study, attribute: str, unit: str) -> list[str]:
     """Heads for the groups of an attribute, each with its n, and for everybody. unit: images or patients."""
     everybody = f"everybody\n{_n(study, unit, ALL, ALL)}"
@@ -224,7 +214,7 @@ def _counts(study: Study) -> _Part:
                 part.rows.append(_row("counts", attribute, group, unit, patients, **more))
             lines.append(("everybody" if group == ALL else audit_rows.group_name(group), cells))
         name = study.name_of(attribute)
-        part.tables.append(_table(f"By {name}: {unit} / images", [name, *counts.splits, "all"], lines))
+        part.tables.append(page.table(f"By {name}: {unit} / images", [name, *counts.splits, "all"], lines))
         small = [group for group, members in study.members[attribute].items() if len(members) > 1]
         if small:
             told = "; ".join(small)
@@ -276,7 +266,7 @@ def _flow(study: Study) -> _Part:
             more = {f"n_{unit}": number, "suppressed": hidden, "note": rule}
             part.rows.append(_row("attrition", "race", ALL, f"{unit} left", number, **more))
     head = ["rule", "images\nremoved", "images\nleft", "patients\nremoved", "patients\nleft"]
-    part.tables.append(_table("Rules in their order; a patient is removed when no image is left", head, lines))
+    part.tables.append(page.table("Rules in their order; a patient is removed when no image is left", head, lines))
     for unit in ("images", "patients") if flow.groups else ():
         lines = []
         for t, rule in enumerate(flow.rules):
@@ -285,7 +275,7 @@ def _flow(study: Study) -> _Part:
         names = [*map(audit_rows.group_name, flow.groups), "everybody"]
         name = study.name_of("race")
         caption = f"By {name}: {unit} left, and below how many the rule has removed"
-        part.tables.append(_table(caption, ["rule", *names], lines))
+        part.tables.append(page.table(caption, ["rule", *names], lines))
     return part
 
 
@@ -317,7 +307,7 @@ def _findings(study: Study) -> _Part:
     if lines:
         head = ["finding", *(f"images\n{state}" for state in STATES), "patients\never positive"]
         head += [f"positive\nin {one}" for one in study.splits]
-        part.tables.append(_table("Findings as released: images, and patients who have one in any image", head, lines))
+        part.tables.append(page.table("Findings as released: images, and patients who have one in any image", head, lines))
     return part
 
 
@@ -391,7 +381,7 @@ def _share_table(
     lines = [(_variable(study, w), [cell[w, g] for g in [*names, ALL]]) for w in whats]
     caption = f"By {study.name_of(attribute)}" if attribute != ALL else "Everybody"
     caption += f": {what}, {audit_rows.percent(study.level)} interval"
-    return _table(caption, [first, *_columns(study, attribute, "images")], lines)
+    return page.table(caption, [first, *_columns(study, attribute, "images")], lines)
 
 
 def _share_cell(share: Mapping) -> list[str]:
@@ -419,11 +409,11 @@ def _ages(study: Study) -> _Part:
         lines = [(audit_rows.group_name(line["group"]), line["cells"]) for line in told]
         lines.append(("everybody", everybody["cells"]))
         part.rows += [row for line in told for row in line["rows"]]
-        part.tables.append(_table(f"By {name}: years, at the first image", [name, *head], lines))
+        part.tables.append(page.table(f"By {name}: years, at the first image", [name, *head], lines))
         part.draw(figures.ages([line for line in told if "mean" in line], attribute, name, study.level))
     part.rows += everybody["rows"]
     if not part.tables:
-        part.tables.append(_table("Years, at the first image", ["", *head], [("everybody", everybody["cells"])]))
+        part.tables.append(page.table("Years, at the first image", ["", *head], [("everybody", everybody["cells"])]))
     return part
 
 
@@ -497,7 +487,7 @@ def _missing(study: Study) -> _Part:
             lines.append((_variable(study, s["what"]), [n, _share_cell(s)]))
     head = ["", "images\nwithout", "% of images,\ninterval"]
     n = " of ".join(_n(study, unit, ALL, ALL) for unit in ("images", "patients"))
-    part.tables.append(_table(f"Not recorded, or of a finding not mentioned, of {n}", head, lines))
+    part.tables.append(page.table(f"Not recorded, or of a finding not mentioned, of {n}", head, lines))
     for word, has in values.items() if by != ALL else ():
         told = {v: mask for v, mask in has.items() if v != by}
         if told:
@@ -599,7 +589,7 @@ def _differences(study: Study) -> _Part:
         lines = [(c, [cells[c, one] for one, _ in pairs]) for c in audit_rows.in_order(frame["covariate"])]
         caption = "each group less everybody else" if attribute == "race" else f"{pairs[0][0]} less {pairs[0][1]}"
         caption = f"By {called}, {caption}: standardised difference, {audit_rows.percent(study.level)} interval"
-        part.tables.append(_table(caption, ["", *heads], lines))
+        part.tables.append(page.table(caption, ["", *heads], lines))
     return part
 
 
@@ -652,6 +642,9 @@ def _release(dataset: Mapping) -> _Part:
     integrity = dataset["integrity"] if "integrity" in dataset else {}
     if not integrity:
         return part
+    if not any(c["expected"] is not None for c in integrity["counts"]):  # a hospital's own, of which nothing is published
+        part.said += list(integrity.get("statements", ())) if dataset["open_data"] else []
+        return part
     complete = "The release is complete." if integrity.get("complete") else "The release is not the complete one."
     part.said.append(complete if "complete" in integrity else "")
     lines, open_data = [], dataset["open_data"]
@@ -662,7 +655,7 @@ def _release(dataset: Mapping) -> _Part:
         lines.append((name, [f"{expected:,}", *([f"{found:,}", apart] if open_data else [verdict])]))
         value = found if open_data else np.nan
         part.rows.append(_row("release", ALL, ALL, name, value, note=f"published: {expected}; found: {verdict}"))
-    part.tables.append(_table("", ["count", "published", "found", *(["difference"] if open_data else [])], lines))
+    part.tables.append(page.table("", ["count", "published", "found", *(["difference"] if open_data else [])], lines))
     statements = list(integrity.get("statements", ()))
     part.said += statements if open_data else []
     if len(lines) < len(integrity["counts"]) or (statements and not open_data):

@@ -11,21 +11,18 @@ from judged_cohort.csv where the model was judged on other data than it was trai
 
 from __future__ import annotations
 
-import base64
 import csv
 import dataclasses
-import io
 import json
 import os
 import pathlib
 import textwrap
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 from cxr_jax import tables
 from cxr_jax.audit import subgroups
@@ -95,7 +92,7 @@ def write(
         probes=found,
         gaps=worse,
         space=space,
-        excited=[(title, _examples(images)) for title, images in excited] if read.judged["open_data"] else [],
+        excited=[(title, page.pictures(images[:MOST_EXAMPLES])) for title, images in excited] if read.judged["open_data"] else [],
         agreement=[] if probed is None else probes.agreement_table(probed, name_of),
         permutations=config["probe"]["permutations"] if probed is not None else 0,
         absent=[] if probed is None else probed.absent,
@@ -120,7 +117,7 @@ def write(
         other=_other_measures(rows, split),
         methods=audit_rows.in_order(m for m in rows.loc[rows["low"].notna(), "method"] if m),
         level=level,
-        examples=_examples(examples) if read.judged["open_data"] else [],
+        examples=page.pictures(examples[:MOST_EXAMPLES]) if read.judged["open_data"] else [],
         judged=audit_rows.images_of(split),
         targets=audit_rows.targets(rows),
     )
@@ -203,6 +200,7 @@ class _Read:
     elsewhere: bool
     cohort: pd.DataFrame | None
     stem: str
+    withhold: Callable[[pd.DataFrame], pd.DataFrame]  # of rows of other files on the same images, the same counts
 
     @property
     def invented(self) -> bool:
@@ -218,7 +216,7 @@ def read_workdir(workdir: pathlib.Path) -> _Read:
     own = "probe" in config and bool(config["probe"]["embeddings"])
     if own:  # a user's own vectors have nothing to do with data that this workdir may have held before
         run = {key: value for key, value in run.items() if key not in ("dataset", "judged", "headline")}
-    alone = (workdir / "probe_audit.json").exists() and not (workdir / "audit.json").exists()
+    alone = any((workdir / f"{name}_audit.json").exists() for name in ("probe", "mechanism")) and not (workdir / "audit.json").exists()
     rows = audit_rows.frame([]) if alone else audit_rows.read(workdir / "audit.json")
     if not len(rows) and not alone:
         raise tables.UserError(f"{workdir / 'audit.json'}: no rows; run the audit stage again")
@@ -264,7 +262,7 @@ def read_workdir(workdir: pathlib.Path) -> _Read:
     least = config["audit"]["min_patients"]
     abroad = {name: 1 if of["open_data"] else least for name, of in run.get("elsewhere", {}).items()}
     probed = probes.read(workdir, withhold, unspoken, 1 if is_open else least, abroad)
-    return _Read(config, run, rows, every, probed, any(rounded), about[which], elsewhere, found, stem)
+    return _Read(config, run, rows, every, probed, any(rounded), about[which], elsewhere, found, stem, withhold)
 
 
 def _field(record: Mapping, dotted: str, source: pathlib.Path):
@@ -732,16 +730,3 @@ def _duration(seconds: float) -> str:
 
 def _shown(value) -> str:
     return value if isinstance(value, str) and value else json.dumps(value)
-
-
-def _examples(examples: Sequence[tuple[np.ndarray, str]]) -> list[tuple[str, str, int, int]]:
-    """(PNG as base64, caption, width, height) of at most MOST_EXAMPLES images."""
-    made = []
-    for image, caption in list(examples)[:MOST_EXAMPLES]:
-        image = np.asarray(image)
-        if image.ndim != 2 or image.dtype != np.uint8:
-            raise ValueError(f"an example is a uint8 image [h, w], not {image.dtype} {list(image.shape)}")
-        data = io.BytesIO()
-        Image.fromarray(image).save(data, format="PNG", optimize=True)
-        made.append((base64.b64encode(data.getvalue()).decode(), caption, image.shape[1], image.shape[0]))
-    return made

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import importlib.resources
-from collections.abc import Mapping
+import io
+import pathlib
+from collections.abc import Mapping, Sequence
 
 import jinja2
 import markupsafe
+import numpy as np
+from PIL import Image
+
+from cxr_jax import tables
 
 
 def render(template: str, **values) -> str:
@@ -30,3 +37,49 @@ def render(template: str, **values) -> str:
 def called(dataset: Mapping) -> str:
     """Name, variant and version of a data set, as `Dataset.summary()` has them."""
     return " ".join(str(dataset[k]) for k in ("name", "variant", "version") if k in dataset and dataset[k])
+
+
+def table(caption: str, head: Sequence[str], lines: Sequence[tuple[str, Sequence]]) -> dict:
+    """head: of every column; a line break parts a name from its n. lines: (name, other cells), each a text or several
+    lines of it. A last column headed 'note' is of words, and left out where there are none."""
+    notes = bool(head) and head[-1] == "note"
+    if notes and not any(cells[-1] for _, cells in lines):
+        head, lines, notes = head[:-1], [(name, cells[:-1]) for name, cells in lines], False
+    lines = [(name, [[cell] if isinstance(cell, str) else cell for cell in cells]) for name, cells in lines]
+    return {"caption": caption, "head": [name.split("\n") for name in head], "lines": lines, "notes": notes}
+
+
+@dataclasses.dataclass
+class Section:
+    """A part of a page of sections. said: sentences. tables: as `table` makes them. drawn: figures.Drawing. examples: (caption, pictures as `pictures` makes them), of open
+    data alone. details: (summary, tables), folded."""
+
+    name: str
+    title: str
+    said: list[str] = dataclasses.field(default_factory=list)
+    tables: list[dict] = dataclasses.field(default_factory=list)
+    drawn: list = dataclasses.field(default_factory=list)
+    examples: list[tuple[str, list]] = dataclasses.field(default_factory=list)
+    details: list[tuple[str, list[dict]]] = dataclasses.field(default_factory=list)
+
+
+def write_sections(folder: pathlib.Path, name: str, title: str, headline: str, invented: bool, sections: Sequence[Section], read: Sequence[str]) -> pathlib.Path:
+    """Writes `NAME.html` and its figures in `folder`, each whole or not at all; returns the page's path. read: sentences on how it is to be read."""
+    for drawing in (d for section in sections for d in section.drawn):
+        tables.write_text(folder / "figures" / f"{drawing.name}.svg", drawing.svg)
+    made = render("sections.html.jinja", title=title, headline=headline, invented=invented, sections=sections, read=read)
+    tables.write_text(folder / f"{name}.html", made)
+    return folder / f"{name}.html"
+
+
+def pictures(examples: Sequence[tuple[np.ndarray, str]]) -> list[tuple[str, str, int, int]]:
+    """(PNG as base64, caption, width, height) of images, uint8 [h, w]. Raises ValueError for others."""
+    made = []
+    for image, caption in examples:
+        image = np.asarray(image)
+        if image.ndim != 2 or image.dtype != np.uint8:
+            raise ValueError(f"an example is a uint8 image [h, w], not {image.dtype} {list(image.shape)}")
+        data = io.BytesIO()
+        Image.fromarray(image).save(data, format="PNG", optimize=True)
+        made.append((base64.b64encode(data.getvalue()).decode(), caption, image.shape[1], image.shape[0]))
+    return made

@@ -20,7 +20,7 @@ import pathlib
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -34,16 +34,17 @@ from cxr_jax.tables import Target, UserError
 class ModelDescription:
     """What a checkpoint must say of its network.
 
-    model: densenet.FIELDS of config.model. targets: its heads. image_size: pixels a side that it was trained on.
+    model: densenet.FIELDS of config.model. targets: its heads. image_size: pixels a side that it was trained on. shown: config.train.shown, of images.
     """
 
     model: Mapping
     targets: Mapping[str, Target]
     image_size: int
+    shown: Sequence = ()
 
     def as_json(self) -> dict:
         model = {k: list(v) if isinstance(v, (tuple, list)) else v for k, v in self.model.items()}
-        return {"model": model, "targets": tables.targets_as_json(self.targets), "image_size": self.image_size}
+        return {"model": model, "targets": tables.targets_as_json(self.targets), "image_size": self.image_size, "shown": list(self.shown)}
 
     @classmethod
     def read(cls, folder: os.PathLike | str) -> "ModelDescription":
@@ -53,8 +54,8 @@ class ModelDescription:
             raise UserError(f"{folder}: holds no checkpoint of ours (no model.json); train first, or name a run's folder")
         stored = tables.read_json(path)
         try:
-            # What was written before a stem could have a constant had none.
-            return cls({"stem_constant": False, **stored["model"]}, tables.targets_from_json(stored["targets"]), stored["image_size"])
+            # What was written before a stem could have a constant had none, and before images could be changed saw them whole.
+            return cls({"stem_constant": False, **stored["model"]}, tables.targets_from_json(stored["targets"]), stored["image_size"], stored.get("shown", []))
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: lacks {error}; it was not written by this version of cxr_jax") from None
 

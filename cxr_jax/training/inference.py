@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from cxr_jax import mesh as meshes
-from cxr_jax.data import augment
+from cxr_jax.data import augment, perturbations
 from cxr_jax.models import densenet, pretrained
 from cxr_jax.tables import Target
 from cxr_jax.training import checkpoints, objectives
@@ -49,10 +49,12 @@ class Forward:
     plain: Callable
 
     @classmethod
-    def of(cls, graphdef: nnx.GraphDef, targets: Mapping[str, Target], image_size: int, mesh: Mesh) -> "Forward":
+    def of(cls, graphdef: nnx.GraphDef, targets: Mapping[str, Target], image_size: int, mesh: Mesh, shown: Sequence = ()) -> "Forward":
+        """shown: what of an image the network sees, as `data.perturbations.seen` takes it."""
+
         def run(params, stats, images):
             model = nnx.merge(graphdef, params, stats)
-            out = model(augment.to_model_input(images, image_size), train=False, pooled_blocks=True)
+            out = model(augment.to_model_input(perturbations.seen(images, shown), image_size), train=False, pooled_blocks=True)
             features, blocks = jax.tree.map(lambda x: x.astype(jnp.float32), (out.features, out.blocks))
             return Seen(objectives.probabilities(targets, out.logits), features, blocks)
 
@@ -78,7 +80,7 @@ def restore(folder: os.PathLike | str, which: str, mesh: Mesh) -> tuple[Forward,
     """`restored_network` as its forward pass, parameters and running statistics."""
     network, described = restored_network(folder, which, mesh)
     graphdef, params, stats = nnx.split(network, nnx.Param, nnx.BatchStat)
-    return Forward.of(graphdef, described.targets, described.image_size, mesh), params, stats
+    return Forward.of(graphdef, described.targets, described.image_size, mesh, described.shown), params, stats
 
 
 def imported(path: os.PathLike | str, inputs: str, image_size: int, mesh: Mesh):
@@ -97,10 +99,10 @@ def imported(path: os.PathLike | str, inputs: str, image_size: int, mesh: Mesh):
 SETTLING_STEPS = 44  # the weight of the statistics that a network begins with is then (1 - .1)^44, about 1/100
 
 
-def untrained(model, targets: Mapping[str, Target], image_size: int, seed: int, source, batch_size: int, mesh: Mesh):
+def untrained(model, targets: Mapping[str, Target], image_size: int, seed: int, source, batch_size: int, mesh: Mesh, shown: Sequence = ()):
     """(Forward, parameters, running statistics) of a network that has learnt nothing, in the place of a restored one.
 
-    model: a config's `model` section. targets: its heads. Parameters are those that training with `seed` would begin from.
+    model: a config's `model` section. targets: its heads. shown: what it sees of images. Parameters are those that training with `seed` would begin from.
     Running statistics are not left at 0 and 1, by which maps grow from layer to layer: they are those of the images of
     `source`, over SETTLING_STEPS batches in random order, so that what is compared with a trained network differs in what was
     learnt alone.
@@ -110,7 +112,7 @@ def untrained(model, targets: Mapping[str, Target], image_size: int, seed: int, 
 
     def settle(params, stats, images, mask):
         network = nnx.merge(graphdef, params, stats, copy=True)
-        network(augment.to_model_input(images, image_size), train=True, mask=mask)
+        network(augment.to_model_input(perturbations.seen(images, shown), image_size), train=True, mask=mask)
         return nnx.state(network, nnx.BatchStat)
 
     copied, split = meshes.replicated(mesh), meshes.batch_sharded(mesh)
@@ -125,7 +127,7 @@ def untrained(model, targets: Mapping[str, Target], image_size: int, seed: int, 
                 sharded = meshes.shard_batch(mesh, {k: batch[k] for k in ("image", "mask")})
                 stats = settle(params, stats, sharded["image"], sharded["mask"])
                 step += 1
-    return Forward.of(graphdef, targets, image_size, mesh), params, stats
+    return Forward.of(graphdef, targets, image_size, mesh, shown), params, stats
 
 
 def walk(run: Callable, source, batch_size: int, mesh: Mesh, start: int = 0) -> Iterator[tuple[np.ndarray, Any]]:

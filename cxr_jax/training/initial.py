@@ -60,7 +60,7 @@ def network_to_go_on_with(config: ml_collections.ConfigDict, targets: Mapping[st
 def _drawn(model: Mapping, config: ml_collections.ConfigDict, targets: Mapping[str, Target]) -> tuple[densenet.DenseNet, ModelDescription]:
     heads = {name: len(target.classes) for name, target in targets.items()}
     network = densenet.from_config(ml_collections.ConfigDict(dict(model)), heads, config.seed)
-    return network, ModelDescription(model, targets, config.dataset.image_size)
+    return network, ModelDescription(model, targets, config.dataset.image_size, tuple(config.train.shown))
 
 
 def _of_run(given: pathlib.Path, targets: Mapping[str, Target]) -> tuple[nnx.State, str, Mapping]:

@@ -23,7 +23,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
 from cxr_jax import mesh as meshes
-from cxr_jax.data import augment
+from cxr_jax.data import augment, perturbations
 from cxr_jax.models import densenet
 from cxr_jax.tables import Target, UserError
 from cxr_jax.training import inference, objectives, optimizers
@@ -102,7 +102,7 @@ def make_step(
     compares the images of a batch, their features and groups. With images on the devices in a
     global order, a batch's images too (`data.resident`).
     """
-    a, accumulate = config.train.augment, config.train.accumulate
+    a, accumulate, shown = config.train.augment, config.train.accumulate, tuple(config.train.shown)
     image_size = config.dataset.image_size
     alone = mesh.size == 1  # a device that is alone has nobody to ask
     axis = meshes.AXIS if config.train.statistics == "global" and not alone else None
@@ -113,7 +113,7 @@ def make_step(
             images, key, index, flip=a.flip, rotate_degrees=a.rotate_degrees, zoom=a.zoom, shift=a.shift,
             window=a.window, field_of_view=a.field_of_view, exposure=a.exposure,
         )  # fmt: skip
-        images = augment.to_model_input(images, image_size)
+        images = augment.to_model_input(perturbations.seen(images, shown), image_size)
 
         def loss_of(learnt):
             params, own = learnt
@@ -253,7 +253,7 @@ def fit(
     rate = optimizers.learning_rate(t, steps_per_epoch)
     graphdef, state = init_state(network, optimizer, config.seed, mesh, objective)
     train_step = make_step(graphdef, optimizer, objective, config, mesh, train_source.gather, t.epochs * steps_per_epoch)
-    forward = inference.Forward.of(graphdef, objective.targets, config.dataset.image_size, mesh)
+    forward = inference.Forward.of(graphdef, objective.targets, config.dataset.image_size, mesh, tuple(config.train.shown))
 
     # Restored in one piece: parameters, statistics, optimizer, place in the data. Then the log is cut back to that step,
     # since what came after it is about to be done, and written, again.

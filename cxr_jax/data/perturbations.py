@@ -2,7 +2,8 @@
 
 All take images as stored, float32 [b, h, w, 1] of gray levels in 0 … 255, and give the same; nothing is normalised before, nothing clipped after, unless it says so.
 They are pure functions of arrays, so that they run inside a jitted pass on whatever device the images are on; strengths are traced but where it says static, and
-a series of them compiles once.
+a series of them compiles once. By its name in `PERTURBATIONS` one is asked for in a config: of a network that is to be judged on images so changed (mechanism.series),
+or to see no others, in training and after it (train.shown).
 
 **Frequencies** are in cycles per image: a frequency (u, v), u periods from side to side and v from top to bottom, has the radius √(u² + v²), and the highest that
 an image of w pixels a side holds in either direction is w / 2. A filter keeps what its pass band holds, and the mean gray level with it, which is no structure.
@@ -17,11 +18,19 @@ after these were normalised to another mean and deviation than 0 and 1. `publish
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
+
+from cxr_jax.experiment import nearest
+from cxr_jax.tables import UserError
 
 Images = Float[Array, "b h w 1"]
 CELLS = 3  # a side: of an image that is taken apart in places
@@ -179,3 +188,115 @@ def middle_alone(images: Images, share: ArrayLike) -> Images:
 def border_alone(images: Images, share: ArrayLike) -> Images:
     """What is around it: shoulders, arms, markers, collimation; the middle black."""
     return jnp.where(middle(*images.shape[1:3], share)[..., None], jnp.zeros_like(images), images)
+
+
+# ---------------------------------------------------------------------------------------------------------------- by name
+
+STORED = 256  # pixels a side of stored images
+NYQUIST = STORED / 2  # cycles per image, the highest frequency that they hold along a side
+
+
+class Given(NamedTuple):
+    """What some perturbations need besides images and a strength. index: int [b], each image's number. key: of noise. reference: counts of gray levels, float [256]."""
+
+    index: Array
+    key: Array
+    reference: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Perturbation:
+    """One that has a name.
+
+    apply: (images, strength, Given) to images; None for what needs the gradient of a loss. strength: what it is, and its unit. least, greatest: its bounds. numbers: how many
+    a strength has; two ascend. whole: whether they are whole numbers. static: whether each strength is compiled by itself. alone: whether it needs images and strength alone.
+    """
+
+    apply: Callable | None
+    strength: str
+    least: float
+    greatest: float
+    numbers: int = 1
+    whole: bool = False
+    static: bool = False
+    alone: bool = True
+
+    def why_not(self, strength) -> str:
+        """What is wrong with a strength; '' for nothing."""
+        numbers = strength if isinstance(strength, (tuple, list)) else (strength,)
+        if len(numbers) != self.numbers or not all(isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x) for x in numbers):
+            return f"{strength!r} is not {'two numbers' if self.numbers == 2 else 'a number'}"
+        if self.whole and any(x != int(x) for x in numbers):
+            return f"{strength!r} is not a whole number"
+        if min(numbers) < self.least or max(numbers) > self.greatest:
+            nyquist = f", Nyquist's frequency of images of {STORED} pixels" if self.greatest == NYQUIST else ""
+            return f"{strength!r} is not within {self.least:g} to {self.greatest:g}{nyquist}"
+        if self.numbers == 2 and numbers[0] >= numbers[1]:
+            return f"{strength!r}: the first is to be below the second"
+        return ""
+
+
+def _pair(of: Callable) -> Callable:
+    return lambda images, strength, _: of(images, strength[0], strength[1])
+
+
+def _one(of: Callable) -> Callable:
+    return lambda images, strength, _: of(images, strength)
+
+
+UNCHANGED = Perturbation(lambda images, strength, given: images, "", 0, 0)
+_RADIUS, _BAND = "radius, cycles per image", "band of radii, cycles per image"
+_SHARE, _CELL = "side of the box, share of the image's", f"cell of {CELLS}×{CELLS}, by rows"
+PERTURBATIONS = {
+    "low_pass": Perturbation(_one(low_pass), _RADIUS, 0, NYQUIST),
+    "high_pass": Perturbation(_one(high_pass), _RADIUS, 0, NYQUIST),
+    "band_pass": Perturbation(_pair(band_pass), _BAND, 0, NYQUIST, 2),
+    "notch": Perturbation(_pair(notch), _BAND, 0, NYQUIST, 2),
+    # Numbers of the published series go beyond what an image holds, whose filter then is none.
+    "published_low_pass": Perturbation(_one(published_low_pass), "the paper's diameter, by its code a radius", 0, 2 * NYQUIST),
+    "published_high_pass": Perturbation(_one(published_high_pass), "the paper's diameter, by its code a radius", 0, 2 * NYQUIST),
+    "down_sampled": Perturbation(_one(down_sampled), "side, pixels", 1, STORED, whole=True, static=True),
+    "blurred": Perturbation(_one(blurred), "standard deviation, pixels of 256", 0, STORED / 8, static=True),
+    "noisy": Perturbation(lambda images, strength, given: noisy(images, given.key, given.index, strength), "standard deviation, gray levels of 256", 0, 255, alone=False),
+    "clipped": Perturbation(_pair(clipped), "window, shares of the gray levels", 0, 1, 2),
+    "published_clipped": Perturbation(_one(published_clipped), "threshold after normalising", -2, 2.5),
+    "histogram_matched": Perturbation(
+        lambda images, strength, given: images + jnp.float32(strength) * (histogram_matched(images, given.reference) - images),
+        "share of the way to the histogram of training images", 0, 1, alone=False,
+    ),
+    "cell_alone": Perturbation(_one(cell_alone), _CELL, 0, CELLS**2 - 1, whole=True),
+    "cell_out": Perturbation(_one(cell_out), _CELL, 0, CELLS**2 - 1, whole=True),
+    "middle_alone": Perturbation(_one(middle_alone), _SHARE, 0, 1),
+    "border_alone": Perturbation(_one(border_alone), _SHARE, 0, 1),
+    "attacked": Perturbation(None, "step, gray levels of 256", 0, 255, alone=False),
+}  # fmt: skip
+
+
+def check(name: str, strengths: Sequence, field: str) -> None:
+    """Raises UserError, which begins with the field's name, for no such perturbation, or a strength that it has not."""
+    if name not in PERTURBATIONS:
+        raise UserError(f"{field}: no perturbation {name!r}{nearest(str(name), PERTURBATIONS)}")
+    for strength in strengths:
+        why = PERTURBATIONS[name].why_not(strength)
+        if why:
+            raise UserError(f"{field}: {name} {why} ({PERTURBATIONS[name].strength})")
+
+
+def check_shown(shown: Sequence, field: str = "config.train.shown") -> None:
+    """Raises UserError for what `seen` cannot do."""
+    if not shown:
+        return
+    if len(shown) not in (2, 3):
+        raise UserError(f"{field}={tuple(shown)!r}: a name and its strength, such as ('low_pass', 10.0)")
+    name, *strength = shown
+    check(name, [strength[0] if len(strength) == 1 else strength], field)
+    if not PERTURBATIONS[name].alone:
+        raise UserError(f"{field}: {name} needs more than an image; for training there is config.train.augment")
+
+
+def seen(images: Array, shown: Sequence) -> Array:
+    """What a network is shown of images, float32 or uint8 [b, h, w, 1]: all of them, where `shown` is empty; else (name, strength), or (name, low, high), of PERTURBATIONS."""
+    if not shown:
+        return images
+    name, *strength = shown
+    return PERTURBATIONS[name].apply(images.astype(jnp.float32), strength[0] if len(strength) == 1 else tuple(strength), None)

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from scipy import ndimage, stats
 
-from cxr_jax.mechanism import perturbations as p
+from configs import base, mechanism
+from cxr_jax.data import perturbations as p
+from cxr_jax.tables import UserError
 
 RNG = np.random.default_rng(0)
 IMAGES = (RNG.random((3, 48, 48, 1)) * 180 + 35 + 30 * np.sin(np.arange(48) / 3)[:, None, None]).astype(np.float32)
@@ -136,3 +138,37 @@ def test_places_make_up_the_image(size):
         inside, around = (np.asarray(f(images, share)) for f in (p.middle_alone, p.border_alone))
         np.testing.assert_array_equal(inside + around, images)
         assert (inside > 0).sum() == 2 * (2 * (size * share // 2)) ** 2
+
+
+def test_what_is_shown_of_images_is_what_its_name_says():
+    for shown, wanted in [((), IMAGES), (("low_pass", 5.0), p.low_pass(IMAGES, 5.0)), (["notch", 3, 6], p.notch(IMAGES, 3.0, 6.0)), (("down_sampled", 16), p.down_sampled(IMAGES, 16))]:
+        p.check_shown(shown)
+        np.testing.assert_allclose(p.seen(jnp.asarray(IMAGES), shown), wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shown", "told"),
+    [
+        (("low_pass", 129.0), r"129.0 is not within 0 to 128, Nyquist's frequency of images of 256 pixels"),
+        (("low_pas", 3.0), "no perturbation 'low_pas'; did you mean 'low_pass'"),
+        (("notch", 3.0), "not two numbers"),
+        (("notch", 6.0, 3.0), "the first is to be below the second"),
+        (("down_sampled", 8.5), "not a whole number"),
+        (("low_pass", float("nan")), "not a number"),
+        (("low_pass",), "a name and its strength"),
+        (("noisy", 3.0), "config.train.augment"),
+    ],
+)
+def test_what_cannot_be_shown_is_told_in_a_line(shown, told):
+    with pytest.raises(UserError, match=told) as error:
+        p.check_shown(shown)
+    assert "\n" not in str(error.value) and str(error.value).startswith("config.train.shown")
+
+
+def test_every_strength_of_the_base_config_can_be_had():
+    series = base.get_config().mechanism.series
+    assert set(series) == set(p.PERTURBATIONS)
+    for name, strengths in series.items():
+        p.check(name, strengths, "config.mechanism.series")
+    for name, strengths in mechanism.PUBLISHED.items():
+        p.check(name.rpartition(".")[2], strengths, "config.mechanism.series")

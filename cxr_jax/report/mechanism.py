@@ -1,0 +1,216 @@
+"""The page of what a network reads: `mechanism.html`, from mechanism_audit.json.
+
+Sentences follow intervals: a fall is called one only where the interval of the difference lies below 0. That none can be told is not that there is none, and is not said so.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from cxr_jax import tables
+from cxr_jax.audit import subgroups
+from cxr_jax.report import html, page
+from cxr_jax.report import rows as audit_rows
+from cxr_jax.report.figures import COLOURS, FAINT, MARKERS, Drawing, new_figure, short, styled
+
+# In words: what a series does; what its strengths are; what is said of one strength; whether strengths are in an order, and so joined by a line.
+SERIES = {
+    "low_pass": ("Low-pass: only coarse structure", "radii up to, cycles per image", "of radii up to {}", True),
+    "high_pass": ("High-pass: only fine structure", "radii above, cycles per image", "of radii above {}", True),
+    "band_pass": ("Band-pass: one band alone", "radii, cycles per image", "of radii {} alone", False),
+    "notch": ("Notch: all but one band", "radii taken out, cycles per image", "without radii {}", False),
+    "published_low_pass": ("Low-pass as published", "“diameter”, taken for the radius", "low-pass of the published “diameter” {}", True),
+    "published_high_pass": ("High-pass as published", "“diameter”, taken for the radius", "high-pass of the published “diameter” {}", True),
+    "published_clipped": ("Clipped as published", "threshold after normalising", "clipped at the published {}", True),
+    "down_sampled": ("Down-sampled, and enlarged again", "pixels a side", "of {} pixels a side", True),
+    "blurred": ("Blurred", "standard deviation, pixels of 256", "blurred by {} pixels", True),
+    "noisy": ("With noise", "standard deviation, gray levels of 256", "with noise of {} gray levels", True),
+    "clipped": ("Clipped gray levels", "window, shares of the range", "clipped to {} of the range", False),
+    "histogram_matched": ("Gray levels of the mean training image", "share of the way", "with matched gray levels ({} of the way)", True),
+    "cell_alone": ("One cell of 3×3 alone", "cell of the picture", "of the {} cell alone", False),
+    "cell_out": ("One cell of 3×3 black", "cell of the picture", "without the {} cell", False),
+    "middle_alone": ("The middle alone", "side of the box, share of the image's", "of the middle {} alone", True),
+    "border_alone": ("The border alone: the middle black", "side of the box, share of the image's", "without the middle {}", True),
+    "attacked": ("Under attack (FGSM)", "step, gray levels of 256", "moved by {} gray levels against it", True),
+}
+ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")  # of the picture
+FOLLOWED = 3  # perturbations that are told of a feature, those that move it most
+
+
+def write(workdir: os.PathLike | str, examples: Mapping[str, Sequence[tuple[np.ndarray, str]]] = {}) -> pathlib.Path:
+    """Writes `mechanism.html` and its figures in `workdir`; returns the page's path.
+
+    examples: by series, pictures (uint8 [h, w], caption) of one test image along it; shown where run.json says that the data are open. Raises UserError for a file that is
+    missing or is not what its stage writes.
+    """
+    workdir = pathlib.Path(workdir)
+    read, found = html.read_workdir(workdir), tables.read_json(workdir / "mechanism_audit.json")
+    open_data = bool(read.run["dataset"]["open_data"])
+    sections = _curves(found, read.withhold, read.name_of, {k: page.pictures(v) for k, v in examples.items()} if open_data else {})
+    return page.write_sections(workdir, "mechanism", "What the network reads", read.run.get("headline", ""), read.invented, sections, READ)
+
+
+READ = (
+    "AUCs are of each class against the rest, macro their mean over classes. Race is recorded by hospitals; an AUC says how well images are told apart by it, and nothing of anybody.",
+    "Intervals are Obuchowski's (DeLong's where each patient has one image), over test patients, on the logit scale; of a difference to images as they are, of the same images. Each is of one"
+    " figure by itself: of many that are compared some miss by chance.",
+    "The network is as it was trained, on whole images. Where its AUC falls without something, it made use of that; where it does not fall, it can do without, which is not that nothing is there. What"
+    " could be learnt from what is left, a network says that is trained on it (train.shown).",
+    "A filter takes from a structure only what lies in its band: edges are of all frequencies. Perturbed images look like nothing that the network has seen, and a fall may come of that as well: beside a target stand"
+    " others, which the same images are read for.",
+)
+
+
+def _of(strength, series: str) -> str:
+    """A strength as an axis has it."""
+    if series.startswith("cell"):
+        return f"{ROWS[int(strength) // 3]} {COLUMNS[int(strength) % 3]}"
+    several = strength if isinstance(strength, list) else [strength]
+    return "\N{EN DASH}".join(f"{x:g}" for x in several)
+
+
+def _curves(found: Mapping, withhold: Callable, name_of: Callable[[str], str], examples: Mapping[str, list]) -> list[page.Section]:
+    more = pd.DataFrame(found["rows"])
+    rows = withhold(audit_rows.frame(found["rows"], "mechanism_audit.json"))
+    rows[["series", "reader", "strength"]] = more[["series", "reader", "strength"]]
+    rows[["less_value", "less_low", "less_high"]] = more[["less_value", "less_low", "less_high"]].astype(np.float64)
+    targets = audit_rows.in_order(rows["target"])
+    shown = [series for series in SERIES if (rows["series"] == series).any()]
+    whole = page.Section("told", "What is told from images as they are")
+    for target in targets:
+        macro = audit_rows.first(rows[rows["series"].isna()], target=target, class_=subgroups.MACRO)
+        by = "the network's own head" if macro["reader"] == "head" else "logistic regression on its features, of which the network was told nothing"
+        whole.said.append(f"{_called(target, name_of)}, by {by}: macro AUC {audit_rows.estimate(macro)}; {audit_rows.count(macro['n_images'])} images of {audit_rows.count(macro['n_patients'])} patients.")
+        whole.said += _falls(rows[(rows["target"] == target) & (rows["class"] == subgroups.MACRO)], target, name_of)
+    sections = [whole]
+    for series in shown:
+        here = rows[(rows["series"] == series) | rows["series"].isna()]
+        title, _, _, _ = SERIES[series]
+        drawing = curve(here[here["class"] == subgroups.MACRO], series, {t: _called(t, name_of) for t in targets})
+        section = page.Section(series, title, drawn=[drawing] if drawing else [])
+        if series in examples:
+            section.examples.append(("A test image, of data that are open", examples[series]))
+        section.details.append(("All AUCs", [_table(here[here["target"] == t], series, _called(t, name_of)) for t in targets]))
+        sections.append(section)
+    if found["features"]:
+        sections.append(_features(found, name_of))
+    return sections
+
+
+def _called(target: str, name_of: Callable[[str], str]) -> str:
+    name = name_of(target)
+    return name[:1].upper() + name[1:]
+
+
+def _falls(rows: pd.DataFrame, target: str, name_of) -> list[str]:
+    """Where the macro AUC of a target falls, of the series that take one thing out at a time, and how far a low-pass filter may go."""
+    said = []
+    for series, what in (("notch", "bands of radii"), ("cell_out", "cells")):
+        here = rows[(rows["series"] == series) & rows["less_value"].notna()]
+        if not len(here):
+            continue
+        fallen = here[here["less_high"] < 0].sort_values("less_value")
+        told = ", ".join(f"{_of(row['strength'], series)} ({audit_rows.number(row['less_value'])}; {audit_rows.number(row['less_low'])} to {audit_rows.number(row['less_high'])})" for _, row in fallen.iterrows())
+        if len(fallen):
+            said.append(f"It falls without these {what}: {told}; without any of {len(here) - len(fallen)} others, no fall can be told.")
+        else:
+            said.append(f"Without any one of {len(here)} {what}, no fall can be told.")
+    low = rows[(rows["series"] == "low_pass") & rows["less_value"].notna()]
+    if len(low):
+        enough = [float(s) for s in low["strength"] if not (low.loc[low["strength"].astype(float) >= float(s), "less_high"] < 0).any()]
+        said.append(f"From radii up to {min(enough):g} on, it cannot be told from that of whole images." if enough else "It is below that of whole images after each of the low-pass filters.")
+    return said
+
+
+@styled
+def curve(rows: pd.DataFrame, series: str, called: Mapping[str, str]) -> Drawing | None:
+    """Macro AUC of every target along a series, with intervals; as the images are, at the left of it."""
+    title, axis, _, joined = SERIES[series]
+    along = rows[rows["series"] == series]
+    places = list(dict.fromkeys(_of(s, series) for s in along["strength"]))
+    if not along["value"].notna().any():
+        return None
+    figure = new_figure(2.9)
+    panel = figure.subplots()
+    said = []
+    for i, target in enumerate(t for t in called if (along["target"] == t).any()):
+        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+        whole = rows[(rows["target"] == target) & rows["series"].isna()]
+        here = along[along["target"] == target]
+        shift = (i - (len(called) - 1) / 2) * 0.12
+        x = 1 + np.arange(len(here)) + shift
+        for at, part in ((np.array([shift]), whole), (x, here)):
+            panel.vlines(at, part["low"], part["high"], color=colour, lw=1.1)
+        panel.plot([shift], whole["value"], marker, color=colour, mfc="white", ms=5)
+        panel.axhline(float(whole["value"].iloc[0]), color=colour, lw=0.6, ls=":")
+        panel.plot(x, here["value"], marker, ls="-" if joined else "", color=colour, lw=1.2, ms=4.5, label=short(called[target], 30))
+        said.append(f"{called[target]}: as it is {audit_rows.number(whole['value'].iloc[0], 2)}, " + ", ".join(f"{p} {audit_rows.number(v, 2)}" for p, v in zip(places, here["value"])))
+    panel.axhline(0.5, color=FAINT, lw=0.9, ls=":")
+    panel.set_xticks(range(len(places) + 1), ["whole", *(place.replace(" ", "\n") for place in places)])
+    panel.tick_params(axis="x", labelsize=7.5 if len(places) > 8 else 8.5)
+    panel.set_xlabel(axis)
+    panel.set_ylabel("macro AUC")
+    panel.set_ylim(min(0.4, np.nanmin(along["low"]) - 0.02), 1.01)
+    panel.grid(axis="x", visible=False)
+    figure.legend(loc="outside upper left", ncols=2, handlelength=1.6, columnspacing=1.2)
+    level, n = audit_rows.percent(along["level"].iloc[0]), along.iloc[0]
+    counted = f"; {audit_rows.count(n['n_images'])} test images of {audit_rows.count(n['n_patients'])} patients" if np.isfinite(n["n_images"]) else ""
+    caption = f"{title}. Open marks and dotted lines: images as they are. Bars: {level} intervals over patients{counted}. Dotted at 0.5: guessing."
+    return f"curve_{series}", figure, f"{title}. " + "; ".join(said) + ".", caption
+
+
+def _table(rows: pd.DataFrame, series: str, called: str) -> dict:
+    """AUCs of one target along a series: a line a strength, a column a class."""
+    classes = audit_rows.in_order(rows["class"])
+    classes = [subgroups.MACRO] + [c for c in classes if c != subgroups.MACRO]
+
+    def cell(row) -> list[str]:
+        less = f"{audit_rows.number(row['less_value'])} ({audit_rows.number(row['less_low'])} to {audit_rows.number(row['less_high'])})" if np.isfinite(row["less_value"]) else ""
+        return [audit_rows.estimate(row), *([f"less whole: {less}"] if less else [])]
+
+    lines = []
+    for strength in dict.fromkeys("" if s is None else _of(s, series) for s in rows["strength"].where(rows["strength"].notna(), None)):
+        here = rows[[("" if row["series"] != series else _of(row["strength"], series)) == strength for _, row in rows.iterrows()]]
+        cells = [audit_rows.first(here, class_=c) for c in classes]
+        lines.append((strength or "whole", [cell(row) for row in cells]))
+    heads = []
+    for c in classes:
+        row = audit_rows.first(rows, class_=c)
+        n = f"\n{audit_rows.count(row['n_images'])} images" if np.isfinite(row["n_images"]) else ""
+        heads.append(audit_rows.class_name(c) + n + (f"\n{audit_rows.count(row['n_positive'])} positive" if np.isfinite(row["n_positive"]) else ""))
+    return page.table(called, [SERIES[series][1], *heads], lines)
+
+
+def _features(found: Mapping, name_of) -> page.Section:
+    """What moves the features that weigh most in each probe."""
+    section = page.Section("features", "Which features, and what moves them")
+    moved = pd.DataFrame(found["features"])
+    n = moved.iloc[0]
+    if n["n_images"] is None or not np.isfinite(n["n_images"]):
+        section.said.append(f"Withheld: {n['reason']}.")
+        return section
+    section.said.append(
+        "The features of most weight in each logistic regression (weight times the feature's standard deviation), and the perturbations that move each most: mean change over"
+        f" {int(n['n_images']):,} test images of {int(n['n_patients']):,} patients, in standard deviations of the feature, and r, the correlation of the feature before and after. Of many, the"
+        " greatest are shown: they are the more likely to be great by chance. Images that excite a feature most stand in the report, of data that are open."
+    )
+    moved = moved[moved["value"].notna()]
+    for target, watched in found["readers"]["watched"].items():
+        lines = []
+        for feature in watched:
+            here = moved[moved["feature"] == feature]
+            here = here.reindex(here["value"].abs().sort_values(ascending=False).index)
+            best = here.drop_duplicates("series").head(FOLLOWED)
+            cells = []
+            for _, row in best.iterrows():
+                r = "" if row["correlation"] is None or not np.isfinite(row["correlation"]) else f"r {audit_rows.number(row['correlation'], 2)}"
+                interval = f" ({audit_rows.number(row['low'], 2)} to {audit_rows.number(row['high'], 2)})" if row["low"] is not None and np.isfinite(row["low"]) else ""
+                cells.append([SERIES[row["series"]][2].format(_of(row["strength"], row["series"])), f"{audit_rows.number(row['value'], 2)}{interval}", r])
+            lines.append((f"feature {feature}", cells + [[""]] * (FOLLOWED - len(cells))))
+        section.tables.append(page.table(_called(target, name_of), ["", "moved most", "then", "then"], lines))
+    return section

@@ -1,0 +1,115 @@
+"""What a network reads, from a config to its page: as a user runs it, again after a kill, with what cannot be asked; and on the phantom, whose texture lies in a known band."""
+
+import numpy as np
+import pytest
+
+from configs import mechanism
+from cxr_jax import experiment, main, tables
+from cxr_jax.tables import Features, Predictions, UserError
+from tests.test_probe_run import probe_config
+
+STAGES = ("prepare", "train", "extract", "probe", "mechanism", "audit", "report")
+NONE = {f"mechanism.series.{name}": () for name in mechanism.get_config("tiny").mechanism.series}
+FEW = {**NONE, "mechanism.series.low_pass": (4.0, 64.0), "mechanism.series.notch": ((8.0, 16.0),), "mechanism.series.attacked": (2.0,), "mechanism.watched": 2}
+LEAST = {"probe.probes": ("logistic_regression",), "probe.controls": (), "probe.strata": (), "probe.refits": 0, "extract.untrained": False, "extract.depths": False}
+
+
+def config_of(phantom_dir, **diff):
+    return experiment.apply_diff(probe_config(phantom_dir), {**LEAST, **FEW, "stages": STAGES, "audit.min_patients": 2, **diff})
+
+
+@pytest.fixture(scope="module")
+def finished(phantom_dir, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("mechanism")
+    config = config_of(phantom_dir)
+    main.run(config, workdir, command="the command")
+    return config, workdir
+
+
+def test_heads_and_probes_are_read_along_series_to_a_page(finished):
+    config, workdir = finished
+    whole = Predictions.read(workdir / "mechanism" / "as_they_are.parquet")
+    features = Features.read(workdir / "features", "test")
+    assert list(whole.targets) == ["findings", "race"] and list(whole.table["image_id"]) == list(features.table["image_id"])
+    # What the probe says of the features that were extracted, and nothing else, is said of images as they are.
+    read = tables.Readings.read(workdir / "probes" / "readings.parquet")
+    np.testing.assert_allclose(whole.scores("race"), read.scores["race by logistic_regression from features"], atol=1e-4)
+    found = tables.read_json(workdir / "mechanism_audit.json")
+    assert {(row["target"], row["reader"]) for row in found["rows"]} == {("findings", "head"), ("race", "probe")}
+    assert {row["series"] for row in found["rows"]} == {None, "low_pass", "notch", "attacked"}
+    assert {row["series"] for row in found["features"]} == {"low_pass", "notch"} and len({row["feature"] for row in found["features"]}) == 2
+    text = (workdir / "mechanism.html").read_text()
+    assert "Notch: all but one band" in text and "Group (invented), by logistic regression on its features" in text and "A test image, of data that are open" in text
+    assert {path.name for path in (workdir / "figures").glob("curve_*")} == {f"curve_{name}.svg" for name in ("low_pass", "notch", "attacked")}
+
+
+def arrays_of(path):
+    with np.load(path) as arrays:
+        return dict(arrays)
+
+
+def test_what_is_whole_is_left_and_what_is_no_longer_asked_goes(finished, phantom_dir):
+    config, workdir = finished
+    low, notch = (workdir / "mechanism" / f"{name}.npz" for name in ("low_pass", "notch"))
+    kept, before = low.stat().st_mtime_ns, arrays_of(notch)
+    notch.write_bytes(notch.read_bytes()[:100])  # as a kill might leave it, were files not put in place whole
+    record = tables.read_json(workdir / "run.json")
+    record["stages"]["mechanism"]["status"] = "running"
+    for stage in ("audit", "report"):
+        record["stages"].pop(stage)
+    tables.write_json(workdir / "run.json", record)
+    main.run(config, workdir, command="the command")
+    assert low.stat().st_mtime_ns == kept
+    for name, array in arrays_of(notch).items():
+        np.testing.assert_array_equal(array, before[name])
+    # Without a series, what was made of it is no part of the stage; the audit has none of it either.
+    main.run(config_of(phantom_dir, **{"mechanism.series.attacked": ()}), workdir, command="the command")
+    assert not (workdir / "mechanism" / "attacked.npz").exists()
+    assert "attacked" not in {row["series"] for row in tables.read_json(workdir / "mechanism_audit.json")["rows"]}
+
+
+@pytest.mark.parametrize(
+    ("diff", "told"),
+    [
+        ({"mechanism.series.low_pass": (4.0, 200.0)}, "config.mechanism.series: low_pass 200.0 is not within 0 to 128, Nyquist"),
+        ({"train.shown": ("low_pass",)}, "config.train.shown"),
+        ({"mitigate.method": "leace", "stages": ("prepare", "train", "extract", "mitigate", "mechanism")}, "the stage mechanism asks the network itself"),
+        ({"extract.weights": "untrained", "stages": ("prepare", "extract", "mechanism")}, "has no heads, and nothing was fitted to its features"),
+    ],
+)
+def test_what_cannot_be_asked_is_told_in_a_line(phantom_dir, tmp_path, diff, told):
+    with pytest.raises(UserError, match=told) as error:
+        main.run(config_of(phantom_dir, **diff), tmp_path, command="the command")
+    assert "\n" not in str(error.value)
+
+
+def test_a_run_that_is_shown_less_says_so_and_is_no_other_runs(phantom_dir, tmp_path):
+    shown = {"train.shown": ("low_pass", 6.0), "stages": ("prepare", "train", "predict")}
+    main.run(config_of(phantom_dir, **shown), tmp_path, command="the command")
+    assert tables.read_json(tmp_path / "checkpoints" / "model.json")["shown"] == ["low_pass", 6.0]
+    assert "shown low_pass 6 of images" in tables.read_json(tmp_path / "run.json")["headline"]
+    with pytest.raises(UserError, match="train.shown"):
+        main.run(config_of(phantom_dir, **{**shown, "train.shown": ()}), tmp_path, command="the command")
+
+
+@pytest.mark.slow
+def test_where_the_texture_lies_the_curves_of_groups_fall_and_nowhere_else(phantom_dir, tmp_path):
+    """cxr_phantom's gratings have 12 to 14 cycles across the side, along the diagonals, whose phases wander by about a radian."""
+    config = mechanism.get_config("tiny")
+    bands = ((0.0, 2.0), (2.0, 9.0), (9.0, 18.0), (18.0, 32.0), (32.0, 128.0))
+    diff = {
+        **NONE, "mechanism.series.notch": bands, "mechanism.series.band_pass": ((9.0, 18.0),), "dataset.data_dir": str(phantom_dir), "dataset.phantom.patients": 3000,
+        "train.targets": ("race", "sex"), "probe.targets": ("race",), "train.epochs": 6, "stages": ("prepare", "train", "mechanism", "audit"),
+    }  # fmt: skip
+    main.run(experiment.apply_diff(config, diff), tmp_path, command="the command")
+    rows = [r for r in tables.read_json(tmp_path / "mechanism_audit.json")["rows"] if r["class"] == "macro"]
+    race, sex = ({tuple(r["strength"]): r for r in rows if r["target"] == t and r["series"] == "notch"} for t in ("race", "sex"))
+    (whole,) = (r for r in rows if r["target"] == "race" and r["series"] is None)
+    assert whole["low"] > 0.75
+    fallen = race[9.0, 18.0]
+    assert fallen["less_high"] < -0.15 and fallen["low"] < 0.55
+    for band in bands:
+        if band != (9.0, 18.0):
+            assert race[band]["less_value"] > -0.1 * abs(fallen["less_value"]), band
+    assert sex[0.0, 2.0]["less_high"] < 0 or sex[2.0, 9.0]["less_high"] < 0  # shape, which coarse structure tells
+    assert sex[9.0, 18.0]["less_value"] > -0.05
