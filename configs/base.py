@@ -129,6 +129,9 @@ def get_config() -> ml_collections.ConfigDict:
     r.raw_dir = ""  # that data set's release folder
     r.mimic_iv_dir = ""  # and of MIMIC-IV
     r.splits = ("validation", "test")
+    # NAME[.VARIANT] of other data sets that the model is judged on beside its own: what holds there, by whose thresholds (cxr_jax/audit/travel.py). All but the phantom must
+    # have been built before, by the stage prepare of a config of their own
+    r.datasets = ()
     r.checkpoint = "best"  # best | last
 
     c.extract = e = ml_collections.ConfigDict()

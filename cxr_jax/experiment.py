@@ -186,7 +186,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     require("dataset.pictures", d.pictures in ("released", "dicom"), "released or dicom")
     require("dataset.storage", d.storage in ("png", "raw"), "png or raw")
     require("dataset.beam_options", d.beam_runner or not d.beam_options, "options of a runner that dataset.beam_runner names")
-    named = {token.partition(".")[0] for token in (d.name, config.predict.dataset, *config.extract.datasets)}
+    named = {token.partition(".")[0] for token in (d.name, config.predict.dataset, *config.predict.datasets, *config.extract.datasets)}
     for name in ("table", "columns", "findings", "words", "open_data"):
         require(f"dataset.{name}", not d[name] or "table" in named, "of a data set table.NAME alone")
     require("dataset.max_unreadable_share", 0 <= d.max_unreadable_share <= 1, "a share from 0 to 1")
@@ -273,9 +273,16 @@ def validate(config: ml_collections.ConfigDict) -> None:
     require("audit.predictions", not (a.predictions and ours), "predictions of your own need no stage but --config.stages=\"('audit','report')\"")
     _check_mappings(a, require)
     require("extract.datasets", len(set(config.extract.datasets)) == len(config.extract.datasets), "each once")
-    for name in config.extract.datasets:
-        choose_dataset(ml_collections.ConfigDict(config.dataset.to_dict()), name, "config.extract.datasets")
+    require("predict.datasets", len(set(config.predict.datasets)) == len(config.predict.datasets), "each once")
+    for field, names in (("extract.datasets", config.extract.datasets), ("predict.datasets", config.predict.datasets)):
+        for name in names:
+            other = ml_collections.ConfigDict(d.to_dict())
+            choose_dataset(other, name, f"config.{field}")
+            home = field == "predict.datasets" and (other.name, other.variant) == (d.name, d.variant)
+            require(field, not home, f"{name} is the data set trained on, which is judged anyhow")
     g = config.mitigate
+    require("predict.datasets", not (config.predict.datasets and config.predict.dataset), "beside the data set trained on; leave predict.dataset empty")
+    require("predict.datasets", not (config.predict.datasets and g.method not in ("", "none")), "of the network itself; leave mitigate.method empty")
     require("mitigate.method", g.method in ("", *MITIGATIONS), f"{', '.join(MITIGATIONS)} or empty")
     require("mitigate.method", not (g.method and config.predict.dataset), "features are of the data set trained on; leave predict.dataset empty")
     require("mitigate.method", not (g.method and (p.embeddings or a.predictions)), "takes features of ours; leave probe.embeddings and audit.predictions empty")

@@ -5,7 +5,7 @@ stage, or a user, left there.
 
     prepare   release or phantom        cohort.parquet, cohort.html, cohort.csv, quarantine.csv (and TFRecords, outside)
     train     TFRecords                 checkpoints/, metrics.jsonl, tensorboard/
-    predict   checkpoint, TFRecords     predictions.parquet; for predict.dataset, judged_cohort.parquet
+    predict   checkpoint, TFRecords     predictions.parquet; for predict.dataset, judged_cohort.parquet; of predict.datasets, predictions_on/
     extract   checkpoint, TFRecords     features/
     mitigate  features/, checkpoint     mitigated/METHOD/, where probe and audit then find features and predictions
     probe     features/                 probes/
@@ -13,6 +13,7 @@ stage, or a user, left there.
     audit     predictions.parquet       audit.json; predictions.parquet itself of audit.predictions, a user's own
               probes/, features/        probe_audit.json
               mechanism/                mechanism_audit.json
+              predictions_on/           travel_audit.json
     report    all of these              report.html, figures/, and the cohorts' pages anew
 """
 
@@ -37,6 +38,7 @@ from cxr_jax.tables import CEILING, FEATURES, KEY_COLUMNS, LABEL, ON, SCORE, SPL
 ROWS_AT_A_TIME = 8192  # of features that are written erased in several ways
 COHORT, JUDGED_COHORT, PREDICTIONS, AUDIT = "cohort.parquet", "judged_cohort.parquet", "predictions.parquet", "audit.json"
 READINGS, PROBE_AUDIT = "probes/readings.parquet", "probe_audit.json"
+TRAVELLED, TRAVEL_AUDIT = "predictions_on", "travel_audit.json"
 AS_THEY_ARE, MECHANISM_AUDIT = "mechanism/as_they_are.parquet", "mechanism_audit.json"
 
 
@@ -292,19 +294,30 @@ def predict(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
         dataset = datasets.open(judged)
         cohort = cohorts.Cohort.read(run.path(COHORT))
 
-    labels = cohorts.labels(cohort, forward.targets, judged)
+    def scored(dataset, cohort, of: ml_collections.ConfigDict, splits: Sequence[str], where: str) -> Predictions:
+        """What the network makes of some splits of a cohort, by the rules of a config's `dataset` section."""
+        labels, parts, sources = cohorts.labels(cohort, forward.targets, of), [], pipeline.sources(dataset, cohort.table, of)
+        for split in splits:
+            with metrics_log.Progress(f"predict {split}{where}", len(sources[split])) as progress:
+                index, scores, _ = inference.predict(forward, params, stats, sources[split], batch_size, progress.advance)
+            mine = {k: v[index] for k, v in labels.items()}
+            parts.append(prediction_table(cohort.table.iloc[index], forward.targets, mine, scores, config.audit.attributes))
+        return Predictions(pd.concat(parts, ignore_index=True), forward.targets, bool(dataset.metadata["open_data"]))
 
-    parts = []
-    sources = pipeline.sources(dataset, cohort.table, judged)
-    for split in config.predict.splits:
-        source = sources[split]
-        with metrics_log.Progress(f"predict {split}", len(source)) as progress:
-            index, scores, _ = inference.predict(forward, params, stats, source, batch_size, progress.advance)
-        parts.append(
-            prediction_table(cohort.table.iloc[index], forward.targets, {k: v[index] for k, v in labels.items()}, scores, config.audit.attributes)
-        )
-    table = pd.concat(parts, ignore_index=True)
-    Predictions(table, forward.targets, bool(dataset.metadata["open_data"])).write(run.path(PREDICTIONS))
+    scored(dataset, cohort, judged, config.predict.splits, "").write(run.path(PREDICTIONS))
+    run.record.pop("travelled", None)
+    abroad = run.path(TRAVELLED)
+    shutil.rmtree(abroad, ignore_errors=True)
+    for name in config.predict.datasets:
+        other = other_dataset(config, name, "config.predict.datasets")
+        there = datasets.prepare(other)
+        chosen = cohorts.select(there.keys, there.findings, there.races, other)
+        splits = [split for split in ("validation", "test") if (chosen.table["split"] == split).any()]
+        if "test" not in splits:
+            raise UserError(f"config.predict.datasets: {name} has no test image by config.dataset.split_rule and views")
+        abroad.mkdir(exist_ok=True)
+        scored(there, chosen, other, splits, f" of {name}").write(abroad / f"{name}.parquet")
+        run.record.setdefault("travelled", {})[name] = {**there.summary(), "attrition": chosen.attrition}
 
 
 def judged_dataset(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -333,6 +346,8 @@ def check_judged(config: ml_collections.ConfigDict, run: experiment.Run) -> None
     """Raises UserError where `predict` or `extract`, once it is its turn, would lack a data set that it is to judge the model on."""
     if "predict" in config.stages and not run.done("predict"):
         judged_dataset(config)
+        for name in config.predict.datasets:
+            other_dataset(config, name, "config.predict.datasets")
     if "extract" in config.stages and not run.done("extract"):
         for name in config.extract.datasets:
             other_dataset(config, name, "config.extract.datasets")
@@ -341,11 +356,11 @@ def check_judged(config: ml_collections.ConfigDict, run: experiment.Run) -> None
 def prediction_table(
     rows: pd.DataFrame, targets: dict[str, Target], labels: dict, scores: dict, attributes: Sequence[str] = ()
 ) -> pd.DataFrame:
-    """Key columns and attributes, labels, scores, and truth and ceilings where they are known, of some rows of a cohort.
+    """Key columns, attributes and manufacturers, labels, scores, and truth and ceilings where they are known, of some rows of a cohort.
 
     labels: by target, int32 [n] or float32 [n, findings], as `cohorts.labels` gives them. scores: float32 [n, classes].
     """
-    columns = {name: rows[name].to_numpy() for name in dict.fromkeys((*KEY_COLUMNS, *attributes)) if name in rows}
+    columns = {name: rows[name].to_numpy() for name in dict.fromkeys((*KEY_COLUMNS, *attributes, "manufacturer")) if name in rows}
     for name, target in targets.items():
         if target.kind == "multiclass":
             columns[LABEL + name] = pd.array([target.classes[k] if k >= 0 else None for k in labels[name]], dtype="str")
@@ -886,6 +901,13 @@ def audit(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
         tables.write_json(run.path(PROBE_AUDIT), found)
     else:
         run.path(PROBE_AUDIT).unlink(missing_ok=True)  # of an earlier run of probes, with which it has nothing to do
+    if config.predict.datasets and not config.audit.predictions and run.done("predict"):
+        from cxr_jax.audit import travel
+
+        abroad = {name: Predictions.read(run.path(TRAVELLED) / f"{name}.parquet") for name in config.predict.datasets}
+        tables.write_json(run.path(TRAVEL_AUDIT), travel.travel(Predictions.read(run.path(PREDICTIONS)), abroad, config.audit))
+    else:
+        run.path(TRAVEL_AUDIT).unlink(missing_ok=True)
     if run.done("mechanism"):
         tables.write_json(run.path(MECHANISM_AUDIT), audit_mechanism(config, run))
     else:
@@ -932,6 +954,10 @@ def report(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
         if run.path(name).exists() and record in run.record:
             draw_cohort(config, run, name, record)
     more = []
+    if run.path(TRAVEL_AUDIT).exists():
+        from cxr_jax.report import travel as of_travel
+
+        more.append(of_travel.write(run.workdir))
     if run.path(MECHANISM_AUDIT).exists():
         from cxr_jax.report import mechanism as of_mechanism
 

@@ -28,7 +28,7 @@ from cxr_jax import experiment, tables
 from cxr_jax.audit import comparisons, subgroups
 from cxr_jax.audit.frontier import gap_of
 from cxr_jax.audit.paired import Paired, Reference, Scored
-from cxr_jax.report import figures, frontier, html, page, probes
+from cxr_jax.report import figures, frontier, html, page, probes, travel
 from cxr_jax.report import rows as audit_rows
 from cxr_jax.tables import AS_MANY, FEATURES, Predictions, UserError
 
@@ -104,7 +104,17 @@ class Comparison:
     targets: Sequence[Compared]
     probed: Sequence[Table]
     frontier: frontier.Frontier | None
+    travelled: Sequence[Travelled]
     notes: Sequence[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Travelled:
+    """What is told of one target, by where it was learnt and where it is judged: a matrix, and tables of everyone and of groups."""
+
+    drawn: figures.Drawing | None
+    everyone: Table
+    groups: Table
 
 
 def read(folders: Sequence[os.PathLike | str]) -> Comparison:
@@ -127,7 +137,7 @@ def read(folders: Sequence[os.PathLike | str]) -> Comparison:
         have = "; ".join(f"{run.name}: {', '.join(_targets(run)) or 'nothing'}" for run in runs)
         notes.append(f"No two of the runs have predictions of one target. What was predicted: {have}.")
     compared = [_compare(runs, target) for target in targets]
-    return Comparison(runs, _differing(runs), compared, _probed(runs), frontier.read(runs), notes)
+    return Comparison(runs, _differing(runs), compared, _probed(runs), frontier.read(runs), _travelled(runs), notes)
 
 
 # ------------------------------------------------------------------------------------------------- reading
@@ -392,6 +402,30 @@ def _probed(runs: Sequence[Run]) -> list[Table]:
     return made
 
 
+def _travelled(runs: Sequence[Run]) -> list[Travelled]:
+    """One a target that was judged elsewhere; counts are of open data alone, the others' are in each run's own pages."""
+    homes = [".".join(filter(None, (run.fields["dataset.name"], run.fields["dataset.variant"]))) for run in runs]
+    found, is_open = {}, {}
+    for run, home in zip(runs, homes, strict=True):
+        if (run.folder / travel.FILE).exists():
+            name = home if homes.count(home) == 1 else f"{home} ({run.name})"
+            found[name] = {place: of for place, of in tables.read_json(run.folder / travel.FILE).items() if not of["reason"]}
+            is_open |= {name: run.read.judged["open_data"]} | {place: about["open_data"] for place, about in run.read.run["travelled"].items()}
+    made, name_of = [], runs[0].read.name_of
+    for target in audit_rows.in_order(t for places in found.values() for of in places.values() for t in of["classes"]):
+        everyone, groups = {}, {}
+        for (home, place, attribute, group), row in travel.by_group(found, target).items():
+            counts = (audit_rows.count(row["n_images"]), audit_rows.count(row["n_patients"])) if is_open[place] else ("", "")
+            line = Line(f"learnt on {home}, judged on {place}", row, counts, note=audit_rows.note(row, positives=False))
+            if attribute == subgroups.ALL:
+                everyone.setdefault("", []).append(line)
+            else:
+                groups.setdefault(f"{name_of(attribute)}: {audit_rows.group_name(group)}", []).append(line)
+        title = f"Macro AUC of {name_of(target)}, by where it was learnt and where it is judged"
+        made.append(Travelled(travel.matrix(travel.cells(found, target), target, name_of(target)), Table(title, list(everyone.items())), Table(f"{title}, by group", list(groups.items()))))
+    return made
+
+
 _OVER_SEEDS = "Student's, over patients and seeds"
 
 
@@ -476,6 +510,8 @@ def text(comparison: Comparison, classes: bool = False) -> str:
         for table in [*_of_methods(comparison.frontier), *filter(None, further)]:
             lines += [*_table_text(table), ""]
         lines += [line for sentence in comparison.frontier.said for line in textwrap.wrap(sentence, COLUMNS, subsequent_indent="  ")] + [""]
+    for one in comparison.travelled:
+        lines += [*_table_text(one.everyone), ""]
     for note in comparison.notes:
         lines += textwrap.wrap(note, COLUMNS, subsequent_indent="  ")
     return "\n".join(lines).rstrip()
@@ -589,6 +625,7 @@ def write(comparison: Comparison, path: os.PathLike | str) -> None:
             ],
             "drawn": [drawing for drawing in [frontier.draw(comparison.frontier)] if drawing is not None],
         },
+        travelled=[{"drawn": [one.drawn] if one.drawn else [], "everyone": _on_page(one.everyone), "groups": _on_page(one.groups)} for one in comparison.travelled],
         notes=comparison.notes,
         rounded=any(run.read.rounded for run in runs),
         least=max(run.settings["min_patients"] for run in runs),
