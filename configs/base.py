@@ -167,10 +167,10 @@ def get_config() -> ml_collections.ConfigDict:
     g.halvings = 0
 
     c.probe = p = ml_collections.ConfigDict()
-    p.targets = ("race",)  # class labels that the features are asked for
+    p.targets = ("race",)  # class labels that the features are asked for; age_band, by audit.age_bands, too
     p.probes = ("logistic_regression", "knn", "kmeans", "network")
     # labels shuffled by patient; an untrained network's features; the findings alone; age, sex and view alone; the
-    # histogram of gray levels alone; beside each stratum about as many images drawn at random; of features that something was
+    # histogram of gray levels alone; scores: those of findings by the network's own heads alone; beside each stratum about as many images drawn at random; of features that something was
     # taken from, what they were before
     p.controls = ("shuffled", "untrained", "findings", "demographics", "histogram", "as_many", "unerased")
     p.strata = ("No Finding", "view")  # fitted and judged anew within images that have this finding, or in each class of this label
@@ -242,6 +242,10 @@ def get_config() -> ml_collections.ConfigDict:
     u.label = ""  # the column of a text label, whose classes exclude one another
     u.labels = ()  # "FINDING=COLUMN", of 1, 0 or empty
     u.scores = ()  # "CLASS=COLUMN", also of a finding
+    # What features and scores give away about patients (cxr_jax/audit/leakage.py): whether they are found again, and whether it is told who was trained on, for
+    # which predict.splits must have train
+    u.leakage = False
+    u.told_by_images = ""  # with audit.leakage: the run of a network that was trained to tell probe.targets from the same images
     u.min_patients = 11  # cells with fewer are suppressed in what is written for sharing
 
     return c

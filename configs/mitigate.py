@@ -64,4 +64,5 @@ def get_config(argument=None):
     config.train.targets = ("findings",)
     config.mitigate.method = "none"
     config.mitigate.halvings = 4
+    config.probe.controls += ("scores",)
     return experiment.apply_argument(config, argument, base.SIZES, METHODS)

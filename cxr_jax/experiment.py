@@ -55,7 +55,7 @@ OBJECTIVES = ("erm", "reweight", "resample", "group_dro", "dann", "cdann", "mmd"
 WITHOUT_GROUPS = ("erm", "jtt")  # of those, that read no attribute
 MITIGATIONS = ("none", "leace", "orthogonalise", "null_space", "prune", "oracle", "quadratic", "dfr", "equalised_odds")
 NEED_ATTRIBUTE = ("oracle", "quadratic", "equalised_odds")  # of those, that of an image that is judged
-CONTROLS = ("shuffled", "untrained", "findings", "demographics", "histogram", "as_many", "unerased")
+CONTROLS = ("shuffled", "untrained", "findings", "demographics", "histogram", "scores", "as_many", "unerased")
 
 
 # ---------------------------------------------------------------------------------------------------------------- config
@@ -273,6 +273,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     require("audit.predictions", not (a.predictions and ours), "predictions of your own need no stage but --config.stages=\"('audit','report')\"")
     _check_mappings(a, require)
     require("extract.datasets", len(set(config.extract.datasets)) == len(config.extract.datasets), "each once")
+    require("audit.told_by_images", not a.told_by_images or a.leakage, "of what leaks: set audit.leakage")
     require("predict.datasets", len(set(config.predict.datasets)) == len(config.predict.datasets), "each once")
     for field, names in (("extract.datasets", config.extract.datasets), ("predict.datasets", config.predict.datasets)):
         for name in names:
@@ -410,18 +411,19 @@ def fingerprint(
 
 
 # Fields that name a file whose content results depend on.
-FILES = ("dataset.race_table", "model.init_from", "extract.weights", "probe.embeddings", "probe.table", "audit.predictions")
+FILES = ("dataset.race_table", "model.init_from", "extract.weights", "probe.embeddings", "probe.table", "audit.predictions", "audit.told_by_images")
 OWN_WEIGHTS = ("best", "last", "untrained")  # values of extract.weights that name no file
 
 
 def file_digests(config: ml_collections.ConfigDict | Mapping, known: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Twelve hexadecimal digits of the content of each file of FILES that is named (of a run, of its best checkpoint's files).
+    """Twelve hexadecimal digits of the content of each file of FILES that is named (of a run, of its best checkpoint's files, or of its predictions).
 
     known: digests of those that are no longer needed, and may be gone. Raises UserError for any other that is not there.
     """
     named, digests = fields(config), {}
     for field in (field for field in FILES if named[field] and named[field] not in OWN_WEIGHTS):
         path = pathlib.Path(named[field]).expanduser()
+        path = path / "predictions.parquet" if field == "audit.told_by_images" else path
         try:
             if field in ("model.init_from", "extract.weights") and path.is_dir():
                 digest, best = hashlib.sha256(), path / "checkpoints" / "best"

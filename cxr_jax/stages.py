@@ -14,6 +14,7 @@ stage, or a user, left there.
               probes/, features/        probe_audit.json
               mechanism/                mechanism_audit.json
               predictions_on/           travel_audit.json
+              audit.leakage             leakage_audit.json
     report    all of these              report.html, figures/, and the cohorts' pages anew
 """
 
@@ -25,7 +26,7 @@ import pathlib
 import shutil
 import sys
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import ml_collections
@@ -33,12 +34,13 @@ import numpy as np
 import pandas as pd
 
 from cxr_jax import experiment, mesh, tables
-from cxr_jax.tables import CEILING, FEATURES, KEY_COLUMNS, LABEL, ON, SCORE, SPLITS, TRUE, UNERASED, Features, Predictions, Target, UserError
+from cxr_jax.tables import CEILING, FEATURES, KEY_COLUMNS, LABEL, ON, SCORE, SCORES, SPLITS, TRUE, UNERASED, Features, Predictions, Target, UserError
 
 ROWS_AT_A_TIME = 8192  # of features that are written erased in several ways
 COHORT, JUDGED_COHORT, PREDICTIONS, AUDIT = "cohort.parquet", "judged_cohort.parquet", "predictions.parquet", "audit.json"
 READINGS, PROBE_AUDIT = "probes/readings.parquet", "probe_audit.json"
 TRAVELLED, TRAVEL_AUDIT = "predictions_on", "travel_audit.json"
+LEAKAGE_AUDIT = "leakage_audit.json"
 AS_THEY_ARE, MECHANISM_AUDIT = "mechanism/as_they_are.parquet", "mechanism_audit.json"
 
 
@@ -223,9 +225,9 @@ def check_attributes(config: ml_collections.ConfigDict, cohort) -> None:
     asked = [(name, "config.probe.targets") for name in config.probe.targets] if "probe" in config.stages and not config.probe.embeddings else []
     if "mitigate" in config.stages and config.mitigate.method not in ("", "none"):
         asked.append((config.mitigate.attribute, f"{mitigation.FIELD}.attribute"))
-    rows = {split: cohort.table[cohort.table["split"] == split] for split in SPLITS}
+    rows = {split: Features(cohort.table[cohort.table["split"] == split], {}, {"classes": {"race": list(cohort.races)}}) for split in SPLITS}
     for name, field in asked:
-        protocol.classes_of({split: Features(of, {}, {"classes": {"race": list(cohort.races)}}) for split, of in rows.items()}, name, field)
+        protocol.classes_of(with_age_bands(rows, config), name, field)
 
 
 def compared_images(config: ml_collections.ConfigDict) -> int:
@@ -393,6 +395,9 @@ def extract(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
         for name, (forward, params, stats) in networks.items():
             out = (forward.plain if traced else forward.run)(params, stats, images)
             seen[name] = out.features
+            of_findings = [out.scores[t] for t, target in forward.targets.items() if target.kind == "multilabel"]
+            if name == FEATURES and of_findings:
+                seen[SCORES] = log_odds(jax.numpy.concatenate(of_findings, axis=1))
             if name == FEATURES and config.extract.depths:
                 seen |= dict(zip(("stem", *(f"block{i}" for i in range(1, len(out.blocks)))), out.blocks, strict=True))
         return {**seen, "histogram": gray(images)}
@@ -433,6 +438,12 @@ def extract(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
             if files:
                 files.finish(table.iloc[source.index].reset_index(drop=True))
         mesh.agreed(0)  # nobody goes on before the files are in place
+
+
+def log_odds(scores):
+    """Of probabilities, which are kept as far from 0 and 1 as float32 is exact."""
+    kept = jax.numpy.clip(scores, 1e-7, 1 - 1e-7)
+    return jax.numpy.log(kept) - jax.numpy.log1p(-kept)
 
 
 def labelled(cohort, dataset: ml_collections.ConfigDict) -> pd.DataFrame:
@@ -544,14 +555,15 @@ def mitigate(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
 
     weights = config.extract.weights
     source = run.workdir if weights in ("best", "last") else pathlib.Path(weights).expanduser()
-    predictions, said = None, found.said
+    predictions, scores, said = None, {}, found.said
     if (source / "checkpoints").is_dir():
         # Every process: a checkpoint is read by all of them together.
         heads = Heads.read(config, run, source / "checkpoints", weights if weights == "last" else "best", splits)
-        scores = {split: heads.of(erased[split]) for split in config.predict.splits}
+        tell = heads.of
         if method == "dfr":
-            scores, said = refitted_heads(config, run, heads, splits, own["validation"])
-        predictions = heads.predictions(config, scores, others["validation"] if method == "dfr" else None)
+            tell, said = refitted_heads(config, heads, splits["validation"], own["validation"])
+        scores = {split: tell(features) for split, features in erased.items()}
+        predictions = heads.predictions(config, {split: scores[split] for split in config.predict.splits}, others["validation"] if method == "dfr" else None)
         if method == "equalised_odds":
             from cxr_jax.audit import equalised_odds
 
@@ -580,6 +592,9 @@ def mitigate(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
             # What controls read stays as it is. Depths are of the network before these features, and not what is asked.
             kept = {name: array for name, array in part.arrays.items() if name in ("untrained", "histogram")} | {FEATURES: erased[split]}
             kept |= {} if method in mitigation.LEAVE_FEATURES else {UNERASED: part.arrays[FEATURES]}
+            findings = [scores[split][name] for name, target in (heads.targets if scores else {}).items() if target.kind == "multilabel"]
+            if findings and method != "equalised_odds":  # which releases calls
+                kept[SCORES] = np.asarray(log_odds(np.concatenate(findings, axis=1)))
             about = {key: value for key, value in part.about.items() if key != "arrays"} | {"mitigated": said}
             about |= {"erased": {"attribute": config.mitigate.attribute, "patients": fitted_on}} if by_fewer else {}
             with contextlib.closing(tables.FeatureFiles(folder / "features", split, int(rows.sum()), about)) as files:
@@ -653,13 +668,12 @@ class Heads:
         return Predictions(pd.concat(parts, ignore_index=True), self.targets, self.open_data)
 
 
-def refitted_heads(config, run: experiment.Run, heads: Heads, splits: dict[str, Features], own: np.ndarray) -> tuple[dict, str]:
-    """(scores by split and target of heads fitted anew on some rows of validation, in a sentence what was done); `probes.last_layer`."""
+def refitted_heads(config, heads: Heads, validation: Features, own: np.ndarray) -> tuple[Callable[[np.ndarray], dict], str]:
+    """(what heads fitted anew on some rows of validation make of features, as `Heads.of`; in a sentence what was done); `probes.last_layer`."""
     from cxr_jax.probes import last_layer
     from cxr_jax.training import objectives
 
-    validation, attribute = splits["validation"], config.mitigate.attribute
-    at = heads.rows_of("validation")
+    attribute, at = config.mitigate.attribute, heads.rows_of("validation")
     if len(at) != len(own) or not own.any() or own.all():
         raise UserError(f"config.mitigate.share={config.mitigate.share}: dfr is fitted on {own.sum()} of {len(own)} validation images, and thresholds are chosen on the others; take another share")
     labels = {name: values[at][own] for name, values in heads.labels.items()}
@@ -667,20 +681,19 @@ def refitted_heads(config, run: experiment.Run, heads: Heads, splits: dict[str, 
     group = attribute_of(validation, attribute, classes)[own].astype(np.int32)
     cells = objectives.cells_of(heads.targets, labels, group, len(classes), np.ones(len(group), bool), "group_label")
     read = last_layer.refitted(heads.targets, validation.arrays[FEATURES][own], labels, cells.weight, config.mitigate.penalty)
-    patients, scores, kept = validation.table.loc[own, "patient_id"].nunique(), {}, []
-    for split in config.predict.splits:
-        features = splits[split].arrays[FEATURES]
-        of_old, scores[split] = heads.of(features), read(features)
-        for name, values in scores[split].items():
-            none = np.isnan(values).all(axis=0)
-            kept += [c for c, lacks in zip(heads.targets[name].classes, none) if lacks and c not in kept]
-            scores[split][name] = np.where(none, of_old[name], values)
+    lacking = {name: np.isnan(values).all(axis=0) for name, values in read(validation.arrays[FEATURES]).items()}
+
+    def tell(features: np.ndarray) -> dict[str, np.ndarray]:
+        old = heads.of(features)
+        return {name: np.where(lacking[name], old[name], values) for name, values in read(features).items()}
+
+    patients, kept = validation.table.loc[own, "patient_id"].nunique(), [c for name, of in lacking.items() for c, lacks in zip(heads.targets[name].classes, of) if lacks]
     said = (
         f"dfr: heads fitted anew on {own.sum():,} validation images of {patients:,} patients, among whom every {attribute} by label counts alike; features are as they"
         " were; no attribute is needed of an image that is judged"
         + f"; by the network's own head {', '.join(kept)}, which none of them has, or every one" * bool(kept)
     )
-    return scores, said
+    return tell, said
 
 
 def probe(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
@@ -708,16 +721,30 @@ def probe(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
 def vectors(config: ml_collections.ConfigDict, run: experiment.Run) -> dict[str, Features]:
     """What is probed, by split. Raises UserError where the splits were made by different networks, or a mitigation is not done."""
     if config.probe.embeddings:
-        return own_vectors(config)
+        return with_age_bands(own_vectors(config), config)
     check_mitigated(config, run)
-    return extracted(experiment.mitigated_folder(run.workdir, config) / "features")
+    return with_age_bands(extracted(experiment.mitigated_folder(run.workdir, config) / "features"), config)
+
+
+def with_age_bands(splits: dict[str, Features], config: ml_collections.ConfigDict) -> dict[str, Features]:
+    """The same with a column age_band by config.audit.age_bands, where probes are asked for it and ages are recorded."""
+    from cxr_jax.audit import subgroups
+
+    if "age_band" not in config.probe.targets:
+        return splits
+    return {
+        split: part if "age" not in part.table or "age_band" in part.table
+        else dataclasses.replace(part, table=part.table.assign(age_band=pd.array(subgroups.age_band(part.table["age"].to_numpy(), config.audit.age_bands), "str")))
+        for split, part in splits.items()
+    }  # fmt: skip
 
 
 def vectors_elsewhere(config: ml_collections.ConfigDict, run: experiment.Run) -> dict[str, Features]:
     """What is probed of other data sets, by their names."""
     if config.probe.embeddings:
         return {}
-    return {split.removeprefix(ON): part for split, part in elsewhere(experiment.mitigated_folder(run.workdir, config) / "features", config).items()}
+    found = with_age_bands(elsewhere(experiment.mitigated_folder(run.workdir, config) / "features", config), config)
+    return {split.removeprefix(ON): part for split, part in found.items()}
 
 
 def elsewhere(folder: pathlib.Path, config: ml_collections.ConfigDict) -> dict[str, Features]:
@@ -901,6 +928,10 @@ def audit(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
         tables.write_json(run.path(PROBE_AUDIT), found)
     else:
         run.path(PROBE_AUDIT).unlink(missing_ok=True)  # of an earlier run of probes, with which it has nothing to do
+    if config.audit.leakage:
+        tables.write_json(run.path(LEAKAGE_AUDIT), audit_leakage(config, run))
+    else:
+        run.path(LEAKAGE_AUDIT).unlink(missing_ok=True)
     if config.predict.datasets and not config.audit.predictions and run.done("predict"):
         from cxr_jax.audit import travel
 
@@ -912,6 +943,34 @@ def audit(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
         tables.write_json(run.path(MECHANISM_AUDIT), audit_mechanism(config, run))
     else:
         run.path(MECHANISM_AUDIT).unlink(missing_ok=True)
+
+
+def audit_leakage(config: ml_collections.ConfigDict, run: experiment.Run) -> dict:
+    """What leakage_audit.json holds: `reidentification` and `membership` of `audit.leakage`, `images` of `readings.by_images`; each null, with a reason, where there is nothing to judge."""
+    from cxr_jax.audit import leakage, readings
+    from cxr_jax.data import cohorts
+
+    found = {"reidentification": None, "membership": None, "images": None, "reasons": {}}
+    probed, path, there = run.done("probe"), experiment.mitigated_folder(run.workdir, config) / PREDICTIONS, config.audit.told_by_images
+    is_open = not config.probe.embeddings and bool(run.record.get("dataset", {}).get("open_data"))
+    if run.done("extract") or config.probe.embeddings:
+        found["reidentification"] = leakage.reidentification(vectors(config, run)["test"], config.audit, is_open)
+    else:
+        found["reasons"]["reidentification"] = "no features; add extract to config.stages"
+    predictions = Predictions.read(path) if path.exists() and not config.predict.dataset else None
+    if predictions is not None and "split" in predictions.table and {"train", "test"} <= set(predictions.table["split"]):
+        members, others = (dataclasses.replace(predictions, table=predictions.table[predictions.table["split"] == split].reset_index(drop=True)) for split in ("train", "test"))
+        note = "" if config.dataset.split_rule == "patient_hash" else "who is in training is the release's choice, and no lot's: figures tell that, too"
+        found["membership"] = leakage.membership(members, others, config.audit, note)
+    else:
+        found["reasons"]["membership"] = "no predictions of training and test images; add train to config.predict.splits"
+    if there and probed:
+        path = pathlib.Path(there).expanduser() / PREDICTIONS
+        check_unseen(cohorts.Cohort.read(run.path(COHORT)), there, "config.audit.told_by_images")
+        found["images"] = readings.by_images(tables.Readings.read(run.path(READINGS)), Predictions.read(path), config.audit)
+    else:
+        found["reasons"]["images"] = "no probes to compare with" if there else "no network that was trained to tell these labels from images; name its run with config.audit.told_by_images"
+    return found
 
 
 def audit_mechanism(config: ml_collections.ConfigDict, run: experiment.Run) -> dict:
@@ -958,6 +1017,10 @@ def report(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
         from cxr_jax.report import travel as of_travel
 
         more.append(of_travel.write(run.workdir))
+    if run.path(LEAKAGE_AUDIT).exists():
+        from cxr_jax.report import leakage as of_leakage
+
+        more.append(of_leakage.write(run.workdir))
     if run.path(MECHANISM_AUDIT).exists():
         from cxr_jax.report import mechanism as of_mechanism
 
@@ -1052,7 +1115,7 @@ def caption(row: pd.Series, findings: tuple[str, ...], target: str) -> str:
     """What is recorded of an image: the target's class, sex and age, view, findings."""
     from cxr_jax.data.cohorts import FINDING
 
-    said = [row[target], row["sex"], "" if np.isnan(row["age"]) else f"{row['age']:.0f} years", row["view"]]
+    said = [row[target] if target in row else "", row["sex"], "" if np.isnan(row["age"]) else f"{row['age']:.0f} years", row["view"]]
     present = [name for name in findings if row[FINDING + name] == 1]
     said = [str(word) for word in dict.fromkeys(said) if word and not pd.isna(word)]
     return ", ".join([*said, " + ".join(present)] if present else said)

@@ -160,6 +160,7 @@ class Predictions:
 
 
 FEATURES = "features"  # the array of what the heads of a network read; a user's own embeddings are called so too
+SCORES = "scores"  # the array of log-odds that the network's own heads give findings: what is known from scores alone
 ON = "on_"  # on_NAME, a split: the test images of another data set
 UNERASED = "unerased"  # where something was taken from the features: these as they were
 HALVED = "halved"  # halved1, halved2, …: features from which it was taken by what half as many patients tell, a fourth as many, …

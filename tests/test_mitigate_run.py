@@ -62,7 +62,7 @@ def test_what_a_method_leaves_is_what_probes_and_audit_judge(phantom_dir, refere
     for split, part in parts.items():
         assert list(part.table["image_id"]) == list(before[split].table["image_id"])
         assert not np.allclose(part.arrays[FEATURES], before[split].arrays[FEATURES])
-        assert set(part.arrays) == {FEATURES, UNERASED, "histogram", "halved1"}
+        assert set(part.arrays) == {FEATURES, UNERASED, "histogram", "scores", "halved1"}
         np.testing.assert_array_equal(part.arrays[UNERASED], before[split].arrays[FEATURES])
     # By construction: of a method's own patients a linear probe tells less, and after leace nothing.
     codes = parts["train"].table["race"].astype("category").cat.codes.to_numpy(np.int64)

@@ -37,7 +37,7 @@ def test_features_are_of_every_image_of_the_cohort(finished):
     for split in tables.SPLITS:
         part = Features.read(workdir / "features", split)
         assert list(part.table["image_id"]) == list(cohort.loc[cohort["split"] == split, "image_id"])
-        assert set(part.arrays) == {"features", "untrained", "histogram", "stem", "block1", "block2"}
+        assert set(part.arrays) == {"features", "untrained", "histogram", "scores", "stem", "block1", "block2"}
         for name, array in part.arrays.items():
             assert np.isfinite(array).all() and np.ptp(array, axis=0).max() > 0, name
         np.testing.assert_allclose(part.arrays["histogram"].sum(axis=1), 1, rtol=1e-5)

@@ -39,7 +39,7 @@ import pandas as pd
 from cxr_jax.audit import comparisons, estimates, feature_space, judgement, subgroups
 from cxr_jax.audit.estimates import Estimate
 from cxr_jax.audit.intervals import Bootstrap
-from cxr_jax.tables import AS_MANY, CEILING, FEATURES, LABEL, SCORE, SHUFFLED, STRATUM, UNERASED, Predictions, Reading, Readings, Target
+from cxr_jax.tables import AS_MANY, CEILING, FEATURES, LABEL, SCORE, SCORES, SHUFFLED, STRATUM, UNERASED, Predictions, Reading, Readings, Target, UserError
 
 KEYS = (*subgroups.KEYS, "probe", "input", "shuffled")
 SPLIT = "test"
@@ -97,6 +97,30 @@ def elsewhere(readings: Readings, settings) -> dict[str, Any]:
             told = {"probe": reading.probe, "input": reading.input, "shuffled": False}
             rows += [row | told for row, _ in judge.aucs(readings.scores[reading.name], unscored=reading.about.get("reason", ""))]
     return {"rows": [{key: row[key] for key in KEYS} for row in rows], "absent": readings.found["absent"]}
+
+
+def by_images(readings: Readings, predictions: Predictions, settings) -> dict[str, Any]:
+    """rows and absent, as in `audit`, of a network that was trained to tell the readings' targets from images; input `images`, probe `trained`.
+
+    predictions: of that network, with the readings' test images among them. Raises UserError where one of these is missing, or has another label there.
+    """
+    bootstrap = Bootstrap(readings.table["patient_id"].to_numpy(), settings.replicates, settings.seed)
+    table = predictions.table.set_index("image_id")
+    lacking = ~readings.table["image_id"].isin(table.index)
+    if lacking.any():
+        raise UserError(f"config.audit.told_by_images: {lacking.sum():,} of {len(lacking):,} test images here have no prediction there; take the same data set, views and splits")
+    table, rows, absent = table.loc[readings.table["image_id"]], [], []
+    for target, classes in readings.targets.items():
+        if target not in predictions.targets or predictions.targets[target].kind != "multiclass":
+            absent.append(f"{target} from images: the network of config.audit.told_by_images was not trained to tell it")
+            continue
+        differ = (table[LABEL + target].fillna("").to_numpy() != readings.table[LABEL + target].fillna("").to_numpy()).sum()
+        if differ or set(predictions.targets[target].classes) != set(classes):
+            raise UserError(f"config.audit.told_by_images: {target} is another there, of {differ:,} images; take the same rules for it")
+        scores = table[[SCORE + c for c in classes]].to_numpy(np.float64)
+        told = {"probe": "trained", "input": "images", "shuffled": False}
+        rows += [row | told for row, _ in _judge(readings, target, False, (), settings, bootstrap).aucs(scores)]
+    return {"rows": [{key: row[key] for key in KEYS} for row in rows], "absent": absent}
 
 
 def of_features(readings: Readings, target: str, settings, bootstrap: Bootstrap) -> dict[tuple[str, str], dict[str, Estimate]]:
@@ -256,4 +280,4 @@ def _difference(tested: _Tested, target: str, first: Reading, second: Reading, n
 
 
 def _is_control(reading: Reading) -> bool:
-    return reading.shuffled or reading.input in ("untrained", "findings", "demographics", "histogram", UNERASED)
+    return reading.shuffled or reading.input in ("untrained", "findings", "demographics", "histogram", SCORES, UNERASED)

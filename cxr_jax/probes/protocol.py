@@ -12,7 +12,7 @@ whether a model uses it. What would fool us, and what is done about it:
 - **An erasure that was fitted on few.** Where an attribute was taken from the features, they are read as they were before, too; and, by logistic
   regression, as they are where half as many patients tell what is to be taken, a fourth as many, and so on.
 - **Other things that stand in for the label.** The same from the findings alone; from age, sex and view alone; from the
-  histogram of gray levels alone. And on the features again within strata, in which a finding or the view is the same for
+  histogram of gray levels alone, or the scores of findings by the network's own heads. And on the features again within strata, in which a finding or the view is the same for
   all: fitted there, chosen there, judged there.
 - **One hospital.** The probes that were fitted here are judged on other data sets, too, where their vectors are at hand.
 - **Fewer images.** A label is harder to find among the fewer images of a stratum, even if nothing stood in for it. So beside
@@ -37,7 +37,7 @@ from scipy import stats
 
 from cxr_jax import tables
 from cxr_jax.probes import kmeans, knn, logistic_regression, network
-from cxr_jax.tables import AS_MANY, FEATURES, LABEL, SHUFFLED, STRATUM, TRUE, Features, Reading, Readings, UserError
+from cxr_jax.tables import AS_MANY, FEATURES, LABEL, SCORES, SHUFFLED, STRATUM, TRUE, Features, Reading, Readings, UserError
 
 TOP = 10  # features whose share of a probe's weight is told
 WEIGHTINGS = ("uniform", "distance")
@@ -194,7 +194,7 @@ def readings(features: Features, targets: Mapping[str, Sequence[str]], settings)
     blocks = [name for name in features.arrays if name == "stem" or name.startswith(BLOCK)]
     erased = features.about.get("erased", {})
     findings = _finding_columns(features.table, targets)
-    for control in (c for c in settings.controls if c in ("untrained", "histogram") and c not in features.arrays):
+    for control in (c for c in settings.controls if c in ("untrained", "histogram", SCORES) and c not in features.arrays):
         absent.append(f"no control by {control}: these features come without it")
     if FINDINGS in settings.controls and not findings:
         absent.append("no control by findings: none are recorded")
@@ -232,7 +232,8 @@ def _finding_columns(table: pd.DataFrame, targets) -> list[str]:
 
 
 def _demographics(table: pd.DataFrame, target: str) -> list[str]:
-    return [a for a in ("age", "sex", "view") if a in table and a != target and table[a].notna().any()]
+    own = {target, "age" if target == "age_band" else target}
+    return [a for a in ("age", "sex", "view") if a in table and a not in own and table[a].notna().any()]
 
 
 def _strata(table: pd.DataFrame, target: str, names: Sequence[str]):

@@ -28,7 +28,7 @@ from cxr_jax import experiment, tables
 from cxr_jax.audit import comparisons, subgroups
 from cxr_jax.audit.frontier import gap_of
 from cxr_jax.audit.paired import Paired, Reference, Scored
-from cxr_jax.report import figures, frontier, html, page, probes, travel
+from cxr_jax.report import figures, frontier, html, leakage, page, probes, travel
 from cxr_jax.report import rows as audit_rows
 from cxr_jax.tables import AS_MANY, FEATURES, Predictions, UserError
 
@@ -105,6 +105,7 @@ class Comparison:
     probed: Sequence[Table]
     frontier: frontier.Frontier | None
     travelled: Sequence[Travelled]
+    leaks: Table | None
     notes: Sequence[str]
 
 
@@ -137,7 +138,7 @@ def read(folders: Sequence[os.PathLike | str]) -> Comparison:
         have = "; ".join(f"{run.name}: {', '.join(_targets(run)) or 'nothing'}" for run in runs)
         notes.append(f"No two of the runs have predictions of one target. What was predicted: {have}.")
     compared = [_compare(runs, target) for target in targets]
-    return Comparison(runs, _differing(runs), compared, _probed(runs), frontier.read(runs), _travelled(runs), notes)
+    return Comparison(runs, _differing(runs), compared, _probed(runs), frontier.read(runs), _travelled(runs), _leaks(runs), notes)
 
 
 # ------------------------------------------------------------------------------------------------- reading
@@ -426,6 +427,33 @@ def _travelled(runs: Sequence[Run]) -> list[Travelled]:
     return made
 
 
+_LEAKS = {
+    ("reidentification", "rank_1"): "The right patient is the most similar (share; chance is 1 by the patients to choose from)",
+    ("reidentification", "rank_10"): "The right patient is among the 10 most similar (share; chance is 10 by the patients to choose from)",
+    ("membership", "auc"): "Who was trained on, by the loss (AUC; chance is 0.5)",
+    ("membership", "advantage"): "Who was trained on, by the mean loss of training (advantage; chance is 0)",
+}
+
+
+def _leaks(runs: Sequence[Run]) -> Table | None:
+    """What releases give away about patients, a block a figure, where two runs or more were asked."""
+    found = {run.name: tables.read_json(run.folder / leakage.FILE) for run in runs if (run.folder / leakage.FILE).exists()}
+    blocks = []
+    for (part, metric), words in _LEAKS.items():
+        lines = []
+        for name, of in found.items():
+            if of[part] is None:
+                lines.append(Line(name, None, note=of["reasons"][part]))
+                continue
+            rows = leakage.rates(of[part]["rows"])
+            rows = rows[(rows["metric"] == metric) & (rows["attribute"] == subgroups.ALL)]
+            row = rows[rows["gallery"] == "all"].iloc[0] if part == "reidentification" else rows.iloc[-1]  # of several targets the last is of all
+            images, patients = row["n_images"], row["n_patients"] if part == "reidentification" else row["n_members"] + row["n_others"]
+            lines.append(Line(name, row, (audit_rows.count(images), audit_rows.count(patients)), note=row["reason"] if isinstance(row["reason"], str) else ""))
+        blocks.append((words, lines))
+    return Table("What a release gives away about patients", blocks, measure="value") if len(found) > 1 else None
+
+
 _OVER_SEEDS = "Student's, over patients and seeds"
 
 
@@ -510,8 +538,8 @@ def text(comparison: Comparison, classes: bool = False) -> str:
         for table in [*_of_methods(comparison.frontier), *filter(None, further)]:
             lines += [*_table_text(table), ""]
         lines += [line for sentence in comparison.frontier.said for line in textwrap.wrap(sentence, COLUMNS, subsequent_indent="  ")] + [""]
-    for one in comparison.travelled:
-        lines += [*_table_text(one.everyone), ""]
+    for table in [*(one.everyone for one in comparison.travelled), *filter(None, [comparison.leaks])]:
+        lines += [*_table_text(table), ""]
     for note in comparison.notes:
         lines += textwrap.wrap(note, COLUMNS, subsequent_indent="  ")
     return "\n".join(lines).rstrip()
@@ -626,6 +654,7 @@ def write(comparison: Comparison, path: os.PathLike | str) -> None:
             "drawn": [drawing for drawing in [frontier.draw(comparison.frontier)] if drawing is not None],
         },
         travelled=[{"drawn": [one.drawn] if one.drawn else [], "everyone": _on_page(one.everyone), "groups": _on_page(one.groups)} for one in comparison.travelled],
+        leaks=None if comparison.leaks is None else _on_page(comparison.leaks),
         notes=comparison.notes,
         rounded=any(run.read.rounded for run in runs),
         least=max(run.settings["min_patients"] for run in runs),

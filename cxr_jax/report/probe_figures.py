@@ -15,7 +15,7 @@ from cxr_jax.report import rows as audit_rows
 from cxr_jax.report.figures import (
     BLUE, CEILING, COLOURS, FAINT, GREEN, INK, MARKERS, ORANGE, PURPLE, Drawing, new_figure, short, styled,
 )  # fmt: skip
-from cxr_jax.tables import FEATURES, UNERASED
+from cxr_jax.tables import FEATURES, SCORES, UNERASED
 
 PROBES = {
     "logistic_regression": ("logistic regression", BLUE, "o"),
@@ -28,6 +28,7 @@ GRAY, GRAY_LINE = "#8C8C8C", "#A6A6A6"
 CONTROLS = {
     "untrained": ("an untrained network's features", "D"),
     "histogram": ("gray levels alone", "s"),
+    SCORES: ("the model's scores of findings alone", "*"),
     "findings": ("findings alone", "^"),
     "demographics": ("demographics alone", "v"),  # which ones: see `probes.control_words`
     UNERASED: ("the features before erasure", "P"),
