@@ -217,6 +217,31 @@ def get_config() -> ml_collections.ConfigDict:
     s.border_alone = (0.5, 0.7, 0.9)
     s.attacked = (0.25, 0.5, 1.0, 2.0)  # gray levels (FGSM)
 
+    # How much of what is told goes with how images are acquired, or with what else is recorded (cxr_jax/audit/acquisition.py): columns of the cohort, of those of a group as many
+    # as are recorded; label_FINDING for findings (findings alone: all of them); measured_… of the picture itself (cxr_jax/mechanism/acquisition.py). (): not asked
+    m.factors = f = ml_collections.ConfigDict()
+    f.view = ("view",)
+    f.machine = ("manufacturer", "portable")
+    f.exposure = ("measured_exposure", "measured_contrast", "measured_black", "measured_white")
+    f.recorded_exposure = ("exposure", "window_center", "window_width")
+    f.field_of_view = ("measured_field_of_view",)
+    f.picture_size = ("original_width", "original_height", "pixel_spacing_x", "pixel_spacing_y")
+    f.age = ("age",)
+    f.sex = ("sex",)
+    f.findings = ("findings",)
+    f.body = ("height", "weight", "bmi")
+    # Where it looks (cxr_jax/mechanism/maps.py): maps of one image each of so many test patients, drawn at random; 0: none
+    m.maps = a = ml_collections.ConfigDict()
+    a.patients = 0
+    a.attribute = "race"  # by whose groups maps are averaged; sex where it is not recorded
+    a.findings = ("No Finding", "Cardiomegaly")  # that are asked beside every class label
+    a.methods = ("grad_cam", "integrated_gradients", "occlusion")
+    a.steps = 32  # of integrated gradients
+    a.box, a.stride = 64, 32  # pixels of 256, of what is taken out in occlusion
+    a.cell, a.shares = 16, 8  # pixels of 256 of what is taken out in deletion, and in how many shares
+    a.batch_size = 16
+    a.shuffled_labels = False  # also train a network as this one was, on labels dealt anew among patients: a check that maps are of what was learnt. As long as the training
+
     c.audit = u = ml_collections.ConfigDict()
     u.attributes = ("race", "sex", "age_band", "view")
     u.intersections = ("race*sex", "race*sex*age_band")  # of attributes above, as far as they are recorded

@@ -39,4 +39,5 @@ def get_config(argument=None):
     config.probe.probes = ("logistic_regression",)
     config.probe.controls, config.probe.strata = ("shuffled",), ()
     config.extract.depths = config.extract.untrained = False
+    config.mechanism.maps.patients, config.mechanism.maps.shuffled_labels = 64, True
     return experiment.apply_argument(config, argument, base.SIZES, {"published": PUBLISHED})

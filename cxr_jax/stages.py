@@ -41,6 +41,7 @@ COHORT, JUDGED_COHORT, PREDICTIONS, AUDIT = "cohort.parquet", "judged_cohort.par
 READINGS, PROBE_AUDIT = "probes/readings.parquet", "probe_audit.json"
 TRAVELLED, TRAVEL_AUDIT = "predictions_on", "travel_audit.json"
 LEAKAGE_AUDIT = "leakage_audit.json"
+MEASURED = "measured_"  # measured_NAME: a number of `mechanism.acquisition`
 AS_THEY_ARE, MECHANISM_AUDIT = "mechanism/as_they_are.parquet", "mechanism_audit.json"
 
 
@@ -808,7 +809,7 @@ def mechanism(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     told, networks = frozen(alone, run, cohort, sources["train"], devices)
     readers = readers_of(config, run, told, devices)
     labels, table = cohorts.labels(cohort, readers.targets, config.dataset), cohort.table[cohort.table["split"] == "test"]
-
+    is_open = bool(dataset.metadata["open_data"])
     test, reference = sources["test"], curves.gray_levels(sources["train"], config.seed)
     folder, writes = run.path(AS_THEY_ARE).parent, jax.process_index() == 0
     asked = {name: tuple(strengths) for name, strengths in config.mechanism.series.items() if strengths}
@@ -830,10 +831,119 @@ def mechanism(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
         of_test = {name: values[(cohort.table["split"] == "test").to_numpy()] for name, values in labels.items()}
         predictions = prediction_table(table, readers.targets, of_test, scores, config.audit.attributes)
         tables.write_json(folder / "readers.json", {"heads": list(readers.heads), "watched": readers.watched, "followed": list(readers.followed), "weights": told})
-        Predictions(predictions, readers.targets, bool(dataset.metadata["open_data"])).write(run.path(AS_THEY_ARE))
-        for stale in {path.stem for path in folder.glob("*.npz")} - {"as_they_are", *asked}:
+        Predictions(predictions, readers.targets, is_open).write(run.path(AS_THEY_ARE))
+        for stale in {path.stem for path in folder.glob("*.npz")} - {"as_they_are", "maps", *asked}:
             (folder / f"{stale}.npz").unlink()
     mesh.agreed(0)
+    write_factors(config, run, cohort, sources, readers, devices)
+    write_maps(config, run, cohort, test, networks[FEATURES], readers, made_by, devices)
+
+
+def write_factors(config: ml_collections.ConfigDict, run: experiment.Run, cohort, sources, readers, devices) -> None:
+    """Writes mechanism/factors.parquet: of every test image the factors of config.mechanism.factors, and what each group of them tells by itself of each class label.
+
+    The groups that there are, with their columns, travel in the file's own metadata. Columns of scores are called TARGET\nGROUP\nCLASS.
+    """
+    from cxr_jax.mechanism import acquisition
+    from cxr_jax.probes import factors
+    from cxr_jax.training import inference
+
+    asked = {name: tuple(columns) for name, columns in config.mechanism.factors.items() if columns}
+    whole, path = labelled(cohort, config.dataset), run.path(AS_THEY_ARE).parent / "factors.parquet"
+    if any(c.startswith(MEASURED) for of in asked.values() for c in of):
+        measure = jax.jit(acquisition.measured, in_shardings=mesh.batch_sharded(devices), out_shardings=mesh.batch_sharded(devices))
+        values = np.full((len(whole), len(acquisition.MEASURED)), np.nan)
+        for source in sources.values():
+            for rows, found in inference.walk(measure, source, config.train.evaluate_batch_size, devices):
+                values[rows] = found
+        whole = pd.concat([whole, pd.DataFrame(values, columns=[MEASURED + name for name in acquisition.MEASURED], index=whole.index)], axis=1)
+    groups = {}
+    for name, columns in asked.items():
+        columns = [c for one in columns for c in ([LABEL + f for f in cohort.findings] if one == "findings" else [one])]
+        known = [c for c in columns if c in whole and whole[c].notna().any()]
+        if known:
+            groups[name] = known
+    table, parts = whole[whole["split"] == "test"].reset_index(drop=True), {split: whole[whole["split"] == split] for split in SPLITS}
+    kept = table[["image_id", *dict.fromkeys(c for of in groups.values() for c in of)]].copy()
+    for target, of in readers.targets.items():
+        for name, columns in groups.items() if of.kind == "multiclass" and target in whole else ():
+            columns = [c for c in columns if c not in (target, LABEL + target, "age" if target == "age_band" else "")]
+            scores = factors.alone(parts, columns, target, of.classes, config.probe.penalties) if columns else None
+            for k, c in enumerate(of.classes if scores is not None else ()):
+                kept[f"{target}\n{name}\n{c}"] = scores[:, k]
+    if jax.process_index() == 0:
+        tables.write_parquet(kept, path, {"groups": groups, "missing": [name for name in asked if name not in groups]})
+    mesh.agreed(0)
+
+
+def write_maps(config: ml_collections.ConfigDict, run: experiment.Run, cohort, test, network, readers, made_by: str, devices) -> None:
+    """Writes mechanism/maps.npz, of config.mechanism.maps.patients test patients; a file that is there, made by the same, is left as it is."""
+    from cxr_jax.mechanism import maps
+    from cxr_jax.training import metrics_log
+
+    settings, path = config.mechanism.maps, run.path(AS_THEY_ARE).parent / "maps.npz"
+    if not settings.patients:
+        path.unlink(missing_ok=True)
+        return
+    if mesh.agreed(int(made_of(path) == made_by)):
+        return
+    table = cohort.table[cohort.table["split"] == "test"].reset_index(drop=True)
+    attribute = settings.attribute if settings.attribute in table and table[settings.attribute].notna().any() else "sex"
+    groups = [c for c in cohort.races if (table[attribute] == c).any()] if attribute == "race" else sorted(table[attribute].dropna().unique())
+    shuffled = np.random.default_rng(config.seed).permutation(len(table))
+    chosen = table.iloc[shuffled].drop_duplicates("patient_id").index[: settings.patients]
+    rows = np.sort(chosen.to_numpy())
+    (images,) = test.read([rows])
+    anew, others = None, {}
+    asked = maps.logits(readers, settings.findings)
+    if settings.shuffled_labels:
+        network_anew = trained_on_shuffled_labels(config, run, cohort, devices)
+        _, *anew = network_anew
+        linear = {name: tuple(np.asarray(head["kernel" if k == 0 else "bias"][...]) for k in (0, 1)) for name, head in network_anew[1]["heads"].items()}
+        own = dataclasses.replace(readers, targets={k: t for k, t in readers.targets.items() if k in linear}, linear=linear)
+        others = {one[:2]: one[2:] for one in maps.logits(own, settings.findings)}
+    group = pd.Index(groups).get_indexer(table[attribute].iloc[rows])
+    with metrics_log.Progress("maps", len(images)) as progress:
+        found, mean = maps.look(network, asked, images, group, groups, settings, config.seed, anew, others, progress.advance)
+    if jax.process_index() == 0:
+        arrays = {"\n".join((*place, part)): value for place, of in found.items() for part, value in of._asdict().items() if value is not None}
+        with tables.whole_file(path) as partial, open(partial, "wb") as file:
+            np.savez(file, made_by=made_by, groups=np.array(groups), attribute=attribute, frame=mean, **arrays)
+    mesh.agreed(0)
+
+
+def trained_on_shuffled_labels(config: ml_collections.ConfigDict, run: experiment.Run, cohort, devices):
+    """(Forward, parameters, running statistics) of a network that was trained as this run's was, by the mean loss, on labels dealt anew among the images of a split; in a folder of
+    its own, `shuffled`. Raises UserError where the network asked is another run's, or of none."""
+    from cxr_jax.audit import validation
+    from cxr_jax.data import cohorts, datasets, pipeline
+    from cxr_jax.training import checkpoints, inference, initial, objectives, train as training
+
+    if config.extract.weights not in ("best", "last"):
+        raise UserError(f"config.mechanism.maps.shuffled_labels: {config.extract.weights} was not trained here; ask it of the run that trained it")
+    plain = ml_collections.ConfigDict(config.to_dict())
+    plain.train.objective.name, plain.train.select = "erm", "auc"
+    targets, _ = cohorts.targets(cohort, config.train.targets, config.dataset)
+    order, rng = np.arange(len(cohort.table)), np.random.default_rng(config.seed)
+    for split in SPLITS:
+        at = np.flatnonzero((cohort.table["split"] == split).to_numpy())
+        order[at] = rng.permutation(at)
+    labels = {name: values[order] for name, values in cohorts.labels(cohort, targets, config.dataset).items()}
+    patients, folder = cohort.table["patient_id"].to_numpy(), run.path("shuffled")
+
+    def measure(index, scores):
+        return validation.measure(targets, {name: values[index] for name, values in labels.items()}, scores, patients[index], None, 0, "auc", 0.0)
+
+    folder.mkdir(exist_ok=True)
+    if checkpoints.has_state(folder / "checkpoints"):
+        network, described = initial.network_to_go_on_with(plain, targets, folder / "checkpoints")
+    else:
+        network, described, _ = initial.network(plain, targets)
+    checkpoints.leave_errors_to_us()
+    sources = pipeline.sources(datasets.open(config.dataset), cohort.table, config.dataset, devices)
+    with checkpoints.Checkpoints(folder / "checkpoints", described, config.checkpoint.keep) as kept:
+        training.fit(plain, objectives.Objective(targets), labels, sources["train"], sources["validation"], measure, kept, folder, devices, network)
+    return inference.restore(folder / "checkpoints", "last", devices)
 
 
 def before_and(stage: str) -> tuple[str, ...]:
@@ -974,8 +1084,8 @@ def audit_leakage(config: ml_collections.ConfigDict, run: experiment.Run) -> dic
 
 
 def audit_mechanism(config: ml_collections.ConfigDict, run: experiment.Run) -> dict:
-    """What mechanism_audit.json holds: `rows` and `features` of `audit.perturbed`, and what read the images."""
-    from cxr_jax.audit import perturbed
+    """What mechanism_audit.json holds: `rows` and `features` of `audit.perturbed`, `acquisition` with the groups of factors, `maps`, and what read the images."""
+    from cxr_jax.audit import acquisition, maps, perturbed
 
     folder, series = run.path(AS_THEY_ARE).parent, {}
     predictions, readers = Predictions.read(run.path(AS_THEY_ARE)), tables.read_json(folder / "readers.json")
@@ -988,7 +1098,21 @@ def audit_mechanism(config: ml_collections.ConfigDict, run: experiment.Run) -> d
         whole = arrays["of_"][0]
     patients = predictions.table["patient_id"].to_numpy()
     moved = perturbed.features(patients, readers["followed"], whole, series, config.audit)
-    return {"readers": readers, "rows": perturbed.audit(predictions, series, readers["heads"], config.audit), "features": moved}
+    found = {"readers": readers, "rows": perturbed.audit(predictions, series, readers["heads"], config.audit), "features": moved}
+    factors, about = tables.read_parquet(folder / "factors.parquet")
+    columns = dict.fromkeys(c for of in about["groups"].values() for c in of if c not in predictions.table)
+    beside = dataclasses.replace(predictions, table=pd.concat([predictions.table, factors[list(columns)]], axis=1))
+    alone: dict[str, dict[str, np.ndarray]] = {}
+    for target, of in predictions.targets.items():
+        for name in about["groups"]:
+            mine = [f"{target}\n{name}\n{c}" for c in of.classes]
+            if mine[0] in factors:
+                alone.setdefault(target, {})[name] = factors[mine].to_numpy(np.float64)
+    found["acquisition"] = {**about, "rows": acquisition.decompose(beside, about["groups"], alone, config.audit)}
+    if (folder / "maps.npz").exists():
+        with np.load(folder / "maps.npz") as arrays:
+            found["maps"] = maps.audit(dict(arrays), config.audit, predictions.open_data)
+    return found
 
 
 def take_in(config: ml_collections.ConfigDict, run: experiment.Run) -> None:

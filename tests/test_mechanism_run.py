@@ -10,7 +10,7 @@ from tests.test_probe_run import probe_config
 
 STAGES = ("prepare", "train", "extract", "probe", "mechanism", "audit", "report")
 NONE = {f"mechanism.series.{name}": () for name in mechanism.get_config("tiny").mechanism.series}
-FEW = {**NONE, "mechanism.series.low_pass": (4.0, 64.0), "mechanism.series.notch": ((8.0, 16.0),), "mechanism.series.attacked": (2.0,), "mechanism.watched": 2}
+FEW = {**NONE, "mechanism.series.low_pass": (4.0, 64.0), "mechanism.series.notch": ((8.0, 16.0),), "mechanism.series.attacked": (2.0,), "mechanism.watched": 2, "mechanism.maps.patients": 6, "mechanism.maps.methods": ("grad_cam",), "mechanism.maps.cell": 64, "mechanism.maps.shares": 2}
 LEAST = {"probe.probes": ("logistic_regression",), "probe.controls": (), "probe.strata": (), "probe.refits": 0, "extract.untrained": False, "extract.depths": False}
 
 
@@ -40,6 +40,12 @@ def test_heads_and_probes_are_read_along_series_to_a_page(finished):
     assert {row["series"] for row in found["features"]} == {"low_pass", "notch"} and len({row["feature"] for row in found["features"]}) == 2
     text = (workdir / "mechanism.html").read_text()
     assert "Notch: all but one band" in text and "Group (invented), by logistic regression on its features" in text and "A test image, of data that are open" in text
+    assert "Acquisition against demography" in text and "Not recorded here: body height and weight" in text
+    factors = {row["factor"] for row in found["acquisition"]["rows"]}
+    assert factors == {None, "view", "exposure", "field_of_view", "age", "sex", "findings"}
+    assert {row["target"] for row in found["acquisition"]["rows"]} == {"race"}
+    assert "Where it looks" in text and {row["method"] for row in found["maps"]} == {"grad_cam"}
+    assert {(row["target"], row["class"]) for row in found["maps"]} == {("findings", "No Finding"), ("findings", "Cardiomegaly"), *(("race", c) for c in ("Alder", "Birch", "Cedar", "Dogwood"))}
     assert {path.name for path in (workdir / "figures").glob("curve_*")} == {f"curve_{name}.svg" for name in ("low_pass", "notch", "attacked")}
 
 
@@ -73,6 +79,7 @@ def test_what_is_whole_is_left_and_what_is_no_longer_asked_goes(finished, phanto
     [
         ({"mechanism.series.low_pass": (4.0, 200.0)}, "config.mechanism.series: low_pass 200.0 is not within 0 to 128, Nyquist"),
         ({"train.shown": ("low_pass",)}, "config.train.shown"),
+        ({"extract.weights": "untrained", "mechanism.maps.shuffled_labels": True, "stages": ("prepare", "extract", "probe", "mechanism")}, "untrained was not trained here"),
         ({"mitigate.method": "leace", "stages": ("prepare", "train", "extract", "mitigate", "mechanism")}, "the stage mechanism asks the network itself"),
         ({"extract.weights": "untrained", "stages": ("prepare", "extract", "mechanism")}, "has no heads, and nothing was fitted to its features"),
     ],
@@ -110,6 +117,30 @@ def test_where_the_texture_lies_the_curves_of_groups_fall_and_nowhere_else(phant
     assert fallen["less_high"] < -0.15 and fallen["low"] < 0.55
     for band in bands:
         if band != (9.0, 18.0):
-            assert race[band]["less_value"] > -0.1 * abs(fallen["less_value"]), band
+            # Without its coarsest structure a picture is none that the network has seen: a little goes with that.
+            assert race[band]["less_value"] > fallen["less_value"] / 6, band
     assert sex[0.0, 2.0]["less_high"] < 0 or sex[2.0, 9.0]["less_high"] < 0  # shape, which coarse structure tells
     assert sex[9.0, 18.0]["less_value"] > -0.05
+
+
+@pytest.mark.slow
+def test_where_groups_differ_in_the_view_alone_all_of_it_goes_with_the_view_and_maps_pass_their_checks(phantom_dir, tmp_path):
+    config = mechanism.get_config("phantom.acquisition,tiny")
+    diff = {
+        **NONE, "dataset.data_dir": str(phantom_dir), "dataset.phantom.patients": 2000, "train.targets": ("race",), "probe.targets": ("race",), "train.epochs": 5,
+        "mechanism.maps.patients": 24, "mechanism.maps.methods": ("grad_cam", "integrated_gradients"), "mechanism.maps.steps": 8, "stages": ("prepare", "train", "mechanism", "audit"),
+    }  # fmt: skip
+    main.run(experiment.apply_diff(config, diff), tmp_path, command="the command")
+    found = tables.read_json(tmp_path / "mechanism_audit.json")
+    rows = {(r["factor"], r["what"]): r for r in found["acquisition"]["rows"] if r["class"] == "macro"}
+    assert rows[None, "whole"]["low"] > 0.55
+    for what in ("explained", "explained_matched"):
+        view = rows["view", what]
+        assert view["low"] < 1 < view["high"] + 0.05 and view["low"] > 0.75
+        for factor in ("age", "sex"):
+            assert rows[factor, what]["high"] < 0.3
+    assert rows["view", "within"]["low"] < 0.5 + 0.02 and rows["view", "alone"]["value"] > rows[None, "whole"]["value"] - 0.03
+    for row in found["maps"]:
+        if row["figure"].startswith("changed_") and row["n_patients"] and row["n_patients"] > 10:
+            assert row["high"] < 0, row
+    assert all(row["low"] > 0 for row in found["maps"] if row["figure"] == "area" and row["method"] == "integrated_gradients")

@@ -394,7 +394,7 @@ class _Fitter:
             missing = ", ".join(c for c, n in zip(classes, counts) if not n)
             about["reason"] = f"no image of {missing} in training here"
             use_validation = use_validation & (counts[y_validation] > 0)
-        choose = _Chooser(y_validation, use_validation, len(classes))
+        choose = Chooser(y_validation, use_validation, len(classes))
         method = {"logistic_regression": self._logistic, "knn": self._neighbours, "kmeans": self._clusters, "network": self._network}
         fitted = method[reading.probe](reading, x, y, use, x_validation, choose, len(classes))
         if fitted.score is None:
@@ -525,7 +525,7 @@ class _Fitter:
         return _Fitted(made.scores, about, {"centre": made.centre, "scale": made.scale, **made.parameters})
 
 
-class _Chooser:
+class Chooser:
     """Chooses among ways of scoring validation, by macro AUC over the classes that can be judged there.
 
     labels: int [m]. use: bool [m], the images that count. how: for the record.

@@ -52,6 +52,9 @@ def write(workdir: os.PathLike | str, examples: Mapping[str, Sequence[tuple[np.n
     read, found = html.read_workdir(workdir), tables.read_json(workdir / "mechanism_audit.json")
     open_data = bool(read.run["dataset"]["open_data"])
     sections = _curves(found, read.withhold, read.name_of, {k: page.pictures(v) for k, v in examples.items()} if open_data else {})
+    sections.insert(1, _acquisition(found, read.withhold, read.name_of))
+    if "maps" in found:
+        sections.insert(2, _maps(workdir, found, read.name_of, 1 if open_data else read.config["audit"]["min_patients"]))
     return page.write_sections(workdir, "mechanism", "What the network reads", read.run.get("headline", ""), read.invented, sections, READ)
 
 
@@ -184,6 +187,178 @@ def _table(rows: pd.DataFrame, series: str, called: str) -> dict:
         n = f"\n{audit_rows.count(row['n_images'])} images" if np.isfinite(row["n_images"]) else ""
         heads.append(audit_rows.class_name(c) + n + (f"\n{audit_rows.count(row['n_positive'])} positive" if np.isfinite(row["n_positive"]) else ""))
     return page.table(called, [SERIES[series][1], *heads], lines)
+
+
+# ------------------------------------------------------------------------------------------- acquisition against demography
+
+FACTORS = {
+    "view": "view", "machine": "machine", "exposure": "exposure and window, of the picture", "recorded_exposure": "exposure and window, as recorded", "field_of_view": "field of view, of the picture",
+    "picture_size": "size of the picture as acquired", "age": "age", "sex": "sex", "findings": "findings", "body": "body height and weight",
+}  # fmt: skip
+WHAT = {"alone": "told by it alone", "within": "among images equal in it", "matched": "with its mix made equal", "explained": "gone where it is equal", "explained_matched": "gone where its mix is equal", "pairs": "pairs compared"}
+
+
+def _acquisition(found: Mapping, withhold: Callable, name_of: Callable[[str], str]) -> page.Section:
+    section = page.Section("acquisition", "Acquisition against demography")
+    of = found["acquisition"]
+    if not of["rows"]:
+        section.said.append("Nothing that is read here is a class label, which this is asked of." if of["groups"] else "No factor is recorded.")
+        return section
+    rows = withhold(audit_rows.frame(of["rows"], "mechanism_audit.json"))
+    for key in ("factor", "what"):
+        rows[key] = pd.Series([row[key] for row in of["rows"]], dtype=object)
+    for target in audit_rows.in_order(rows["target"]):
+        here = rows[rows["target"] == target]
+        macro = here[here["class"] == subgroups.MACRO]
+        whole = audit_rows.first(macro, what="whole")
+        section.said.append(f"{_called(target, name_of)}: macro AUC {audit_rows.estimate(whole)}; {audit_rows.count(whole['n_images'])} images of {audit_rows.count(whole['n_patients'])} patients. {_gone(macro)}")
+        section.tables.append(_factor_table(macro, f"{_called(target, name_of)}, macro"))
+        classes = [c for c in audit_rows.in_order(here["class"]) if c != subgroups.MACRO]
+        section.details.append((f"By class: {_called(target, name_of)}", [_factor_table(here[here["class"] == c], audit_rows.class_name(c)) for c in classes]))
+    if of["missing"]:
+        section.said.append(f"Not recorded here: {', '.join(FACTORS.get(name, name.replace('_', ' ')) for name in of['missing'])}.")
+    matched = [row for row in found["rows"] if row["series"] == "histogram_matched" and row["class"] == subgroups.MACRO and row["strength"] == 1]
+    for row in matched:
+        if row["value"] is not None and row["low"] is not None:
+            section.said.append(f"{_called(row['target'], name_of)}, once every image has the gray levels of the mean training image: macro AUC {audit_rows.estimate(pd.Series(row))}.")
+    section.said.append(
+        "Alone: by logistic regression on it, fitted on training patients. Equal in it: pairs of images with the same value (numbers cut at quantiles, so that what goes with a number is"
+        " understated). A share that is gone is no effect, and no excuse: who is imaged how is itself how people are treated. Shares do not add up. What a network learns when exposure, window and field of view"
+        " are varied in training is another run: configs/mitigate.py:acquisition."
+    )
+    return section
+
+
+def _gone(macro: pd.DataFrame) -> str:
+    """Of which factors a share of what is told is gone, by intervals."""
+    said = []
+    for factor in audit_rows.in_order(f for f in macro["factor"] if isinstance(f, str)):
+        row = audit_rows.first(macro, factor=factor, what="explained_matched")
+        if row is not None and np.isfinite(row["low"]) and row["low"] > 0:
+            said.append(f"{FACTORS.get(factor, factor)} {audit_rows.estimate(row, 2)}")
+    return f"Of what is told beyond chance, a share goes with {', '.join(said)}." if said else "No share of what is told is shown to go with any factor."
+
+
+def _factor_table(rows: pd.DataFrame, caption: str) -> dict:
+    lines = []
+    for factor in audit_rows.in_order(f for f in rows["factor"] if isinstance(f, str)):
+        cells, notes = [], []
+        for what in WHAT:
+            row = audit_rows.first(rows, factor=factor, what=what)
+            cells.append("" if row is None else audit_rows.estimate(row, 2 if what.startswith(("explained", "pairs")) else 3))
+            notes += [part for part in audit_rows.note(row).split("; ") if part and not part.startswith("no interval: it is counted")] if row is not None else []
+        lines.append((FACTORS.get(factor, factor.replace("_", " ")), [*cells, "; ".join(dict.fromkeys(notes))]))
+    return page.table(caption, ["", *WHAT.values(), "note"], lines)
+
+
+# ----------------------------------------------------------------------------------------------------- where it looks
+
+METHODS = {"grad_cam": "Grad-CAM", "integrated_gradients": "integrated gradients", "occlusion": "occlusion"}
+
+
+def _maps(workdir: pathlib.Path, found: Mapping, name_of: Callable[[str], str], least: int) -> page.Section:
+    section = page.Section("maps", "Where it looks")
+    rows = pd.DataFrame(found["maps"])
+    for column in ("value", "low", "high", "level", "n_patients"):
+        rows[column] = rows[column].astype(np.float64)
+    with np.load(workdir / "mechanism" / "maps.npz") as stored:
+        arrays = dict(stored)
+    attribute, groups = str(arrays["attribute"]), [str(g) for g in arrays["groups"]]
+    section.said.append(f"Mean maps over test patients, one image each, by {name_of(attribute)}, in a rough common frame (the body's centroid and spread; nothing is registered). A map is the share of all that speaks for or against in its image.")
+    section.said += _believed(rows)
+    for target, name in dict.fromkeys((t, c) for t, c in zip(rows["target"], rows["class"])):
+        made = mean_maps(arrays, groups, target, name, f"{_called(target, name_of)}: {name}", least)
+        section.drawn += [made] if made else []
+    drawing = deletion(arrays, rows)
+    section.drawn += [drawing] if drawing else []
+    lines = []
+    for (target, name, method), part in rows.groupby(["target", "class", "method"], sort=False):
+        by = {row["figure"]: row for _, row in part.iterrows()}
+        cells = [_figure(by.get(f)) for f in ("similarity_noise", "similarity_randomised", "similarity_shuffled", "area", "incompleteness")]
+        why = dict.fromkeys(row["reason"] for row in by.values() if isinstance(row["reason"], str) and not row["reason"].startswith("no interval"))
+        lines.append((f"{_called(target, name_of)}: {name}, {METHODS[method]}", [audit_rows.count(by["area"]["n_patients"]), *cells, "; ".join(why)]))
+    head = ["", "patients", "alike under unseen noise", "with weights mixed up", "of shuffled labels", "area of deletion", "incompleteness", "note"]
+    section.details.append(("Whether maps may be believed: all figures", [page.table("", head, lines)]))
+    return section
+
+
+def _figure(row) -> str:
+    if row is None:
+        return ""
+    if not np.isfinite(row["value"]):
+        return "undefined"
+    ends = f" ({audit_rows.number(row['low'], 2)} to {audit_rows.number(row['high'], 2)})" if np.isfinite(row["low"]) else ""
+    return f"{audit_rows.number(row['value'], 2)}{ends}"
+
+
+def _believed(rows: pd.DataFrame) -> list[str]:
+    """What the sanity checks and deletion say of each way, in how many of its maps."""
+    said = []
+    for method in audit_rows.in_order(rows["method"]):
+        here, parts = rows[rows["method"] == method], []
+        for figure, words, side in (("changed_randomised", "change when the network's weights are mixed up", -1), ("changed_shuffled", "change when it is trained on shuffled labels", -1), ("area", "are faithful: the logit falls sooner along them than at random", 1)):
+            part = here[(here["figure"] == figure) & here["low"].notna()]
+            if len(part):
+                passes = (part["high"] < 0) if side < 0 else (part["low"] > 0)
+                parts.append(f"{int(passes.sum())} of {len(part)} {words}")
+        if parts:
+            name = METHODS[method]
+            said.append(f"{name[:1].upper()}{name[1:]}, maps of {here['class'].nunique()} classes: {'; '.join(parts)}.")
+    return said
+
+
+@styled
+def mean_maps(arrays: Mapping[str, np.ndarray], groups: Sequence[str], target: str, name: str, called: str, least: int) -> Drawing | None:
+    """The mean map of each group, a row a way of making them, over the group's mean image. least: patients that a mean must be of."""
+    of = {m: {part: arrays[f"{target}\n{name}\n{m}\n{part}"] for part in ("mean", "patients")} for m in METHODS if f"{target}\n{name}\n{m}\nmean" in arrays}
+    shown = [g for g in range(len(groups)) if any(one["patients"][g] >= max(1, least) for one in of.values())]
+    if not shown:
+        return None
+    figure = new_figure(0.55 + 1.12 * len(of), max(2.4, 0.6 + 1.05 * len(shown)))
+    panels = figure.subplots(len(of), len(shown), squeeze=False)
+    said = []
+    for row, (method, one) in zip(panels, of.items()):
+        there = [g for g in shown if one["patients"][g] >= max(1, least)]
+        strongest = np.nanquantile(np.abs(one["mean"][there]), 0.99) if there else 0.0
+        for panel, g in zip(row, shown):
+            panel.set(xticks=[], yticks=[])
+            panel.grid(visible=False)
+            if g in there:
+                panel.imshow(arrays["frame"][g], cmap="gray", vmin=0, vmax=255)
+                panel.imshow(one["mean"][g], cmap="PuOr_r", vmin=-strongest, vmax=strongest, alpha=0.6)
+            panel.set_title(f"{short(groups[g], 14)}, {int(one['patients'][g]) if g in there or least == 1 else f'<{least}'}", fontsize=7.5)
+        row[0].set_ylabel(METHODS[method], fontsize=7.5)
+        counted = [f"{groups[g]} ({int(one['patients'][g])} patients)" for g in there]
+        said.append(f"{METHODS[method]} of {', '.join(counted) or 'nobody'}")
+    left_out = [groups[g] for g in range(len(groups)) if g not in shown]
+    note = f" Not shown, since fewer than {least} patients: {', '.join(left_out)}." if left_out and least > 1 else ""
+    caption = f"{called}. Mean maps over each group's patients who have one, whose number stands above, over the group's mean image: orange speaks for it, purple against. No interval is drawn: standard errors are in maps.npz.{note}"
+    return f"maps_{target}_{name}", figure, f"Mean maps for {called}: " + "; ".join(said) + ".", caption
+
+
+@styled
+def deletion(arrays: Mapping[str, np.ndarray], rows: pd.DataFrame) -> Drawing | None:
+    """How the logit changes as cells are taken out along the map, against it and at random: mean over patients, a panel a method, of the first class."""
+    first = rows.iloc[0]
+    methods = [m for m in METHODS if f"{first['target']}\n{first['class']}\n{m}\ncurves" in arrays]
+    if not methods or not np.isfinite(first["n_patients"]):
+        return None
+    figure = new_figure(2.5, 2.1 * len(methods))
+    panels = figure.subplots(1, len(methods), sharey=True, squeeze=False)[0]
+    for panel, method in zip(panels, methods):
+        curves = arrays[f"{first['target']}\n{first['class']}\n{method}\ncurves"].astype(np.float64)
+        share = np.linspace(0, 1, curves.shape[2])
+        for curve_of, label, colour in zip(curves, ("what it ranks first, first", "last, first", "at random"), (COLOURS[1], COLOURS[0], FAINT)):
+            mean, error = curve_of.mean(axis=0), curve_of.std(axis=0, ddof=1) / np.sqrt(len(curve_of)) if len(curve_of) > 1 else 0.0
+            panel.plot(share, mean, color=colour, label=label if method == methods[0] else None)
+            panel.fill_between(share, mean - 1.96 * error, mean + 1.96 * error, color=colour, alpha=0.2, lw=0)
+        panel.set_title(METHODS[method])
+        panel.set_xlabel("share taken out")
+    panels[0].set_ylabel("logit")
+    figure.legend(loc="outside upper left", ncols=3, handlelength=1.4)
+    n = curves.shape[1]
+    caption = f"Deletion, {first['class']}: the logit as cells of the image are taken out in the order of its map; means over {n:,} patients, bands 95 % by their standard error. A faithful map falls first."
+    return "deletion", figure, f"Deletion curves of {first['class']} by {', '.join(METHODS[m] for m in methods)}.", caption
 
 
 def _features(found: Mapping, name_of) -> page.Section:

@@ -40,13 +40,16 @@ class Forward:
     """A jitted forward pass over a mesh: (params, stats, images uint8 [b, 256, 256, 1]) to `Seen`.
 
     Validation while training, `predict` and `extract` all run this one, so that it is compiled once. (The means by block,
-    which only the last one wants, cost next to nothing.) plain: the same, not jitted, to be traced inside something else.
+    which only the last one wants, cost next to nothing.) plain: the same, not jitted, to be traced inside something else. graphdef, image_size, shown: as `of` took them.
     """
 
     targets: Mapping[str, Target]
     mesh: Mesh
     run: Callable
     plain: Callable
+    graphdef: nnx.GraphDef
+    image_size: int
+    shown: Sequence = ()
 
     @classmethod
     def of(cls, graphdef: nnx.GraphDef, targets: Mapping[str, Target], image_size: int, mesh: Mesh, shown: Sequence = ()) -> "Forward":
@@ -60,7 +63,7 @@ class Forward:
 
         copied, split = meshes.replicated(mesh), meshes.batch_sharded(mesh)
         jitted = jax.jit(run, in_shardings=(copied, copied, split), out_shardings=split, compiler_options=meshes.compiler_options(mesh))
-        return cls(targets, mesh, jitted, run)
+        return cls(targets, mesh, jitted, run, graphdef, image_size, tuple(shown))
 
 
 def restored_network(folder: os.PathLike | str, which: str, mesh: Mesh) -> tuple[densenet.DenseNet, checkpoints.ModelDescription]:
