@@ -274,13 +274,17 @@ def validate(config: ml_collections.ConfigDict) -> None:
     _check_mappings(a, require)
     require("extract.datasets", len(set(config.extract.datasets)) == len(config.extract.datasets), "each once")
     require("audit.told_by_images", not a.told_by_images or a.leakage, "of what leaks: set audit.leakage")
-    require("predict.datasets", len(set(config.predict.datasets)) == len(config.predict.datasets), "each once")
+    require("audit.told_by_images", not (a.told_by_images and (p.embeddings or a.predictions)), "of a run of ours; leave probe.embeddings and audit.predictions empty")
+    places = []
+    require("predict.datasets", not config.predict.datasets or "test" in config.predict.splits, "of a model whose own test images are judged: add test to predict.splits")
     for field, names in (("extract.datasets", config.extract.datasets), ("predict.datasets", config.predict.datasets)):
         for name in names:
             other = ml_collections.ConfigDict(d.to_dict())
             choose_dataset(other, name, f"config.{field}")
             home = field == "predict.datasets" and (other.name, other.variant) == (d.name, d.variant)
             require(field, not home, f"{name} is the data set trained on, which is judged anyhow")
+            places.append((field, other.name, other.variant))
+    require("predict.datasets", len(set(places)) == len(places), "each once")
     g = config.mitigate
     require("predict.datasets", not (config.predict.datasets and config.predict.dataset), "beside the data set trained on; leave predict.dataset empty")
     require("predict.datasets", not (config.predict.datasets and g.method not in ("", "none")), "of the network itself; leave mitigate.method empty")
@@ -520,9 +524,12 @@ class Run:
                     " give this one a folder of its own with --workdir, or remove that one"
                 )
             if kept:
-                shutil.rmtree(self.path("first"), ignore_errors=True)  # a first training (jtt) by another config
+                for name in ("first", "shuffled"):  # trainings by another config, for jtt and for the check of maps
+                    shutil.rmtree(self.path(name), ignore_errors=True)
             order = list(STAGE_FIELDS)
             first = min((order.index(_stage_of(k)) for k in changed), default=len(order))
+            if "audit.age_bands" in changed:  # by which these read ages
+                first = min([first, *(order.index(stage) for stage, of in (("mitigate", (self.config.mitigate.attribute,)), ("probe", self.config.probe.targets)) if "age_band" in of)])
             for stage in order[first:]:
                 record["stages"].pop(stage, None)
             if changed and list(self.config.stages) == ["prepare"]:

@@ -311,13 +311,10 @@ def predict(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     run.record.pop("travelled", None)
     abroad = run.path(TRAVELLED)
     shutil.rmtree(abroad, ignore_errors=True)
+    run.path(TRAVEL_AUDIT).unlink(missing_ok=True)
     for name in config.predict.datasets:
-        other = other_dataset(config, name, "config.predict.datasets")
-        there = datasets.prepare(other)
-        chosen = cohorts.select(there.keys, there.findings, there.races, other)
+        other, there, chosen = place_of(config, name)
         splits = [split for split in ("validation", "test") if (chosen.table["split"] == split).any()]
-        if "test" not in splits:
-            raise UserError(f"config.predict.datasets: {name} has no test image by config.dataset.split_rule and views")
         abroad.mkdir(exist_ok=True)
         scored(there, chosen, other, splits, f" of {name}").write(abroad / f"{name}.parquet")
         run.record.setdefault("travelled", {})[name] = {**there.summary(), "attrition": chosen.attrition}
@@ -332,6 +329,18 @@ def judged_dataset(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
         return config.dataset
     given = {"raw_dir": config.predict.raw_dir, "mimic_iv_dir": config.predict.mimic_iv_dir}
     return other_dataset(config, config.predict.dataset, "config.predict.dataset", "config.predict.raw_dir", given)
+
+
+def place_of(config: ml_collections.ConfigDict, name: str):
+    """(config.dataset, data set, cohort) of one of config.predict.datasets. Raises UserError where it cannot be judged on."""
+    from cxr_jax.data import cohorts, datasets
+
+    other = other_dataset(config, name, "config.predict.datasets")
+    there = datasets.prepare(other)
+    chosen = cohorts.select(there.keys, there.findings, there.races, other)
+    if not (chosen.table["split"] == "test").any():
+        raise UserError(f"config.predict.datasets: {name} has no test image by config.dataset.split_rule and views")
+    return other, there, chosen
 
 
 def other_dataset(config: ml_collections.ConfigDict, name: str, field: str, release_field: str = "", given: dict = {}) -> ml_collections.ConfigDict:
@@ -350,7 +359,7 @@ def check_judged(config: ml_collections.ConfigDict, run: experiment.Run) -> None
     if "predict" in config.stages and not run.done("predict"):
         judged_dataset(config)
         for name in config.predict.datasets:
-            other_dataset(config, name, "config.predict.datasets")
+            place_of(config, name)
     if "extract" in config.stages and not run.done("extract"):
         for name in config.extract.datasets:
             other_dataset(config, name, "config.extract.datasets")
@@ -544,6 +553,8 @@ def mitigate(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     method, share = config.mitigate.method, config.mitigate.share
     least = 1 if run.record.get("dataset", {}).get("open_data") else config.audit.min_patients  # patients that a number must be of: what is said is printed
     splits, abroad = extracted(run.path("features")), elsewhere(run.path("features"), config)
+    if config.mitigate.attribute == "age_band":  # else bands are the probes' to make, anew where they change
+        splits, abroad = with_age_bands(splits, config), with_age_bands(abroad, config)
     dealt = {split: cohorts.uniform(splits[split].table, f"{config.dataset.split_salt} mitigate") for split in ("train", "validation")}
     own = {split: of < share for split, of in dealt.items()}
     # Whom a method is fitted on has no say in what probes find, unless all have.
@@ -728,10 +739,10 @@ def vectors(config: ml_collections.ConfigDict, run: experiment.Run) -> dict[str,
 
 
 def with_age_bands(splits: dict[str, Features], config: ml_collections.ConfigDict) -> dict[str, Features]:
-    """The same with a column age_band by config.audit.age_bands, where probes are asked for it and ages are recorded."""
+    """The same with a column age_band by config.audit.age_bands, where probes or a mitigation are asked for it and ages are recorded."""
     from cxr_jax.audit import subgroups
 
-    if "age_band" not in config.probe.targets:
+    if "age_band" not in (*config.probe.targets, config.mitigate.attribute):
         return splits
     return {
         split: part if "age" not in part.table or "age_band" in part.table
@@ -813,18 +824,18 @@ def mechanism(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     test, reference = sources["test"], curves.gray_levels(sources["train"], config.seed)
     folder, writes = run.path(AS_THEY_ARE).parent, jax.process_index() == 0
     asked = {name: tuple(strengths) for name, strengths in config.mechanism.series.items() if strengths}
-    made_by = experiment.fingerprint(config, before_and("mechanism"), run.record["files"])
+    made_by = f"{experiment.fingerprint(config, before_and('probe'), run.record['files'])}, {told}, watched {list(readers.followed)}"
     with metrics_log.Progress("mechanism", len(test) * (1 + sum(map(len, asked.values())))) as progress:
         for name, strengths in {"": (0.0,), **asked}.items():
-            path = folder / f"{name or 'as_they_are'}.npz"
-            if mesh.agreed(int(made_of(path) == made_by)):
+            path, made_so = folder / f"{name or 'as_they_are'}.npz", f"{made_by}, at {list(strengths)}"
+            if mesh.agreed(int(made_of(path) == made_so)):
                 progress.advance(len(test) * len(strengths))
                 continue
             found = curves.judge(networks[FEATURES], readers, labels, test, name, strengths, batch_size, reference, config.seed, lambda n: progress.advance(n * len(strengths)))
             if writes:
                 folder.mkdir(exist_ok=True)
                 with tables.whole_file(path) as partial, open(partial, "wb") as file:
-                    np.savez(file, made_by=made_by, **{f"of_{target}": values for target, values in found.items()})
+                    np.savez(file, made_by=made_so, **{f"of_{target}": values for target, values in found.items()})
     if writes:
         with np.load(folder / "as_they_are.npz") as whole:
             scores = {target: whole[f"of_{target}"][0] for target in readers.targets}
@@ -882,6 +893,7 @@ def write_maps(config: ml_collections.ConfigDict, run: experiment.Run, cohort, t
     from cxr_jax.training import metrics_log
 
     settings, path = config.mechanism.maps, run.path(AS_THEY_ARE).parent / "maps.npz"
+    made_by += f", maps {settings.to_dict()}"
     if not settings.patients:
         path.unlink(missing_ok=True)
         return
@@ -1066,14 +1078,16 @@ def audit_leakage(config: ml_collections.ConfigDict, run: experiment.Run) -> dic
     if run.done("extract") or config.probe.embeddings:
         found["reidentification"] = leakage.reidentification(vectors(config, run)["test"], config.audit, is_open)
     else:
-        found["reasons"]["reidentification"] = "no features; add extract to config.stages"
+        found["reasons"]["reidentification"] = "no features" + ("" if config.audit.predictions else "; add extract to config.stages")
     predictions = Predictions.read(path) if path.exists() and not config.predict.dataset else None
     if predictions is not None and "split" in predictions.table and {"train", "test"} <= set(predictions.table["split"]):
         members, others = (dataclasses.replace(predictions, table=predictions.table[predictions.table["split"] == split].reset_index(drop=True)) for split in ("train", "test"))
-        note = "" if config.dataset.split_rule == "patient_hash" else "who is in training is the release's choice, and no lot's: figures tell that, too"
+        by_lot = config.dataset.split_rule == "patient_hash" and not config.audit.predictions
+        note = "" if by_lot else "who is in training was not drawn by lot here, as far as is known: figures tell what else sets the splits apart, too"
         found["membership"] = leakage.membership(members, others, config.audit, note)
     else:
-        found["reasons"]["membership"] = "no predictions of training and test images; add train to config.predict.splits"
+        outside = "name their column split" if config.audit.predictions else "add train to config.predict.splits"
+        found["reasons"]["membership"] = f"no predictions of training and test images; {outside}"
     if there and probed:
         path = pathlib.Path(there).expanduser() / PREDICTIONS
         check_unseen(cohorts.Cohort.read(run.path(COHORT)), there, "config.audit.told_by_images")
@@ -1132,23 +1146,19 @@ def take_in(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
 def report(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     """The pages for people, and the table of AUCs in the terminal. Who is in the cohort is drawn anew, by config.audit."""
     from cxr_jax.report import html
+    from cxr_jax.report import leakage as leakage_page
+    from cxr_jax.report import mechanism as mechanism_page
+    from cxr_jax.report import travel as travel_page
 
     for name, record in ((COHORT, "dataset"), (JUDGED_COHORT, "judged")):
         if run.path(name).exists() and record in run.record:
             draw_cohort(config, run, name, record)
     more = []
-    if run.path(TRAVEL_AUDIT).exists():
-        from cxr_jax.report import travel as of_travel
-
-        more.append(of_travel.write(run.workdir))
-    if run.path(LEAKAGE_AUDIT).exists():
-        from cxr_jax.report import leakage as of_leakage
-
-        more.append(of_leakage.write(run.workdir))
-    if run.path(MECHANISM_AUDIT).exists():
-        from cxr_jax.report import mechanism as of_mechanism
-
-        more.append(of_mechanism.write(run.workdir, along_series(config, run)))
+    for record, page, write in ((MECHANISM_AUDIT, mechanism_page, along_series), (TRAVEL_AUDIT, travel_page, None), (LEAKAGE_AUDIT, leakage_page, None)):
+        if run.path(record).exists():
+            more.append(page.write(run.workdir, *([write(config, run)] if write else [])))
+        else:
+            run.path(page.PAGE).unlink(missing_ok=True)  # of an earlier audit
     path = html.write(run.workdir, examples(config, run), exciting(config, run))
     print(html.auc_table(run.workdir))
     for one in more:

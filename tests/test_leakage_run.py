@@ -1,5 +1,8 @@
 """What a release gives away, from a config to its page: of a network, after a mitigation, beside a network that was trained to tell."""
 
+import re
+import shutil
+
 import numpy as np
 import pytest
 from scipy import special
@@ -8,6 +11,7 @@ from sklearn.metrics import roc_auc_score
 from cxr_jax import experiment, main, tables
 from cxr_jax.audit import subgroups
 from cxr_jax.report import compare
+from cxr_jax.report import leakage as report_leakage
 from cxr_jax.tables import FEATURES, SCORES, Features, Predictions, Readings, UserError
 from tests.phantoms import PLAIN, small_config
 from tests.test_probe_run import probe_config
@@ -78,6 +82,29 @@ def test_patients_are_counted_and_nobody_is_named(finished):
         assert not any(f'"{one}"' in text or f">{one}<" in text for one in [*cohort["patient_id"], *cohort["image_id"]])
 
 
+def test_of_data_that_are_not_open_counts_of_groups_are_not_told(finished, tmp_path):
+    """Nor what would follow from them: other pages have a group's other splits, and all of it."""
+    closed = shutil.copytree(finished / "none", tmp_path / "closed")
+    record = tables.read_json(closed / "run.json")
+    record["dataset"]["open_data"] = False
+    tables.write_json(closed / "run.json", record)
+    text = report_leakage.write(closed).read_text()
+    found = tables.read_json(closed / "leakage_audit.json")
+    of_own = text[text.index("Among patients of the own group") : text.index("Whether it is told", text.index("Among patients of the own group"))]
+    own = [r for r in found["reidentification"]["rows"] if r["gallery"] == "own group" and r["chance"]]
+    assert own and "chance" not in of_own and "2 or more" in of_own
+    (row, *_) = (r for r in found["membership"]["rows"] if r["attribute"] == "sex" and r["group"] == "F")
+    cells = re.search(r'<th scope="row" class="wrap">sex: F</th>(.*?)</tr>', text[text.index("patients of training") :], re.S).group(1)
+    assert f">{row['n_members']}<" not in cells and "2 or more" in cells
+
+
+def test_ages_in_other_bands_are_read_anew(finished, phantom_dir, of_images, tmp_path):
+    workdir = shutil.copytree(finished / "none", tmp_path / "none")
+    config = experiment.apply_diff(probe_config(phantom_dir), {**DIFF, "audit.told_by_images": str(of_images), "audit.age_bands": (0, 50)})
+    main.run(config, workdir, command="the command")
+    assert Readings.read(workdir / "probes" / "readings.parquet").targets["age_band"] == ("0-49", "50+")
+
+
 def test_mitigations_are_compared_by_what_they_give_away(finished, tmp_path):
     found = compare.read([finished])
     assert [name.partition(" (")[0] for name, _ in found.leaks.blocks] == ["The right patient is the most similar", "The right patient is among the 10 most similar", "Who was trained on, by the loss", "Who was trained on, by the mean loss of training"]
@@ -91,6 +118,7 @@ def test_mitigations_are_compared_by_what_they_give_away(finished, tmp_path):
     [
         ({"audit.told_by_images": "/nowhere"}, "config.audit.told_by_images: /nowhere: not a readable file"),
         ({"audit.leakage": False, "audit.told_by_images": "there"}, "set audit.leakage"),
+        ({"audit.told_by_images": "there", "probe.embeddings": "mine.npy", "stages": ("probe", "audit")}, "leave probe.embeddings and audit.predictions empty"),
     ],
 )
 def test_what_is_not_there_is_told_in_a_line(phantom_dir, tmp_path, of_images, diff, told):

@@ -1,10 +1,13 @@
 """What a network reads, from a config to its page: as a user runs it, again after a kill, with what cannot be asked; and on the phantom, whose texture lies in a known band."""
 
+import shutil
+
 import numpy as np
 import pytest
 
 from configs import mechanism
 from cxr_jax import experiment, main, tables
+from cxr_jax.report import mechanism as report_mechanism
 from cxr_jax.tables import Features, Predictions, UserError
 from tests.test_probe_run import probe_config
 
@@ -68,10 +71,26 @@ def test_what_is_whole_is_left_and_what_is_no_longer_asked_goes(finished, phanto
     assert low.stat().st_mtime_ns == kept
     for name, array in arrays_of(notch).items():
         np.testing.assert_array_equal(array, before[name])
-    # Without a series, what was made of it is no part of the stage; the audit has none of it either.
+    # Without a series, what was made of it is no part of the stage; the audit has none of it either. The others stay.
+    kept = low.stat().st_mtime_ns
     main.run(config_of(phantom_dir, **{"mechanism.series.attacked": ()}), workdir, command="the command")
+    assert low.stat().st_mtime_ns == kept
     assert not (workdir / "mechanism" / "attacked.npz").exists()
     assert "attacked" not in {row["series"] for row in tables.read_json(workdir / "mechanism_audit.json")["rows"]}
+
+
+def test_of_data_that_are_not_open_no_image_is_shown_and_no_mean_of_few(finished, tmp_path):
+    config, workdir = finished
+    closed = shutil.copytree(workdir, tmp_path / "closed")
+    shutil.rmtree(closed / "figures")
+    for name, change in (("run.json", lambda of: of["dataset"].update(open_data=False)), ("config.json", lambda of: of["audit"].update(min_patients=11))):
+        record = tables.read_json(closed / name)
+        change(record)
+        tables.write_json(closed / name, record)
+    page = report_mechanism.write(closed, {"low_pass": [(np.zeros((256, 256), np.uint8), "4")]})
+    text = page.read_text()
+    assert "A test image" not in text and "data:image/png" not in text
+    assert not list((closed / "figures").glob("maps_*")) and list((closed / "figures").glob("curve_*"))
 
 
 @pytest.mark.parametrize(

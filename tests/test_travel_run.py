@@ -1,6 +1,7 @@
 """A model judged elsewhere, as a user runs it: to its page, again with other places, and to the matrix of several homes."""
 
 import json
+import shutil
 
 import pandas as pd
 import pytest
@@ -59,6 +60,14 @@ def test_homes_and_places_make_a_matrix(finished, tmp_path, capsys):
     assert "by where it was learnt and where it is judged" in (tmp_path / "page.html").read_text()
 
 
+def test_places_are_gone_with_the_predictions_on_them(finished, phantom_dir, tmp_path):
+    workdir = shutil.copytree(finished / "planted", tmp_path / "planted")
+    main.run(config_of(phantom_dir, **{"stages": ("prepare", "train", "predict")}), workdir, command="the command")
+    assert not (workdir / "predictions_on").exists() and not (workdir / "travel_audit.json").exists()
+    main.run(config_of(phantom_dir), workdir, command="the command")
+    assert not (workdir / "travel.html").exists() and "travel.html" not in (workdir / "report.html").read_text()
+
+
 def test_counts_of_data_that_are_not_open_are_rounded(finished):
     of = tables.read_json(finished / "planted" / "travel_audit.json")["phantom.null"]
     about = tables.read_json(finished / "planted" / "run.json")["travelled"]["phantom.null"]
@@ -76,6 +85,7 @@ def test_counts_of_data_that_are_not_open_are_rounded(finished):
         (("phantom.nul",), "no such phantom; did you mean 'null'"),
         (("nih",), "config.predict.datasets=nih: config.dataset.raw_dir of a config of its own is not set"),
         (("phantom.null", "phantom.null"), "each once"),
+        (("phantom.acquisition", "phantom.null", "phantom.null"), "each once"),
     ],
 )
 def test_places_that_there_are_not_are_told_before_training(phantom_dir, tmp_path, places, told):

@@ -408,11 +408,12 @@ def _travelled(runs: Sequence[Run]) -> list[Travelled]:
     homes = [".".join(filter(None, (run.fields["dataset.name"], run.fields["dataset.variant"]))) for run in runs]
     found, is_open = {}, {}
     for run, home in zip(runs, homes, strict=True):
-        if (run.folder / travel.FILE).exists():
+        if (run.folder / travel.FILE).exists() and "travelled" in run.read.run:
             name = home if homes.count(home) == 1 else f"{home} ({run.name})"
             found[name] = {place: of for place, of in tables.read_json(run.folder / travel.FILE).items() if not of["reason"]}
             is_open |= {name: run.read.judged["open_data"]} | {place: about["open_data"] for place, about in run.read.run["travelled"].items()}
-    made, name_of = [], runs[0].read.name_of
+    invented = all(about["invented_groups"] for run in runs if "travelled" in run.read.run for about in (run.read.judged, *run.read.run["travelled"].values()))
+    made, name_of = [], lambda attribute: audit_rows.attribute_name(attribute, invented)
     for target in audit_rows.in_order(t for places in found.values() for of in places.values() for t in of["classes"]):
         everyone, groups = {}, {}
         for (home, place, attribute, group), row in travel.by_group(found, target).items():
@@ -428,8 +429,8 @@ def _travelled(runs: Sequence[Run]) -> list[Travelled]:
 
 
 _LEAKS = {
-    ("reidentification", "rank_1"): "The right patient is the most similar (share; chance is 1 by the patients to choose from)",
-    ("reidentification", "rank_10"): "The right patient is among the 10 most similar (share; chance is 10 by the patients to choose from)",
+    ("reidentification", "rank_1"): "The right patient is the most similar (share)",
+    ("reidentification", "rank_10"): "The right patient is among the 10 most similar (share)",
     ("membership", "auc"): "Who was trained on, by the loss (AUC; chance is 0.5)",
     ("membership", "advantage"): "Who was trained on, by the mean loss of training (advantage; chance is 0)",
 }
@@ -438,6 +439,7 @@ _LEAKS = {
 def _leaks(runs: Sequence[Run]) -> Table | None:
     """What releases give away about patients, a block a figure, where two runs or more were asked."""
     found = {run.name: tables.read_json(run.folder / leakage.FILE) for run in runs if (run.folder / leakage.FILE).exists()}
+    open_data = {run.name: bool(run.read.judged["open_data"]) for run in runs}
     blocks = []
     for (part, metric), words in _LEAKS.items():
         lines = []
@@ -449,7 +451,9 @@ def _leaks(runs: Sequence[Run]) -> Table | None:
             rows = rows[(rows["metric"] == metric) & (rows["attribute"] == subgroups.ALL)]
             row = rows[rows["gallery"] == "all"].iloc[0] if part == "reidentification" else rows.iloc[-1]  # of several targets the last is of all
             images, patients = row["n_images"], row["n_patients"] if part == "reidentification" else row["n_members"] + row["n_others"]
-            lines.append(Line(name, row, (audit_rows.count(images), audit_rows.count(patients)), note=row["reason"] if isinstance(row["reason"], str) else ""))
+            of_what = f"chance {audit_rows.number(row['chance'], 4)}" if part == "reidentification" else f"by the loss on {row['target']}"
+            counts = (audit_rows.count(images), audit_rows.count(patients)) if open_data[name] else ("", "")
+            lines.append(Line(name, row, counts, note="; ".join(filter(None, (of_what, row["reason"] if isinstance(row["reason"], str) else "")))))
         blocks.append((words, lines))
     return Table("What a release gives away about patients", blocks, measure="value") if len(found) > 1 else None
 

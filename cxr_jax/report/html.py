@@ -83,6 +83,7 @@ def write(
         headline=run["headline"]
         if "headline" in run
         else f"{config['name'] or 'Predictions'}: an audit of {'vectors' if read.probed else 'predictions'} from outside",
+        beside=[(name, title) for name, title in page.BESIDE.items() if (workdir / name).exists()],
         run=_run_facts(run, checkpoint),
         unfinished=_unfinished(run),
         judged_on=page.called(read.judged) if read.elsewhere else "",

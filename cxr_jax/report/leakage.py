@@ -20,7 +20,7 @@ from cxr_jax.report.figures import BLUE, FAINT, GREEN, VERMILION, Drawing, new_f
 from cxr_jax.report.probe_figures import PROBES
 from cxr_jax.tables import FEATURES, SCORES
 
-FILE = "leakage_audit.json"
+FILE, PAGE = "leakage_audit.json", "leakage.html"
 SOURCES = {SCORES: "its scores of findings", FEATURES: "its features", "images": "the images"}
 MEMBERSHIP = {"auc": "AUC", "advantage": "advantage", "tpr_at_fpr_0.01": "members found, 1 in 100 others called one"}
 READ = (
@@ -38,8 +38,9 @@ def write(workdir: os.PathLike | str) -> pathlib.Path:
     """Writes `leakage.html` and its figures in `workdir`; returns the page's path. Raises UserError for a file that is missing or is not what its stage writes."""
     workdir = pathlib.Path(workdir)
     read, found = html.read_workdir(workdir), tables.read_json(workdir / FILE)
-    sections = [_labels(read, found), _again(read, found), _members(read, found)]
-    return page.write_sections(workdir, "leakage", "What a release gives away", read.run.get("headline", ""), read.invented, sections, READ)
+    least = 1 if read.judged["open_data"] and "dataset" in read.run else read.config["audit"]["min_patients"]
+    sections = [_labels(read, found), _again(read, found, least), _members(read, found, least)]
+    return page.write_sections(workdir, PAGE, page.BESIDE[PAGE], read.run.get("headline", ""), read.invented, sections, READ)
 
 
 # ------------------------------------------------------------------------------------------------------------ labels
@@ -70,13 +71,15 @@ def _labels(read, found: Mapping) -> page.Section:
         said = []
         for source, words in SOURCES.items():
             here = macro[macro["source"] == source]
-            here = here[here["value"].notna()]
             if len(here):
-                best = here.loc[here["value"].idxmax()]
-                beyond = "" if not np.isfinite(best["low"]) else "" if best["low"] > 0.5 else ", not shown to be better than guessing"
-                said.append(f"from {words} {audit_rows.estimate(best)}{beyond}")
+                # One reader, named beforehand: of several the best is best by luck, too.
+                chosen = here[here["probe"].isin(("logistic_regression", "trained"))]
+                row = (chosen if len(chosen) else here).iloc[0]
+                beyond = "" if not np.isfinite(row["low"]) or row["low"] > 0.5 else ", not shown to be better than guessing"
+                why = "" if np.isfinite(row["value"]) else f" ({audit_rows.note(row, positives=False)})"
+                said.append(f"from {words} {audit_rows.estimate(row)}{beyond}{why}")
         n = macro.iloc[0]
-        section.said.append(f"{called[:1].upper()}{called[1:]}, macro AUC, by the best of the readers: {'; '.join(said) or 'undefined or withheld'}. {audit_rows.count(n['n_images'])} test images of {audit_rows.count(n['n_patients'])} patients.")
+        section.said.append(f"{called[:1].upper()}{called[1:]}, macro AUC (by logistic regression, where that was asked): {'; '.join(said)}. {audit_rows.count(n['n_images'])} test images of {audit_rows.count(n['n_patients'])} patients.")
         drawing = sources(macro, target, called)
         section.drawn += [drawing] if drawing else []
         section.details.append((f"All AUCs: {called}", [_auc_table(rows[rows["target"] == target])]))
@@ -141,6 +144,22 @@ def rates(rows: Sequence[Mapping]) -> pd.DataFrame:
     return made
 
 
+def _n(row: pd.Series, column: str, least: int) -> str:
+    """A count as it may be shown: of data that are not open a group's not at all, since other pages have its other splits, and everyone's rounded down."""
+    if not np.isfinite(row[column]) or least == 1:
+        return audit_rows.count(row[column])
+    return audit_rows.count(row[column] // least * least) if row["attribute"] == subgroups.ALL else f"{least} or more"
+
+
+def _rounded(row: pd.Series, least: int) -> pd.Series:
+    """A group's rate of data that are not open in whole per cent, since finer ones tell of how many they are."""
+    if least == 1 or row["attribute"] == subgroups.ALL:
+        return row
+    row = row.copy()
+    row[["value", "low", "high"]] = row[["value", "low", "high"]].astype(np.float64).round(2)
+    return row
+
+
 def _beyond(row: pd.Series) -> str:
     if not np.isfinite(row["low"]):
         return ""
@@ -151,7 +170,7 @@ def _why(row: pd.Series) -> str:
     return row["reason"] if isinstance(row["reason"], str) else "no reason given"
 
 
-def _again(read, found: Mapping) -> page.Section:
+def _again(read, found: Mapping, least: int) -> page.Section:
     section = page.Section("again", "Whether a patient is found again")
     of = found["reidentification"]
     if of is None:
@@ -166,8 +185,8 @@ def _again(read, found: Mapping) -> page.Section:
             section.said.append(f"How often the right patient is {among}: {'withheld' if row['suppressed'] else 'undefined'}, {_why(row)}.")
             continue
         section.said.append(
-            f"The right patient is {among}: {audit_rows.estimate(row)}, chance {audit_rows.number(row['chance'], 4)}; {_beyond(row)}. {int(row['n_patients']):,} patients sought by"
-            f" {int(row['n_images']):,} later studies, among {int(row['gallery_patients']):,}."
+            f"The right patient is {among}: {audit_rows.estimate(row)}, chance {audit_rows.number(row['chance'], 4)}; {_beyond(row)}. {_n(row, 'n_patients', least)} patients sought by"
+            f" {_n(row, 'n_images', least)} later studies, among {_n(row, 'gallery_patients', least)}."
         )
     section.said += [f"{note[:1].upper()}{note[1:]}." for note in of["notes"]]
     made = []
@@ -178,10 +197,12 @@ def _again(read, found: Mapping) -> page.Section:
             by = {row["metric"]: row for _, row in part.iterrows()}
             first = next(iter(by.values()))
             name = "everyone" if attribute == subgroups.ALL else f"{read.name_of(attribute)}: {audit_rows.group_name(group)}"
-            cells = [[_shown(by[m]), f"chance {audit_rows.number(by[m]['chance'], 4)}"] if np.isfinite(by[m]["chance"]) else [_shown(by[m])] for m in by]
-            n = [audit_rows.count(first[c]) for c in ("n_patients", "n_images", "gallery_patients")]
+            # Chance in the own group would tell how many these are.
+            told = [np.isfinite(by[m]["chance"]) and (least == 1 or gallery == "all") for m in by]
+            cells = [[_shown(_rounded(by[m], least)), *([f"chance {audit_rows.number(by[m]['chance'], 4)}"] if tell else [])] for m, tell in zip(by, told, strict=True)]
+            n = [_n(first, c, least) if c != "gallery_patients" or gallery == "own group" else _n(everyone.iloc[0], c, least) for c in ("n_patients", "n_images", "gallery_patients")]
             lines.append((name, [*n, *cells, "" if np.isfinite(first["value"]) else _why(first)]))
-        if lines:
+        if lines and (rows["n_patients"] != 0).any():
             made.append(page.table(words, ["", "patients sought", "later studies", "to choose from", "the most similar", "among 5", "among 10", "note"], lines))
     section.tables += made
     return section
@@ -193,7 +214,7 @@ def _shown(row: pd.Series) -> str:
     return audit_rows.estimate(row)
 
 
-def _members(read, found: Mapping) -> page.Section:
+def _members(read, found: Mapping, least: int) -> page.Section:
     section = page.Section("members", "Whether it is told who was trained on")
     of = found["membership"]
     if of is None:
@@ -208,7 +229,7 @@ def _members(read, found: Mapping) -> page.Section:
             section.said.append(f"By the loss on {_loss(read, target)}: {'withheld' if row['suppressed'] else 'undefined'}, {_why(row)}.")
             continue
         told = [f"{MEMBERSHIP[m]} {_shown(by[m])}" + (f" ({_why(by[m])})" if not np.isfinite(by[m]["value"]) else f", {_beyond(by[m])}") for m in by]
-        section.said.append(f"By the loss on {_loss(read, target)}: {'; '.join(told)}. {int(row['n_members']):,} patients of training, {int(row['n_others']):,} of test.")
+        section.said.append(f"By the loss on {_loss(read, target)}: {'; '.join(told)}. {_n(row, 'n_members', least)} patients of training, {_n(row, 'n_others', least)} of test.")
     section.said += [f"{note[:1].upper()}{note[1:]}." for note in of["notes"]]
     for target in audit_rows.in_order(rows["target"]):
         lines = []
@@ -216,9 +237,9 @@ def _members(read, found: Mapping) -> page.Section:
             by = {row["metric"]: row for _, row in part.iterrows()}
             first = next(iter(by.values()))
             name = "everyone" if attribute == subgroups.ALL else f"{read.name_of(attribute)}: {audit_rows.group_name(group)}"
-            n = [audit_rows.count(first[c]) for c in ("n_members", "n_others", "n_images")]
+            n = [_n(first, c, least) for c in ("n_members", "n_others", "n_images")]
             why = dict.fromkeys(_why(row) for row in by.values() if not np.isfinite(row["value"]))
-            lines.append((name, [*n, *(_shown(by[m]) for m in MEMBERSHIP), "; ".join(why)]))
+            lines.append((name, [*n, *(_shown(_rounded(by[m], least)) for m in MEMBERSHIP), "; ".join(why)]))
         section.tables.append(page.table(f"By the loss on {_loss(read, target)}", ["", "patients of training", "of test", "images", *(f"{words}\nchance {c:g}" for words, c in zip(MEMBERSHIP.values(), (0.5, 0, 0.01)))] + ["note"], lines))
     return section
 

@@ -18,6 +18,7 @@ from cxr_jax.report import html, page
 from cxr_jax.report import rows as audit_rows
 from cxr_jax.report.figures import COLOURS, FAINT, MARKERS, Drawing, new_figure, short, styled
 
+PAGE = "mechanism.html"
 # In words: what a series does; what its strengths are; what is said of one strength; whether strengths are in an order, and so joined by a line.
 SERIES = {
     "low_pass": ("Low-pass: only coarse structure", "radii up to, cycles per image", "of radii up to {}", True),
@@ -55,7 +56,7 @@ def write(workdir: os.PathLike | str, examples: Mapping[str, Sequence[tuple[np.n
     sections.insert(1, _acquisition(found, read.withhold, read.name_of))
     if "maps" in found:
         sections.insert(2, _maps(workdir, found, read.name_of, 1 if open_data else read.config["audit"]["min_patients"]))
-    return page.write_sections(workdir, "mechanism", "What the network reads", read.run.get("headline", ""), read.invented, sections, READ)
+    return page.write_sections(workdir, PAGE, page.BESIDE[PAGE], read.run.get("headline", ""), read.invented, sections, READ)
 
 
 READ = (
@@ -314,15 +315,19 @@ def mean_maps(arrays: Mapping[str, np.ndarray], groups: Sequence[str], target: s
     shown = [g for g in range(len(groups)) if any(one["patients"][g] >= max(1, least) for one in of.values())]
     if not shown:
         return None
-    figure = new_figure(0.55 + 1.12 * len(of), max(2.4, 0.6 + 1.05 * len(shown)))
-    panels = figure.subplots(len(of), len(shown), squeeze=False)
+    columns = max(4, len(shown))  # so that of few groups maps are as small
+    figure = new_figure(0.55 + 1.12 * len(of), 0.6 + 1.05 * columns)
+    panels = figure.subplots(len(of), columns, squeeze=False)
     said = []
     for row, (method, one) in zip(panels, of.items()):
         there = [g for g in shown if one["patients"][g] >= max(1, least)]
         strongest = np.nanquantile(np.abs(one["mean"][there]), 0.99) if there else 0.0
+        for panel in row[len(shown) :]:
+            panel.axis("off")
         for panel, g in zip(row, shown):
             panel.set(xticks=[], yticks=[])
             panel.grid(visible=False)
+            panel.spines[:].set_visible(False)
             if g in there:
                 panel.imshow(arrays["frame"][g], cmap="gray", vmin=0, vmax=255)
                 panel.imshow(one["mean"][g], cmap="PuOr_r", vmin=-strongest, vmax=strongest, alpha=0.6)

@@ -64,12 +64,16 @@ class Section:
 
 
 def write_sections(folder: pathlib.Path, name: str, title: str, headline: str, invented: bool, sections: Sequence[Section], read: Sequence[str]) -> pathlib.Path:
-    """Writes `NAME.html` and its figures in `folder`, each whole or not at all; returns the page's path. read: sentences on how it is to be read."""
+    """Writes the page `name` and its figures in `folder`, each whole or not at all; returns the page's path. read: sentences on how it is to be read."""
     for drawing in (d for section in sections for d in section.drawn):
         tables.write_text(folder / "figures" / f"{drawing.name}.svg", drawing.svg)
     made = render("sections.html.jinja", title=title, headline=headline, invented=invented, sections=sections, read=read)
-    tables.write_text(folder / f"{name}.html", made)
-    return folder / f"{name}.html"
+    tables.write_text(folder / name, made)
+    return folder / name
+
+
+# Pages that may lie beside a report, and what they are called; whoever writes one says so here.
+BESIDE = {"mechanism.html": "What the network reads", "travel.html": "Does it hold elsewhere?", "leakage.html": "What a release gives away"}
 
 
 def pictures(examples: Sequence[tuple[np.ndarray, str]]) -> list[tuple[str, str, int, int]]:

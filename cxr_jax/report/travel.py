@@ -19,7 +19,7 @@ from cxr_jax.report import html, page
 from cxr_jax.report import rows as audit_rows
 from cxr_jax.report.figures import BLUE, FAINT, INK, VERMILION, Drawing, new_figure, short, styled
 
-FILE = "travel_audit.json"
+FILE, PAGE = "travel_audit.json", "travel.html"
 PARTS = {
     "home": "at home", "demographics": "home, with the demographics of there", "acquisition": "home, with the acquisition of there", "prevalence": "home, with the findings of there",
     "all": "home, with all three", "abroad": "there", "remainder": "what remains",
@@ -30,7 +30,8 @@ CALIBRATION = {"calibration_in_the_large": "in the large", "calibration_slope": 
 
 READ = (
     "AUCs are of each class against the rest on test images, macro their mean over the classes that have an AUC in both places. Intervals are over patients, those of differences of two places as of different people.",
-    "Sensitivity and the like are at the threshold that was chosen at home, by its validation images, carried there unchanged; beside them what the same rule would have chosen there.",
+    "Sensitivity and the like are at the threshold of home, carried there unchanged: chosen by the run's rule on its validation images, or where there are none on its test images (home's own figures are then"
+    " cross-fitted); a fixed one is the same everywhere. Beside them what the same rule would have chosen there. Counts of data that are not open are rounded down.",
     "In the large: mean score less share of positives. A slope below 1: scores are too extreme.",
     "What the mix explains: home's images weighted so that what is recorded of them has the mix of the place (age band, sex and race as far as both record it; view, and manufacturer; a class's label and"
     " whether there is another finding). The three go together, and do not add up. What remains is whatever else differs: pictures, labels, people; it is not shown to be the model's doing.",
@@ -44,8 +45,10 @@ def write(workdir: os.PathLike | str) -> pathlib.Path:
     read = html.read_workdir(workdir)
     found = tables.read_json(workdir / FILE)
     least = read.config["audit"]["min_patients"]
-    sections = [_place(name, of, read.name_of, read.run["travelled"][name], read.withhold, least) for name, of in found.items()]
-    return page.write_sections(workdir, "travel", "Does it hold elsewhere?", read.run.get("headline", ""), read.invented, sections, READ)
+    invented = read.invented and all(of["invented_groups"] for of in read.run["travelled"].values())
+    name_of = lambda attribute: audit_rows.attribute_name(attribute, invented)  # noqa: E731
+    sections = [_place(name, of, name_of, read.run["travelled"][name], read.withhold, least) for name, of in found.items()]
+    return page.write_sections(workdir, PAGE, page.BESIDE[PAGE], read.run.get("headline", ""), invented, sections, READ)
 
 
 def frame(rows: Sequence[Mapping], *more: str) -> pd.DataFrame:
@@ -257,5 +260,7 @@ def matrix(made: Mapping[tuple[str, str], pd.Series], target: str, called: str) 
     panel.set_xlabel("judged on")
     panel.set_ylabel("learnt on")
     panel.grid(visible=False)
-    caption = f"Macro AUC of {called}, by where it was learnt and where it is judged: over the classes that both places tell, at home over those of the first other place. Intervals over patients; n is in the tables."
+    differ = [p for p in places if len({made[h, p]["n_images"] for h in homes if (h, p) in made}) > 1]
+    apart = f" Test images are not the same in all rows of {', '.join(differ)}." if differ else ""
+    caption = f"Macro AUC of {called}, by where it was learnt and where it is judged: over the classes that both places tell, at home over those of the first other place. Intervals over patients; n is in the tables.{apart}"
     return f"matrix_{target}", figure, "; ".join(said) + ".", caption
