@@ -240,7 +240,7 @@ def get_config() -> ml_collections.ConfigDict:
     a.box, a.stride = 64, 32  # pixels of 256, of what is taken out in occlusion
     a.cell, a.shares = 16, 8  # pixels of 256 of what is taken out in deletion, and in how many shares
     a.batch_size = 16
-    a.shuffled_labels = False  # also train a network as this one was, on labels dealt anew among patients: a check that maps are of what was learnt. As long as the training
+    a.shuffled_labels = False  # also train a network as this one was, on labels dealt anew among images: what maps look like that are of nothing learnt. Takes as long as the training
 
     c.audit = u = ml_collections.ConfigDict()
     u.attributes = ("race", "sex", "age_band", "view")

@@ -55,6 +55,7 @@ OBJECTIVES = ("erm", "reweight", "resample", "group_dro", "dann", "cdann", "mmd"
 WITHOUT_GROUPS = ("erm", "jtt")  # of those, that read no attribute
 MITIGATIONS = ("none", "leace", "orthogonalise", "null_space", "prune", "oracle", "quadratic", "dfr", "equalised_odds")
 NEED_ATTRIBUTE = ("oracle", "quadratic", "equalised_odds")  # of those, that of an image that is judged
+MAPS = ("grad_cam", "integrated_gradients", "occlusion")
 CONTROLS = ("shuffled", "untrained", "findings", "demographics", "histogram", "scores", "as_many", "unerased")
 
 
@@ -275,6 +276,15 @@ def validate(config: ml_collections.ConfigDict) -> None:
     require("extract.datasets", len(set(config.extract.datasets)) == len(config.extract.datasets), "each once")
     require("audit.told_by_images", not a.told_by_images or a.leakage, "of what leaks: set audit.leakage")
     require("audit.told_by_images", not (a.told_by_images and (p.embeddings or a.predictions)), "of a run of ours; leave probe.embeddings and audit.predictions empty")
+    w = config.mechanism
+    require("mechanism.watched", _whole(w.watched) and w.watched >= 0, "0 or more")
+    w = w.maps
+    require("mechanism.maps.patients", _whole(w.patients) and w.patients >= 0, "0 or more")
+    require("mechanism.maps.methods", len(w.methods) > 0 and set(w.methods) <= set(MAPS), f"of {', '.join(MAPS)}")
+    require("mechanism.maps.stride", _whole(w.stride) and _whole(w.box) and 0 < w.stride <= w.box <= 256, "pixels from 1 to mechanism.maps.box, which is at most 256")
+    require("mechanism.maps.cell", _whole(w.cell) and w.cell > 0 and 256 % w.cell == 0, "a divisor of 256 pixels")
+    for name in ("steps", "shares", "batch_size"):
+        require(f"mechanism.maps.{name}", _whole(w[name]) and w[name] >= 1, "at least 1")
     places = []
     require("predict.datasets", not config.predict.datasets or "test" in config.predict.splits, "of a model whose own test images are judged: add test to predict.splits")
     for field, names in (("extract.datasets", config.extract.datasets), ("predict.datasets", config.predict.datasets)):

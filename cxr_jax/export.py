@@ -48,6 +48,8 @@ def restored(run: pathlib.Path, which: str) -> tuple[densenet.DenseNet, ModelDes
         raise UserError(f"{run}: no such folder; name that of a run")
     folder = run / "checkpoints"
     network, described = inference.restored_network(folder, which, mesh.data_mesh(jax.devices()[:1]))
+    if described.shown:
+        raise UserError(f"{run}: this network was shown no more than {' '.join(map(str, described.shown))} of images (train.shown), which weights of torch cannot say; it is not exported")
     return network, described, checkpoints.identity(folder, which)
 
 

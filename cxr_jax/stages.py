@@ -20,6 +20,7 @@ stage, or a user, left there.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import pathlib
@@ -41,6 +42,7 @@ COHORT, JUDGED_COHORT, PREDICTIONS, AUDIT = "cohort.parquet", "judged_cohort.par
 READINGS, PROBE_AUDIT = "probes/readings.parquet", "probe_audit.json"
 TRAVELLED, TRAVEL_AUDIT = "predictions_on", "travel_audit.json"
 LEAKAGE_AUDIT = "leakage_audit.json"
+MOST_VALUES = 200  # of a factor that is text
 MEASURED = "measured_"  # measured_NAME: a number of `mechanism.acquisition`
 AS_THEY_ARE, MECHANISM_AUDIT = "mechanism/as_they_are.parquet", "mechanism_audit.json"
 
@@ -55,6 +57,9 @@ def prepare(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     perturbations.check_shown(config.train.shown)
     for name, strengths in config.mechanism.series.items():
         perturbations.check(name, strengths, "config.mechanism.series")
+    for name, columns in config.mechanism.factors.items():
+        for column in set(columns) & set(tables.IDENTIFIERS):
+            raise UserError(f"config.mechanism.factors.{name}: {column} says which image or patient, and makes no groups")
     check_judged(config, run)
     if config.model.init_from and not checkpoints.has_state(run.path("checkpoints")):
         initial.network(config, {})
@@ -117,7 +122,8 @@ def headline(config: ml_collections.ConfigDict) -> str:
     o, g = config.train.objective, config.mitigate
     of = "" if o.name in experiment.WITHOUT_GROUPS else f" over {o.attribute}"
     trained = f", trained by {o.name}{of}" if o.name != "erm" else ""
-    name, *strength = config.train.shown or ("",)
+    own = "train" in config.stages or config.extract.weights in experiment.OWN_WEIGHTS
+    name, *strength = (config.train.shown if own else ()) or ("",)
     trained += f", shown {name} {' to '.join(f'{x:g}' for x in strength)} of images" if name else ""
     mitigated = f", judged after {g.method} of {g.attribute}" if g.method not in ("", "none") else ""
     needs = experiment.needs_attribute(config)
@@ -740,15 +746,16 @@ def vectors(config: ml_collections.ConfigDict, run: experiment.Run) -> dict[str,
 
 def with_age_bands(splits: dict[str, Features], config: ml_collections.ConfigDict) -> dict[str, Features]:
     """The same with a column age_band by config.audit.age_bands, where probes or a mitigation are asked for it and ages are recorded."""
-    from cxr_jax.audit import subgroups
-
     if "age_band" not in (*config.probe.targets, config.mitigate.attribute):
         return splits
-    return {
-        split: part if "age" not in part.table or "age_band" in part.table
-        else dataclasses.replace(part, table=part.table.assign(age_band=pd.array(subgroups.age_band(part.table["age"].to_numpy(), config.audit.age_bands), "str")))
-        for split, part in splits.items()
-    }  # fmt: skip
+    return {split: part if "age_band" in part.table else dataclasses.replace(part, table=banded(part.table, config)) for split, part in splits.items()}
+
+
+def banded(table: pd.DataFrame, config: ml_collections.ConfigDict) -> pd.DataFrame:
+    """A table with a column age_band, where it has one of ages."""
+    from cxr_jax.audit import subgroups
+
+    return table.assign(age_band=pd.array(subgroups.age_band(table["age"].to_numpy(), config.audit.age_bands), "str")) if "age" in table else table
 
 
 def vectors_elsewhere(config: ml_collections.ConfigDict, run: experiment.Run) -> dict[str, Features]:
@@ -812,6 +819,8 @@ def mechanism(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     if config.mitigate.method not in ("", "none"):
         raise UserError(f"config.mitigate.method={config.mitigate.method}: the stage mechanism asks the network itself; run it with mitigate.method=''")
     dataset, cohort = datasets.open(config.dataset), cohorts.Cohort.read(run.path(COHORT))
+    if "age_band" in config.probe.targets and "age_band" not in cohort.table:
+        cohort = dataclasses.replace(cohort, table=banded(cohort.table, config))
     devices, batch_size = mesh.data_mesh(), config.train.evaluate_batch_size
     mesh.check_batch(batch_size, devices, "train.evaluate_batch_size")
     sources = pipeline.sources(dataset, cohort.table, config.dataset)
@@ -824,7 +833,7 @@ def mechanism(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     test, reference = sources["test"], curves.gray_levels(sources["train"], config.seed)
     folder, writes = run.path(AS_THEY_ARE).parent, jax.process_index() == 0
     asked = {name: tuple(strengths) for name, strengths in config.mechanism.series.items() if strengths}
-    made_by = f"{experiment.fingerprint(config, before_and('probe'), run.record['files'])}, {told}, watched {list(readers.followed)}"
+    made_by = f"{experiment.fingerprint(config, before_and('probe'), run.record['files'])}, {told}, readers {readers.digest}, watched {list(readers.followed)}"
     with metrics_log.Progress("mechanism", len(test) * (1 + sum(map(len, asked.values())))) as progress:
         for name, strengths in {"": (0.0,), **asked}.items():
             path, made_so = folder / f"{name or 'as_they_are'}.npz", f"{made_by}, at {list(strengths)}"
@@ -871,7 +880,9 @@ def write_factors(config: ml_collections.ConfigDict, run: experiment.Run, cohort
     groups = {}
     for name, columns in asked.items():
         columns = [c for one in columns for c in ([LABEL + f for f in cohort.findings] if one == "findings" else [one])]
-        known = [c for c in columns if c in whole and whole[c].notna().any()]
+        known = [c for c in dict.fromkeys(columns) if c in whole and whole[c].notna().any()]
+        for c in (c for c in known if not pd.api.types.is_numeric_dtype(whole[c]) and whole[c].nunique() > MOST_VALUES):
+            raise UserError(f"config.mechanism.factors.{name}: {c} has {whole[c].nunique():,} different values, more than {MOST_VALUES}; it makes no groups")
         if known:
             groups[name] = known
     table, parts = whole[whole["split"] == "test"].reset_index(drop=True), {split: whole[whole["split"] == split] for split in SPLITS}
@@ -900,15 +911,20 @@ def write_maps(config: ml_collections.ConfigDict, run: experiment.Run, cohort, t
     if mesh.agreed(int(made_of(path) == made_by)):
         return
     table = cohort.table[cohort.table["split"] == "test"].reset_index(drop=True)
-    attribute = settings.attribute if settings.attribute in table and table[settings.attribute].notna().any() else "sex"
+    attribute = next((a for a in (settings.attribute, "sex") if a in table and table[a].notna().any()), None)
+    if attribute is None:
+        raise UserError(f"config.mechanism.maps.attribute={settings.attribute}: neither it nor sex is recorded; name another, or set mechanism.maps.patients=0")
     groups = [c for c in cohort.races if (table[attribute] == c).any()] if attribute == "race" else sorted(table[attribute].dropna().unique())
-    shuffled = np.random.default_rng(config.seed).permutation(len(table))
-    chosen = table.iloc[shuffled].drop_duplicates("patient_id").index[: settings.patients]
-    rows = np.sort(chosen.to_numpy())
+    rng = np.random.default_rng(config.seed)
+    patients = rng.permutation(table["patient_id"].unique())[: settings.patients]  # each as likely, however many images are of one
+    shuffled = table.iloc[rng.permutation(len(table))].drop_duplicates("patient_id")
+    rows = np.sort(shuffled.index[shuffled["patient_id"].isin(patients)].to_numpy())
     (images,) = test.read([rows])
     anew, others = None, {}
     asked = maps.logits(readers, settings.findings)
-    if settings.shuffled_labels:
+    if settings.shuffled_labels and config.extract.weights not in ("best", "last"):
+        print(f"  maps: without a network of shuffled labels, since {config.extract.weights} was not trained here")
+    elif settings.shuffled_labels:
         network_anew = trained_on_shuffled_labels(config, run, cohort, devices)
         _, *anew = network_anew
         linear = {name: tuple(np.asarray(head["kernel" if k == 0 else "bias"][...]) for k in (0, 1)) for name, head in network_anew[1]["heads"].items()}
@@ -926,13 +942,11 @@ def write_maps(config: ml_collections.ConfigDict, run: experiment.Run, cohort, t
 
 def trained_on_shuffled_labels(config: ml_collections.ConfigDict, run: experiment.Run, cohort, devices):
     """(Forward, parameters, running statistics) of a network that was trained as this run's was, by the mean loss, on labels dealt anew among the images of a split; in a folder of
-    its own, `shuffled`. Raises UserError where the network asked is another run's, or of none."""
+    its own, `shuffled`."""
     from cxr_jax.audit import validation
     from cxr_jax.data import cohorts, datasets, pipeline
     from cxr_jax.training import checkpoints, inference, initial, objectives, train as training
 
-    if config.extract.weights not in ("best", "last"):
-        raise UserError(f"config.mechanism.maps.shuffled_labels: {config.extract.weights} was not trained here; ask it of the run that trained it")
     plain = ml_collections.ConfigDict(config.to_dict())
     plain.train.objective.name, plain.train.select = "erm", "auc"
     targets, _ = cohorts.targets(cohort, config.train.targets, config.dataset)
@@ -946,7 +960,12 @@ def trained_on_shuffled_labels(config: ml_collections.ConfigDict, run: experimen
     def measure(index, scores):
         return validation.measure(targets, {name: values[index] for name, values in labels.items()}, scores, patients[index], None, 0, "auc", 0.0)
 
-    folder.mkdir(exist_ok=True)
+    made_by, made = experiment.fingerprint(plain, before_and("train"), run.record["files"]), folder / "made_by.json"
+    if jax.process_index() == 0 and not (made.exists() and tables.read_json(made) == made_by):
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was here before
+        folder.mkdir(exist_ok=True)
+        tables.write_json(made, made_by)
+    mesh.agreed(0)
     if checkpoints.has_state(folder / "checkpoints"):
         network, described = initial.network_to_go_on_with(plain, targets, folder / "checkpoints")
     else:
@@ -1007,6 +1026,9 @@ def readers_of(config: ml_collections.ConfigDict, run: experiment.Run, told: str
             if name not in targets:
                 targets[name] = Target("multiclass", classes)
                 linear[name] = fitted["coefficients"].T.astype(np.float32), fitted["intercepts"].astype(np.float32)
+    twice = [c for c, n in collections.Counter(c for target in targets.values() for c in target.classes).items() if n > 1]
+    if twice:
+        raise UserError(f"config.probe.targets: {twice[0]!r} is a class of two of {', '.join(targets)}; ask for one of them at a time")
     if not targets:
         raise UserError(f"config.extract.weights={weights}: has no heads, and nothing was fitted to its features; add extract and probe to config.stages")
     return curves.Readers(targets, linear, heads, watched)

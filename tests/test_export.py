@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cxr_jax import export
+from cxr_jax import export, tables
 from cxr_jax.models import densenet, pretrained
 from cxr_jax.tables import Target
 from cxr_jax.training.checkpoints import Checkpoints, ModelDescription
@@ -167,3 +167,12 @@ def test_what_it_says_of_torch_is_so(made, folder, capsys, torchvision, inputs):
         got = names["network"](torch.tensor(fed, dtype=torch.float32)).numpy()
     wanted = np.asarray(logits(made[1], images()))
     assert np.abs(got - wanted).max() <= 1e-4 * np.abs(wanted).max()
+
+
+def test_a_network_that_was_shown_less_is_not_exported(tmp_path, capsys):
+    """Weights alone would be shown all of an image by whoever loads them."""
+    make_run(tmp_path)
+    stored = tables.read_json(tmp_path / "checkpoints" / "model.json")
+    tables.write_json(tmp_path / "checkpoints" / "model.json", stored | {"shown": ["low_pass", 6.0]})
+    assert export.main(["export", str(tmp_path), str(tmp_path / "w.safetensors")]) == 1
+    assert "low_pass 6.0 of images" in capsys.readouterr().err and not (tmp_path / "w.safetensors").exists()

@@ -98,15 +98,33 @@ def test_of_data_that_are_not_open_no_image_is_shown_and_no_mean_of_few(finished
     [
         ({"mechanism.series.low_pass": (4.0, 200.0)}, "config.mechanism.series: low_pass 200.0 is not within 0 to 128, Nyquist"),
         ({"train.shown": ("low_pass",)}, "config.train.shown"),
-        ({"extract.weights": "untrained", "mechanism.maps.shuffled_labels": True, "stages": ("prepare", "extract", "probe", "mechanism")}, "untrained was not trained here"),
+        ({"mechanism.factors.view": ("patient_id",)}, "config.mechanism.factors.view: patient_id says which image or patient"),
+        ({"mechanism.maps.methods": ("gradcam",)}, "of grad_cam, integrated_gradients, occlusion"),
+        ({"mechanism.maps.cell": 15}, "a divisor of 256 pixels"),
+        ({"mechanism.maps.stride": 128}, "from 1 to mechanism.maps.box"),
+        ({"mechanism.maps.patients": -5}, "0 or more"),
         ({"mitigate.method": "leace", "stages": ("prepare", "train", "extract", "mitigate", "mechanism")}, "the stage mechanism asks the network itself"),
         ({"extract.weights": "untrained", "stages": ("prepare", "extract", "mechanism")}, "has no heads, and nothing was fitted to its features"),
     ],
 )
 def test_what_cannot_be_asked_is_told_in_a_line(phantom_dir, tmp_path, diff, told):
     with pytest.raises(UserError, match=told) as error:
+        experiment.validate(config_of(phantom_dir, **diff))
         main.run(config_of(phantom_dir, **diff), tmp_path, command="the command")
     assert "\n" not in str(error.value)
+
+
+def test_a_model_that_is_trained_already_is_asked_as_the_config_says(finished, phantom_dir, tmp_path):
+    """With one series of single strengths, ages in bands, and no network of shuffled labels, which only who trained it could train."""
+    series = {**NONE, "mechanism.series.down_sampled": (16, 64), "mechanism.maps.shuffled_labels": True, "mechanism.maps.attribute": "insurance", "audit.age_bands": (0, 60)}
+    diff = {**series, "extract.weights": str(finished[1]), "probe.targets": ("age_band",), "stages": ("prepare", "extract", "probe", "mechanism", "audit", "report")}
+    main.run(config_of(phantom_dir, **diff), tmp_path, command="the command")
+    text = (tmp_path / "mechanism.html").read_text()
+    assert "Age band (years), by logistic regression on its features" in text and "Down-sampled, and enlarged again" in text
+    rows = [row for row in tables.read_json(tmp_path / "mechanism_audit.json")["rows"] if row["target"] == "age_band" and row["class"] == "60+"]
+    assert [row["strength"] for row in rows] == [None, 16, 64] and all(row["n_images"] for row in rows)
+    with np.load(tmp_path / "mechanism" / "maps.npz") as arrays:
+        assert str(arrays["attribute"]) == "sex" and np.isnan(arrays["age_band\n0-59\ngrad_cam\nshuffled"]).all()
 
 
 def test_a_run_that_is_shown_less_says_so_and_is_no_other_runs(phantom_dir, tmp_path):

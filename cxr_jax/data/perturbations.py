@@ -255,7 +255,7 @@ PERTURBATIONS = {
     # Numbers of the published series go beyond what an image holds, whose filter then is none.
     "published_low_pass": Perturbation(_one(published_low_pass), "the paper's diameter, by its code a radius", 0, 2 * NYQUIST),
     "published_high_pass": Perturbation(_one(published_high_pass), "the paper's diameter, by its code a radius", 0, 2 * NYQUIST),
-    "down_sampled": Perturbation(_one(down_sampled), "side, pixels", 1, STORED, whole=True, static=True),
+    "down_sampled": Perturbation(lambda images, size, _: down_sampled(images, int(size)), "side, pixels", 1, STORED, whole=True, static=True),
     "blurred": Perturbation(_one(blurred), "standard deviation, pixels of 256", 0, STORED / 8, static=True),
     "noisy": Perturbation(lambda images, strength, given: noisy(images, given.key, given.index, strength), "standard deviation, gray levels of 256", 0, 255, alone=False),
     "clipped": Perturbation(_pair(clipped), "window, shares of the gray levels", 0, 1, 2),

@@ -11,6 +11,7 @@ one loss. An image whose label is unknown stays as it is.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -39,6 +40,15 @@ class Readers:
     def followed(self) -> tuple[int, ...]:
         """All that is watched, each once."""
         return tuple(dict.fromkeys(k for of in self.watched.values() for k in of))
+
+    @property
+    def digest(self) -> str:
+        """Twelve hexadecimal digits of what they are."""
+        digest = hashlib.sha256(repr({name: target.classes for name, target in self.targets.items()}).encode())
+        for name in sorted(self.linear):
+            for part in self.linear[name]:
+                digest.update(np.ascontiguousarray(part, np.float32).tobytes())
+        return digest.hexdigest()[:12]
 
     def logits(self, features: jax.Array, linear: Mapping) -> dict[str, jax.Array]:
         """float32 [b, classes] by target. linear: as `self.linear`, handed in so that it is no constant of a compiled program."""

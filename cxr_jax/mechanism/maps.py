@@ -4,7 +4,7 @@ One image a patient, so that patients count alike without more ado. Of each imag
 
     mean             over the patients of a group, of maps in the common frame as shares of all that speaks for or against
     randomised       how alike the map is to that of the same network with its weights mixed up (Spearman's rank correlation of absolute values)
-    shuffled         the same, of a network that was trained on labels dealt anew among patients; NaN where there is none
+    shuffled         the same, of a network that was trained on labels dealt anew among images; NaN where there is none
     noise            the same, of the network as it is, on the image with noise that no eye would see: how alike a map stays where nothing has changed
     area             of deletion: how much sooner the logit falls along the map than in a random order
     incompleteness   of integrated gradients: what they add up to less what they should, beside that
@@ -20,12 +20,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cxr_jax import experiment
 from cxr_jax import mesh as meshes
 from cxr_jax.data import perturbations
 from cxr_jax.mechanism import saliency
 from cxr_jax.mechanism.curves import Readers
 
-METHODS = ("grad_cam", "integrated_gradients", "occlusion")
+METHODS = experiment.MAPS
 SIDE = 64  # pixels of a stored mean
 NOISE = 2.0  # gray levels, standard deviation
 

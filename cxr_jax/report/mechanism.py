@@ -32,7 +32,7 @@ SERIES = {
     "blurred": ("Blurred", "standard deviation, pixels of 256", "blurred by {} pixels", True),
     "noisy": ("With noise", "standard deviation, gray levels of 256", "with noise of {} gray levels", True),
     "clipped": ("Clipped gray levels", "window, shares of the range", "clipped to {} of the range", False),
-    "histogram_matched": ("Gray levels of the mean training image", "share of the way", "with matched gray levels ({} of the way)", True),
+    "histogram_matched": ("Gray levels as in training images together", "share of the way", "with matched gray levels ({} of the way)", True),
     "cell_alone": ("One cell of 3×3 alone", "cell of the picture", "of the {} cell alone", False),
     "cell_out": ("One cell of 3×3 black", "cell of the picture", "without the {} cell", False),
     "middle_alone": ("The middle alone", "side of the box, share of the image's", "of the middle {} alone", True),
@@ -81,7 +81,8 @@ def _of(strength, series: str) -> str:
 def _curves(found: Mapping, withhold: Callable, name_of: Callable[[str], str], examples: Mapping[str, list]) -> list[page.Section]:
     more = pd.DataFrame(found["rows"])
     rows = withhold(audit_rows.frame(found["rows"], "mechanism_audit.json"))
-    rows[["series", "reader", "strength"]] = more[["series", "reader", "strength"]]
+    for key in ("series", "reader", "strength"):  # as they are: a number or two, or nothing
+        rows[key] = pd.Series([row[key] for row in found["rows"]], index=rows.index, dtype=object)
     rows[["less_value", "less_low", "less_high"]] = more[["less_value", "less_low", "less_high"]].astype(np.float64)
     targets = audit_rows.in_order(rows["target"])
     shown = [series for series in SERIES if (rows["series"] == series).any()]
@@ -126,8 +127,14 @@ def _falls(rows: pd.DataFrame, target: str, name_of) -> list[str]:
             said.append(f"Without any one of {len(here)} {what}, no fall can be told.")
     low = rows[(rows["series"] == "low_pass") & rows["less_value"].notna()]
     if len(low):
-        enough = [float(s) for s in low["strength"] if not (low.loc[low["strength"].astype(float) >= float(s), "less_high"] < 0).any()]
-        said.append(f"From radii up to {min(enough):g} on, it cannot be told from that of whole images." if enough else "It is below that of whole images after each of the low-pass filters.")
+        below = low[low["less_high"] < 0]["strength"].astype(float)
+        enough = sorted(float(s) for s in low["strength"] if not (below >= float(s)).any())
+        if enough:
+            said.append(f"From radii up to {enough[0]:g} on, it is not shown to be below that of whole images.")
+        elif len(below) == len(low):
+            said.append("It is below that of whole images after each of the low-pass filters.")
+        else:
+            said.append(f"Up to the largest radius, {below.max():g}, it is below that of whole images.")
     return said
 
 
@@ -203,7 +210,10 @@ def _acquisition(found: Mapping, withhold: Callable, name_of: Callable[[str], st
     section = page.Section("acquisition", "Acquisition against demography")
     of = found["acquisition"]
     if not of["rows"]:
-        section.said.append("Nothing that is read here is a class label, which this is asked of." if of["groups"] else "No factor is recorded.")
+        section.said.append("Nothing that is read here is a class label, which this is asked of.")
+        return section
+    if not of["groups"]:
+        section.said.append("No factor is recorded." if of["missing"] else "Not asked.")
         return section
     rows = withhold(audit_rows.frame(of["rows"], "mechanism_audit.json"))
     for key in ("factor", "what"):
@@ -221,7 +231,7 @@ def _acquisition(found: Mapping, withhold: Callable, name_of: Callable[[str], st
     matched = [row for row in found["rows"] if row["series"] == "histogram_matched" and row["class"] == subgroups.MACRO and row["strength"] == 1]
     for row in matched:
         if row["value"] is not None and row["low"] is not None:
-            section.said.append(f"{_called(row['target'], name_of)}, once every image has the gray levels of the mean training image: macro AUC {audit_rows.estimate(pd.Series(row))}.")
+            section.said.append(f"{_called(row['target'], name_of)}, once every image has as many pixels of each gray level as training images together: macro AUC {audit_rows.estimate(pd.Series(row))}.")
     section.said.append(
         "Alone: by logistic regression on it, fitted on training patients. Equal in it: pairs of images with the same value (numbers cut at quantiles, so that what goes with a number is"
         " understated). A share that is gone is no effect, and no excuse: who is imaged how is itself how people are treated. Shares do not add up. What a network learns when exposure, window and field of view"
@@ -259,25 +269,30 @@ METHODS = {"grad_cam": "Grad-CAM", "integrated_gradients": "integrated gradients
 
 def _maps(workdir: pathlib.Path, found: Mapping, name_of: Callable[[str], str], least: int) -> page.Section:
     section = page.Section("maps", "Where it looks")
+    if not found["maps"]:
+        section.said.append("Nothing that the network tells was asked: no class label, and none of config.mechanism.maps.findings.")
+        return section
     rows = pd.DataFrame(found["maps"])
     for column in ("value", "low", "high", "level", "n_patients"):
         rows[column] = rows[column].astype(np.float64)
     with np.load(workdir / "mechanism" / "maps.npz") as stored:
         arrays = dict(stored)
     attribute, groups = str(arrays["attribute"]), [str(g) for g in arrays["groups"]]
-    section.said.append(f"Mean maps over test patients, one image each, by {name_of(attribute)}, in a rough common frame (the body's centroid and spread; nothing is registered). A map is the share of all that speaks for or against in its image.")
+    section.said.append(f"Mean maps over test patients, one image each, by {name_of(attribute)}, in a rough common frame (the body's centroid and spread; nothing is registered). A map is the share of all that speaks for or against in its image."
+        " Below, alike is Spearman's correlation of absolute values: near 1 under noise that nobody sees. A map that stays nearly as alike without what was learnt shows the image, not the network; and a network trained again on the same labels has other maps, too.")
     section.said += _believed(rows)
     for target, name in dict.fromkeys((t, c) for t, c in zip(rows["target"], rows["class"])):
         made = mean_maps(arrays, groups, target, name, f"{_called(target, name_of)}: {name}", least)
         section.drawn += [made] if made else []
-    drawing = deletion(arrays, rows)
+    drawing = deletion(arrays, rows, least)
     section.drawn += [drawing] if drawing else []
     lines = []
     for (target, name, method), part in rows.groupby(["target", "class", "method"], sort=False):
         by = {row["figure"]: row for _, row in part.iterrows()}
         cells = [_figure(by.get(f)) for f in ("similarity_noise", "similarity_randomised", "similarity_shuffled", "area", "incompleteness")]
         why = dict.fromkeys(row["reason"] for row in by.values() if isinstance(row["reason"], str) and not row["reason"].startswith("no interval"))
-        lines.append((f"{_called(target, name_of)}: {name}, {METHODS[method]}", [audit_rows.count(by["area"]["n_patients"]), *cells, "; ".join(why)]))
+        n = by["area"]["n_patients"] // least * least
+        lines.append((f"{_called(target, name_of)}: {name}, {METHODS[method]}", [audit_rows.count(n), *cells, "; ".join(why)]))
     head = ["", "patients", "alike under unseen noise", "with weights mixed up", "of shuffled labels", "area of deletion", "incompleteness", "note"]
     section.details.append(("Whether maps may be believed: all figures", [page.table("", head, lines)]))
     return section
@@ -297,15 +312,22 @@ def _believed(rows: pd.DataFrame) -> list[str]:
     said = []
     for method in audit_rows.in_order(rows["method"]):
         here, parts = rows[rows["method"] == method], []
-        for figure, words, side in (("changed_randomised", "change when the network's weights are mixed up", -1), ("changed_shuffled", "change when it is trained on shuffled labels", -1), ("area", "are faithful: the logit falls sooner along them than at random", 1)):
+        for figure, words, side in (("changed_randomised", "change by more than noise does when the network's weights are mixed up", -1), ("changed_shuffled", "are others than those of a network trained on shuffled labels", -1), ("area", "are faithful: the logit falls sooner along them than at random", 1)):
             part = here[(here["figure"] == figure) & here["low"].notna()]
             if len(part):
                 passes = (part["high"] < 0) if side < 0 else (part["low"] > 0)
-                parts.append(f"{int(passes.sum())} of {len(part)} {words}")
+                alike = here[(here["figure"] == figure.replace("changed", "similarity")) & here["value"].notna()]["value"]
+                left = f" (on average they stay {audit_rows.number(alike.mean(), 2)} alike)" if side < 0 else ""
+                parts.append(f"{int(passes.sum())} of {len(part)} {words}{left}")
         if parts:
             name = METHODS[method]
             said.append(f"{name[:1].upper()}{name[1:]}, maps of {here['class'].nunique()} classes: {'; '.join(parts)}.")
     return said
+
+
+def _patients(n: float, least: int) -> str:
+    """How many; of data that are not open only on which side of `least`, since what is left of all would tell the last."""
+    return f"{int(n):,}" if least == 1 else f"≥{least}" if n >= least else f"<{least}"
 
 
 @styled
@@ -331,22 +353,22 @@ def mean_maps(arrays: Mapping[str, np.ndarray], groups: Sequence[str], target: s
             if g in there:
                 panel.imshow(arrays["frame"][g], cmap="gray", vmin=0, vmax=255)
                 panel.imshow(one["mean"][g], cmap="PuOr_r", vmin=-strongest, vmax=strongest, alpha=0.6)
-            panel.set_title(f"{short(groups[g], 14)}, {int(one['patients'][g]) if g in there or least == 1 else f'<{least}'}", fontsize=7.5)
+            panel.set_title(f"{short(groups[g], 14)}, {_patients(one['patients'][g], least)}", fontsize=7.5)
         row[0].set_ylabel(METHODS[method], fontsize=7.5)
-        counted = [f"{groups[g]} ({int(one['patients'][g])} patients)" for g in there]
+        counted = [f"{groups[g]} ({_patients(one['patients'][g], least)} patients)" for g in there]
         said.append(f"{METHODS[method]} of {', '.join(counted) or 'nobody'}")
     left_out = [groups[g] for g in range(len(groups)) if g not in shown]
     note = f" Not shown, since fewer than {least} patients: {', '.join(left_out)}." if left_out and least > 1 else ""
-    caption = f"{called}. Mean maps over each group's patients who have one, whose number stands above, over the group's mean image: orange speaks for it, purple against. No interval is drawn: standard errors are in maps.npz.{note}"
+    caption = f"{called}. Mean maps over each group's patients who have one, whose number stands above, over the group's mean image: orange speaks for it, purple against. No interval is drawn{': standard errors are in maps.npz' if least == 1 else ''}.{note}"
     return f"maps_{target}_{name}", figure, f"Mean maps for {called}: " + "; ".join(said) + ".", caption
 
 
 @styled
-def deletion(arrays: Mapping[str, np.ndarray], rows: pd.DataFrame) -> Drawing | None:
+def deletion(arrays: Mapping[str, np.ndarray], rows: pd.DataFrame, least: int) -> Drawing | None:
     """How the logit changes as cells are taken out along the map, against it and at random: mean over patients, a panel a method, of the first class."""
     first = rows.iloc[0]
     methods = [m for m in METHODS if f"{first['target']}\n{first['class']}\n{m}\ncurves" in arrays]
-    if not methods or not np.isfinite(first["n_patients"]):
+    if not methods or not np.isfinite(first["n_patients"]) or first["n_patients"] < least:
         return None
     figure = new_figure(2.5, 2.1 * len(methods))
     panels = figure.subplots(1, len(methods), sharey=True, squeeze=False)[0]
@@ -362,7 +384,7 @@ def deletion(arrays: Mapping[str, np.ndarray], rows: pd.DataFrame) -> Drawing | 
     panels[0].set_ylabel("logit")
     figure.legend(loc="outside upper left", ncols=3, handlelength=1.4)
     n = curves.shape[1]
-    caption = f"Deletion, {first['class']}: the logit as cells of the image are taken out in the order of its map; means over {n:,} patients, bands 95 % by their standard error. A faithful map falls first."
+    caption = f"Deletion, {first['class']}: the logit as cells of the image are taken out in the order of its map; means over {n // least * least:,} patients{' or more' if least > 1 else ''}, bands 95 % by their standard error. A faithful map falls first."
     return "deletion", figure, f"Deletion curves of {first['class']} by {', '.join(METHODS[m] for m in methods)}.", caption
 
 
