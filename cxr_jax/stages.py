@@ -356,6 +356,8 @@ def other_dataset(config: ml_collections.ConfigDict, name: str, field: str, rele
     other = ml_collections.ConfigDict(config.dataset)
     experiment.choose_dataset(other, name, field)
     other.update({"raw_dir": "", "mimic_iv_dir": ""} | given)
+    if other.name == "table" and not other.raw_dir:
+        other.open_data = True  # or not: what was built says so itself, of each hospital
     datasets.check_source(other, release_field or f"{field}={name}: config.dataset.raw_dir of a config of its own")
     return other
 
@@ -808,7 +810,8 @@ def own_vectors(config: ml_collections.ConfigDict) -> dict[str, Features]:
 
 
 def mechanism(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
-    """Scores test images without some of what they show (config.mechanism.series), by a network's heads and by the probes of its features.
+    """Scores test images without some of what they show (config.mechanism.series), by a network's heads and by the probes of its features; then measures how they were acquired,
+    and maps where the network looks.
 
     A series that is whole is left as it is, so that an interrupted stage is gone on with.
     """

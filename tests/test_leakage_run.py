@@ -41,6 +41,7 @@ def finished(phantom_dir, of_images, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_scores_that_are_read_are_those_of_the_heads_of_findings(finished):
     for folder in (finished / "none", finished / "leace"):
         method = folder.name
@@ -53,6 +54,7 @@ def test_scores_that_are_read_are_those_of_the_heads_of_findings(finished):
     assert np.abs(plain.arrays[SCORES] - erased.arrays[SCORES]).max() > 0.01 and erased.arrays[FEATURES].shape == plain.arrays[FEATURES].shape
 
 
+@pytest.mark.slow
 def test_labels_are_read_from_scores_features_and_images(finished, of_images):
     readings = Readings.read(finished / "none" / "probes" / "readings.parquet")
     assert {(r.target, r.input) for r in readings.readings} == {(t, i) for t in ("race", "age_band") for i in (FEATURES, SCORES, "demographics")}
@@ -69,6 +71,7 @@ def test_labels_are_read_from_scores_features_and_images(finished, of_images):
     assert "from its scores of findings" in text and "from the images" in text and "Whether a patient is found again" in text and "patients of training" in text
 
 
+@pytest.mark.slow
 def test_patients_are_counted_and_nobody_is_named(finished):
     found = tables.read_json(finished / "none" / "leakage_audit.json")
     everyone = [r for r in found["membership"]["rows"] if r["attribute"] == subgroups.ALL]
@@ -82,6 +85,7 @@ def test_patients_are_counted_and_nobody_is_named(finished):
         assert not any(f'"{one}"' in text or f">{one}<" in text for one in [*cohort["patient_id"], *cohort["image_id"]])
 
 
+@pytest.mark.slow
 def test_of_data_that_are_not_open_counts_of_groups_are_not_told(finished, tmp_path):
     """Nor what would follow from them: other pages have a group's other splits, and all of it."""
     closed = shutil.copytree(finished / "none", tmp_path / "closed")
@@ -98,6 +102,7 @@ def test_of_data_that_are_not_open_counts_of_groups_are_not_told(finished, tmp_p
     assert f">{row['n_members']}<" not in cells and "2 or more" in cells
 
 
+@pytest.mark.slow
 def test_ages_in_other_bands_are_read_anew(finished, phantom_dir, of_images, tmp_path):
     workdir = shutil.copytree(finished / "none", tmp_path / "none")
     config = experiment.apply_diff(probe_config(phantom_dir), {**DIFF, "audit.told_by_images": str(of_images), "audit.age_bands": (0, 50)})
@@ -105,6 +110,7 @@ def test_ages_in_other_bands_are_read_anew(finished, phantom_dir, of_images, tmp
     assert Readings.read(workdir / "probes" / "readings.parquet").targets["age_band"] == ("0-49", "50+")
 
 
+@pytest.mark.slow
 def test_mitigations_are_compared_by_what_they_give_away(finished, tmp_path):
     found = compare.read([finished])
     assert [name.partition(" (")[0] for name, _ in found.leaks.blocks] == ["The right patient is the most similar", "The right patient is among the 10 most similar", "Who was trained on, by the loss", "Who was trained on, by the mean loss of training"]
@@ -128,6 +134,7 @@ def test_what_is_not_there_is_told_in_a_line(phantom_dir, tmp_path, of_images, d
         main.run(config, tmp_path, command="the command")
 
 
+@pytest.mark.slow
 def test_a_network_that_was_trained_on_patients_who_are_judged_is_refused(phantom_dir, tmp_path, of_images):
     diff = {**DIFF, "audit.told_by_images": str(of_images), "dataset.split_salt": "another", "stages": ("prepare", "extract", "probe", "audit"), "extract.weights": "untrained", "mitigate.method": ""}
     with pytest.raises(UserError, match="were in training or validation of that model"):

@@ -179,6 +179,7 @@ def test_predictions_of_one_s_own_are_audited_without_a_model(finished, phantom_
     assert tables.read_json(tmp_path / "run.json")["status"] == "done"
 
 
+@pytest.mark.slow
 def test_several_heads_at_once(phantom_dir, tmp_path):
     config = small_config(phantom_dir, train__targets=("race", "findings", "sex"), train__epochs=1, train__warmup_epochs=0.0, **PLAIN)
     main.run(config, tmp_path, command="the command")

@@ -57,6 +57,7 @@ def arrays_of(path):
         return dict(arrays)
 
 
+@pytest.mark.slow
 def test_what_is_whole_is_left_and_what_is_no_longer_asked_goes(finished, phantom_dir):
     config, workdir = finished
     low, notch = (workdir / "mechanism" / f"{name}.npz" for name in ("low_pass", "notch"))
@@ -114,6 +115,7 @@ def test_what_cannot_be_asked_is_told_in_a_line(phantom_dir, tmp_path, diff, tol
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_model_that_is_trained_already_is_asked_as_the_config_says(finished, phantom_dir, tmp_path):
     """With one series of single strengths, ages in bands, and no network of shuffled labels, which only who trained it could train."""
     series = {**NONE, "mechanism.series.down_sampled": (16, 64), "mechanism.maps.shuffled_labels": True, "mechanism.maps.attribute": "insurance", "audit.age_bands": (0, 60)}

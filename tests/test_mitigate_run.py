@@ -121,6 +121,7 @@ def larger(phantom_dir, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_heads_fitted_anew_are_of_half_of_validation_and_thresholds_of_the_other(phantom_dir, larger, tmp_path):
     parts = mitigated(phantom_dir, larger, tmp_path, "dfr", **LARGER, **{"mitigate.penalty": 0.5})
     whole = {split: Features.read(tmp_path / "features", split) for split in tables.SPLITS}

@@ -104,6 +104,7 @@ def test_a_model_is_not_judged_on_patients_that_it_has_seen(finished, phantom_di
         main.run(config, tmp_path / "other", command="the command")
 
 
+@pytest.mark.slow
 def test_weights_of_torch(finished, phantom_dir, tmp_path):
     """A state dict in torchvision's naming takes the place of a checkpoint; its features are those of its own network."""
     path = safetensors(tmp_path / "weights.safetensors", state_dict(channels=3))

@@ -429,7 +429,7 @@ def _verified(config, builder) -> Dataset:
         counted = sum(dataset.integrity["quarantined"].values())
         if len(dataset.quarantine) != counted:
             raise _damaged(folder, f"quarantine.csv lists {len(dataset.quarantine):,} images, and {counted:,} were left out")
-    if config.name == "table" and config.raw_dir and metadata["open_data"] and not config.open_data:  # without a release it is what was built that says so
+    if config.name == "table" and metadata["open_data"] and not config.open_data:
         raise UserError(
             f"config.dataset.open_data: False, but {folder} was built as open data; delete it and run `prepare` again, or set"
             " config.dataset.open_data=True"

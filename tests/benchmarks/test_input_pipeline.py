@@ -18,6 +18,7 @@ RATIO = r"[\d.]+ \([\d.]+ to [\d.]+\)(, not told apart)?"
 WAYS = [input_pipeline.PNG, input_pipeline.RAW, input_pipeline.HOST, input_pipeline.DEVICE]
 
 
+@pytest.mark.slow
 def test_it_prints_and_writes_passes_and_epochs(tmp_path, capsys):
     file = tmp_path / "figures.json"
     input_pipeline.main([*TINY, f"--data_dir={tmp_path}", f"--json={file}"])

@@ -144,6 +144,7 @@ def test_copies_of_an_image_in_a_batch_are_varied_each_by_itself(phantom, phanto
     assert len(seen) == 2 and all(list(numbers) == list(range(config.train.batch_size)) for numbers in seen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("select", ["gap", pytest.param("worst_group_auc", marks=SLOW)])
 def test_the_best_epoch_is_told_by_what_the_config_names(phantom_dir, tmp_path, select):
     run(phantom_dir, tmp_path, "reweight", train__select=select, train__auc_floor=0.0, train__objective__attribute="sex")

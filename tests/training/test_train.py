@@ -205,6 +205,7 @@ def compiled_step(config, devices):
     return train.make_step(graphdef, optimizer, objectives.Objective(targets), config, mesh).lower(state, batch).compile().as_text(), state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("statistics", ["global", "shard"])
 def test_between_devices_go_gradients_statistics_and_the_loss_alone(phantom_dir, statistics):
     config = small_config(phantom_dir, train__statistics=statistics, model__blocks=(2, 1), **PLAIN)
@@ -227,6 +228,7 @@ def test_between_devices_go_gradients_statistics_and_the_loss_alone(phantom_dir,
     assert meshes.collectives(compiled_step(config, 1)[0]) == []
 
 
+@pytest.mark.slow
 def test_statistics_of_each_device_by_itself(phantom, phantom_dir):
     """One device has no other; eight, of two images each, normalise otherwise, and agree on running statistics all the same."""
     plain, by_shard = (small_config(phantom_dir, train__statistics=which, **PLAIN) for which in ("global", "shard"))
@@ -267,7 +269,7 @@ def test_a_batch_in_parts_is_one_update(phantom, phantom_dir):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize(("devices", "diff"), [(1, {"train__accumulate": 4}), (8, {"train__statistics": "shard"})])
+@pytest.mark.parametrize(("devices", "diff"), [pytest.param(1, {"train__accumulate": 4}, marks=pytest.mark.slow), (8, {"train__statistics": "shard"})])
 def test_parts_and_devices_that_the_last_batch_has_no_image_for_teach_nothing(phantom, phantom_dir, devices, diff):
     """Of sixteen rows three are real. The network is deep: where statistics are of nothing, its maps overflow."""
     config = small_config(phantom_dir, model__blocks=(3, 6, 6), model__growth=8, **diff, **PLAIN)
