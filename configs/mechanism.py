@@ -3,7 +3,7 @@
     bash launch/local.sh python -m cxr_jax.main --config=configs/mechanism.py
         the phantom: DenseNet-121 learns race, sex and 14 findings at 64x64, and is shown the test images in some eighty ways. Its groups lie in
         a texture of 12 to 14 cycles along the diagonals: that is where their curve falls
-    …configs/mechanism.py:tiny            two to three minutes, with a small network
+    …configs/mechanism.py:tiny            about four minutes, with a small network
     …configs/mechanism.py:published       filters, clipping and sizes as a published study ran them, beside what it meant
     …configs/mechanism.py:nih --config.dataset.raw_dir=DIR --config.train.targets="('sex','findings')" --config.probe.targets="('sex',)"
 

@@ -144,7 +144,7 @@ def test_where_the_texture_lies_the_curves_of_groups_fall_and_nowhere_else(phant
     config = mechanism.get_config("tiny")
     bands = ((0.0, 2.0), (2.0, 9.0), (9.0, 18.0), (18.0, 32.0), (32.0, 128.0))
     diff = {
-        **NONE, "mechanism.series.notch": bands, "mechanism.series.band_pass": ((9.0, 18.0),), "dataset.data_dir": str(phantom_dir), "dataset.phantom.patients": 3000,
+        **NONE, "mechanism.maps.patients": 0, "mechanism.series.notch": bands, "mechanism.series.band_pass": ((9.0, 18.0),), "dataset.data_dir": str(phantom_dir), "dataset.phantom.patients": 3000,
         "train.targets": ("race", "sex"), "probe.targets": ("race",), "train.epochs": 6, "stages": ("prepare", "train", "mechanism", "audit"),
     }  # fmt: skip
     main.run(experiment.apply_diff(config, diff), tmp_path, command="the command")
