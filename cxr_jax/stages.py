@@ -171,13 +171,10 @@ def train(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
 
     devices, folder = mesh.data_mesh(), run.path("checkpoints")
     training.check_batches(config.train, devices)
-    if checkpoints.has_state(folder):
-        network, described = initial.network_to_go_on_with(config, targets, folder)
-    else:
-        network, described, told = initial.network(config, targets)
-        if told:
-            check_unseen(cohort, config.model.init_from, "config.model.init_from")
-            print(told)
+    network, described, told = initial.begun_or_gone_on_with(config, targets, folder)
+    if told:
+        check_unseen(cohort, config.model.init_from, "config.model.init_from")
+        print(told)
     checkpoints.leave_errors_to_us()
     sources = wrong = None
     if config.train.objective.name == "jtt":  # which trains twice on the same images
@@ -256,10 +253,7 @@ def first_training(config, run: experiment.Run, cohort, targets, labels, sources
     short.train.warmup_epochs = min(config.train.warmup_epochs, short.train.epochs / 2)
     folder, devices = run.path("first"), mesh.data_mesh()
     folder.mkdir(exist_ok=True)
-    if checkpoints.has_state(folder / "checkpoints"):
-        network, described = initial.network_to_go_on_with(short, targets, folder / "checkpoints")
-    else:
-        network, described, _ = initial.network(short, targets)
+    network, described, _ = initial.begun_or_gone_on_with(short, targets, folder / "checkpoints")
     fit(short, objectives.Objective(targets), sources, folder, network, described)
     forward, params, stats = inference.restore(folder / "checkpoints", "last", devices)
     source = sources["train"]
@@ -658,14 +652,13 @@ class Heads:
         now, then = checkpoints.identity(checkpoints_, which), splits["train"].about["weights"]
         if now != then:
             raise UserError(f"{run.path('features')}: made by the {then}, and the heads are of the {now}; run the extract stage again")
-        network, described = inference.restored_network(checkpoints_, which, mesh.data_mesh())
-        kernels = {name: tuple(np.asarray(head[...]) for head in (of.kernel, of.bias)) for name, of in network.heads.items()}
+        forward, params, _ = inference.restore(checkpoints_, which, mesh.data_mesh())
         cohort = cohorts.Cohort.read(run.path(COHORT))
         for split in config.predict.splits:
             if list(cohort.table.loc[cohort.table["split"] == split, "image_id"]) != list(splits[split].table["image_id"]):
                 raise UserError(f"{run.path('features')}: not of the images of {COHORT}; run the extract stage again")
-        labels = cohorts.labels(cohort, described.targets, config.dataset)
-        return cls(dict(described.targets), kernels, cohort.table, labels, bool(run.record["dataset"]["open_data"]))
+        labels = cohorts.labels(cohort, forward.targets, config.dataset)
+        return cls(dict(forward.targets), inference.head_kernels(params), cohort.table, labels, bool(run.record["dataset"]["open_data"]))
 
     def of(self, features: np.ndarray) -> dict[str, np.ndarray]:
         """Probabilities by target, float32 [n, classes], of features, float32 [n, features]."""
@@ -833,7 +826,7 @@ def mechanism(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     readers = readers_of(config, run, told, devices)
     labels, table = cohorts.labels(cohort, readers.targets, config.dataset), cohort.table[cohort.table["split"] == "test"]
     is_open = bool(dataset.metadata["open_data"])
-    test, reference = sources["test"], curves.gray_levels(sources["train"], config.seed)
+    test, reference = sources["test"], histogram_to_match(config, sources)
     folder, writes = run.path(AS_THEY_ARE).parent, jax.process_index() == 0
     asked = {name: tuple(strengths) for name, strengths in config.mechanism.series.items() if strengths}
     made_by = f"{experiment.fingerprint(config, before_and('probe'), run.record['files'])}, {told}, readers {readers.digest}, watched {list(readers.followed)}"
@@ -904,7 +897,7 @@ def write_factors(config: ml_collections.ConfigDict, run: experiment.Run, cohort
 def write_maps(config: ml_collections.ConfigDict, run: experiment.Run, cohort, test, network, readers, made_by: str, devices) -> None:
     """Writes mechanism/maps.npz, of config.mechanism.maps.patients test patients; a file that is there, made by the same, is left as it is."""
     from cxr_jax.mechanism import maps
-    from cxr_jax.training import metrics_log
+    from cxr_jax.training import inference, metrics_log
 
     settings, path = config.mechanism.maps, run.path(AS_THEY_ARE).parent / "maps.npz"
     made_by += f", maps {settings.to_dict()}"
@@ -928,9 +921,8 @@ def write_maps(config: ml_collections.ConfigDict, run: experiment.Run, cohort, t
     if settings.shuffled_labels and config.extract.weights not in ("best", "last"):
         print(f"  maps: without a network of shuffled labels, since {config.extract.weights} was not trained here")
     elif settings.shuffled_labels:
-        network_anew = trained_on_shuffled_labels(config, run, cohort, devices)
-        _, *anew = network_anew
-        linear = {name: tuple(np.asarray(head["kernel" if k == 0 else "bias"][...]) for k in (0, 1)) for name, head in network_anew[1]["heads"].items()}
+        _, *anew = trained_on_shuffled_labels(config, run, cohort, devices)
+        linear = inference.head_kernels(anew[0])
         own = dataclasses.replace(readers, targets={k: t for k, t in readers.targets.items() if k in linear}, linear=linear)
         others = {one[:2]: one[2:] for one in maps.logits(own, settings.findings)}
     group = pd.Index(groups).get_indexer(table[attribute].iloc[rows])
@@ -969,15 +961,19 @@ def trained_on_shuffled_labels(config: ml_collections.ConfigDict, run: experimen
         folder.mkdir(exist_ok=True)
         tables.write_json(made, made_by)
     mesh.agreed(0)
-    if checkpoints.has_state(folder / "checkpoints"):
-        network, described = initial.network_to_go_on_with(plain, targets, folder / "checkpoints")
-    else:
-        network, described, _ = initial.network(plain, targets)
+    network, described, _ = initial.begun_or_gone_on_with(plain, targets, folder / "checkpoints")
     checkpoints.leave_errors_to_us()
     sources = pipeline.sources(datasets.open(config.dataset), cohort.table, config.dataset, devices)
     with checkpoints.Checkpoints(folder / "checkpoints", described, config.checkpoint.keep) as kept:
         training.fit(plain, objectives.Objective(targets), labels, sources["train"], sources["validation"], measure, kept, folder, devices, network)
     return inference.restore(folder / "checkpoints", "last", devices)
+
+
+def histogram_to_match(config: ml_collections.ConfigDict, sources) -> np.ndarray:
+    """Counts of gray levels in training images, [256], which only histogram_matched looks at: where that is not asked no image is read for them."""
+    from cxr_jax.mechanism import curves
+
+    return curves.gray_levels(sources["train"], config.seed) if config.mechanism.series.histogram_matched else np.ones(256)
 
 
 def before_and(stage: str) -> tuple[str, ...]:
@@ -1006,9 +1002,8 @@ def readers_of(config: ml_collections.ConfigDict, run: experiment.Run, told: str
     weights, targets, linear, watched = config.extract.weights, {}, {}, {}
     source = run.workdir if weights in ("best", "last") else pathlib.Path(weights).expanduser()
     if (source / "checkpoints").is_dir():
-        network, described = inference.restored_network(source / "checkpoints", weights if weights == "last" else "best", devices)
-        targets = dict(described.targets)
-        linear = {name: tuple(np.asarray(head[...]) for head in (of.kernel, of.bias)) for name, of in network.heads.items()}
+        forward, params, _ = inference.restore(source / "checkpoints", weights if weights == "last" else "best", devices)
+        targets, linear = dict(forward.targets), inference.head_kernels(params)
     heads = tuple(targets)
     if run.done("probe") and not config.probe.embeddings:
         features = Features.read(run.path("features"), "test")
@@ -1242,12 +1237,11 @@ def along_series(config: ml_collections.ConfigDict, run: experiment.Run) -> dict
     if not run.record.get("dataset", {}).get("open_data"):
         return {}
     from cxr_jax.data import cohorts, datasets, perturbations, pipeline
-    from cxr_jax.mechanism import curves
 
     cohort = cohorts.Cohort.read(run.path(COHORT))
     sources = pipeline.sources(datasets.open(config.dataset), cohort.table, config.dataset)
     (image,) = sources["test"].read([np.arange(1)])
-    given = perturbations.Given(np.arange(1), jax.random.key(config.seed), curves.gray_levels(sources["train"], config.seed))
+    given = perturbations.Given(np.arange(1), jax.random.key(config.seed), histogram_to_match(config, sources))
     found = {}
     for name, strengths in config.mechanism.series.items():
         apply = perturbations.PERTURBATIONS[name].apply

@@ -191,6 +191,23 @@ def findings(table: pd.DataFrame, names: Sequence[str], path: os.PathLike | str)
     return pd.DataFrame(found, index=table.index)
 
 
+def of_one_table(
+    root: epath.Path, path: epath.Path, records: pd.DataFrame, table: str, published: Mapping[str, int], findings: Sequence[str], said: Sequence[str] = ()
+) -> Release:
+    """A release of one table, without splits of its own. table: the name of the whole one. said: further statements, before that on missing pictures.
+
+    Raises UserError as `held_against`.
+    """
+    whole = len(records) == published["images"]
+    counts = rows({path.name: len(records)}, {table: published["images"]}, whole, root)
+    counts += held_against(count(records, findings), published, whole, path)
+    statements = [f"the release has no split of its own; all images are in split {WHOLE!r}"]
+    if not whole:
+        statements.append(f"{path.name}: {len(records):,} of {published['images']:,} rows")
+    statements += [*said, *missing_pictures(records)]
+    return Release(root, (path,), records, counts, statements, whole)
+
+
 def missing_pictures(records: pd.DataFrame) -> list[str]:
     """At most one statement."""
     absent = records.loc[records["size"] < 0, "image_id"]

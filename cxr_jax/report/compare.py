@@ -12,6 +12,7 @@ is made of: the AUC of a class and how many are positive; of a mean over classes
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -413,10 +414,10 @@ def _travelled(runs: Sequence[Run]) -> list[Travelled]:
             found[name] = {place: of for place, of in tables.read_json(run.folder / travel.FILE).items() if not of["reason"]}
             is_open |= {name: run.read.judged["open_data"]} | {place: about["open_data"] for place, about in run.read.run["travelled"].items()}
     invented = all(about["invented_groups"] for run in runs if "travelled" in run.read.run for about in (run.read.judged, *run.read.run["travelled"].values()))
-    made, name_of = [], lambda attribute: audit_rows.attribute_name(attribute, invented)
+    made, name_of = [], functools.partial(audit_rows.attribute_name, invented=invented)
     for target in audit_rows.in_order(t for places in found.values() for of in places.values() for t in of["classes"]):
-        everyone, groups = {}, {}
-        for (home, place, attribute, group), row in travel.by_group(found, target).items():
+        rows, everyone, groups = travel.by_group(found, target), {}, {}
+        for (home, place, attribute, group), row in rows.items():
             counts = (audit_rows.count(row["n_images"]), audit_rows.count(row["n_patients"])) if is_open[place] else ("", "")
             line = Line(f"learnt on {home}, judged on {place}", row, counts, note=audit_rows.note(row, positives=False))
             if attribute == subgroups.ALL:
@@ -424,7 +425,7 @@ def _travelled(runs: Sequence[Run]) -> list[Travelled]:
             else:
                 groups.setdefault(f"{name_of(attribute)}: {audit_rows.group_name(group)}", []).append(line)
         title = f"Macro AUC of {name_of(target)}, by where it was learnt and where it is judged"
-        made.append(Travelled(travel.matrix(travel.cells(found, target), target, name_of(target)), Table(title, list(everyone.items())), Table(f"{title}, by group", list(groups.items()))))
+        made.append(Travelled(travel.matrix(rows, target, name_of(target)), Table(title, list(everyone.items())), Table(f"{title}, by group", list(groups.items()))))
     return made
 
 

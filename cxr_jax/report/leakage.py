@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -166,6 +166,13 @@ def _beyond(row: pd.Series) -> str:
     return "more than chance" if row["low"] > row["chance"] else "less than chance" if row["high"] < row["chance"] else "not shown to be more than chance"
 
 
+def _by_metric(read, rows: pd.DataFrame) -> Iterator[tuple[str, dict[str, pd.Series]]]:
+    """(what to call a group, its rows by metric) for everyone and every group."""
+    for (attribute, group), part in rows.groupby(["attribute", "group"], sort=False):
+        name = "everyone" if attribute == subgroups.ALL else f"{read.name_of(attribute)}: {audit_rows.group_name(group)}"
+        yield name, {row["metric"]: row for _, row in part.iterrows()}
+
+
 def _why(row: pd.Series) -> str:
     return row["reason"] if isinstance(row["reason"], str) else "no reason given"
 
@@ -193,10 +200,8 @@ def _again(read, found: Mapping, least: int) -> page.Section:
     for gallery, words in (("all", "Among all patients"), ("own group", "Among patients of the own group")):
         here = rows[(rows["gallery"] == gallery)]
         lines = []
-        for (attribute, group), part in here.groupby(["attribute", "group"], sort=False):
-            by = {row["metric"]: row for _, row in part.iterrows()}
+        for name, by in _by_metric(read, here):
             first = next(iter(by.values()))
-            name = "everyone" if attribute == subgroups.ALL else f"{read.name_of(attribute)}: {audit_rows.group_name(group)}"
             # Chance in the own group would tell how many these are.
             told = [np.isfinite(by[m]["chance"]) and (least == 1 or gallery == "all") for m in by]
             cells = [[_shown(_rounded(by[m], least)), *([f"chance {audit_rows.number(by[m]['chance'], 4)}"] if tell else [])] for m, tell in zip(by, told, strict=True)]
@@ -233,10 +238,8 @@ def _members(read, found: Mapping, least: int) -> page.Section:
     section.said += [f"{note[:1].upper()}{note[1:]}." for note in of["notes"]]
     for target in audit_rows.in_order(rows["target"]):
         lines = []
-        for (attribute, group), part in rows[rows["target"] == target].groupby(["attribute", "group"], sort=False):
-            by = {row["metric"]: row for _, row in part.iterrows()}
+        for name, by in _by_metric(read, rows[rows["target"] == target]):
             first = next(iter(by.values()))
-            name = "everyone" if attribute == subgroups.ALL else f"{read.name_of(attribute)}: {audit_rows.group_name(group)}"
             n = [_n(first, c, least) for c in ("n_members", "n_others", "n_images")]
             why = dict.fromkeys(_why(row) for row in by.values() if not np.isfinite(row["value"]))
             lines.append((name, [*n, *(_shown(_rounded(by[m], least)) for m in MEMBERSHIP), "; ".join(why)]))

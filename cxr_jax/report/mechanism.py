@@ -18,7 +18,7 @@ from cxr_jax.report import html, page
 from cxr_jax.report import rows as audit_rows
 from cxr_jax.report.figures import COLOURS, FAINT, MARKERS, Drawing, new_figure, short, styled
 
-PAGE = "mechanism.html"
+FILE, PAGE = "mechanism_audit.json", "mechanism.html"
 # In words: what a series does; what its strengths are; what is said of one strength; whether strengths are in an order, and so joined by a line.
 SERIES = {
     "low_pass": ("Low-pass: only coarse structure", "radii up to, cycles per image", "of radii up to {}", True),
@@ -50,7 +50,7 @@ def write(workdir: os.PathLike | str, examples: Mapping[str, Sequence[tuple[np.n
     missing or is not what its stage writes.
     """
     workdir = pathlib.Path(workdir)
-    read, found = html.read_workdir(workdir), tables.read_json(workdir / "mechanism_audit.json")
+    read, found = html.read_workdir(workdir), tables.read_json(workdir / FILE)
     open_data = bool(read.run["dataset"]["open_data"])
     sections = _curves(found, read.withhold, read.name_of, {k: page.pictures(v) for k, v in examples.items()} if open_data else {})
     sections.insert(1, _acquisition(found, read.withhold, read.name_of))
@@ -79,11 +79,9 @@ def _of(strength, series: str) -> str:
 
 
 def _curves(found: Mapping, withhold: Callable, name_of: Callable[[str], str], examples: Mapping[str, list]) -> list[page.Section]:
-    more = pd.DataFrame(found["rows"])
-    rows = withhold(audit_rows.frame(found["rows"], "mechanism_audit.json"))
-    for key in ("series", "reader", "strength"):  # as they are: a number or two, or nothing
-        rows[key] = pd.Series([row[key] for row in found["rows"]], index=rows.index, dtype=object)
-    rows[["less_value", "less_low", "less_high"]] = more[["less_value", "less_low", "less_high"]].astype(np.float64)
+    less = ["less_value", "less_low", "less_high"]
+    rows = withhold(audit_rows.frame(found["rows"], FILE, ("series", "strength", "reader", *less)))
+    rows[less] = rows[less].astype(np.float64)
     targets = audit_rows.in_order(rows["target"])
     shown = [series for series in SERIES if (rows["series"] == series).any()]
     whole = page.Section("told", "What is told from images as they are")
@@ -215,9 +213,7 @@ def _acquisition(found: Mapping, withhold: Callable, name_of: Callable[[str], st
     if not of["groups"]:
         section.said.append("No factor is recorded." if of["missing"] else "Not asked.")
         return section
-    rows = withhold(audit_rows.frame(of["rows"], "mechanism_audit.json"))
-    for key in ("factor", "what"):
-        rows[key] = pd.Series([row[key] for row in of["rows"]], dtype=object)
+    rows = withhold(audit_rows.frame(of["rows"], FILE, ("factor", "what")))
     for target in audit_rows.in_order(rows["target"]):
         here = rows[rows["target"] == target]
         macro = here[here["class"] == subgroups.MACRO]

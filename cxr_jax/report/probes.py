@@ -63,7 +63,7 @@ def read(
             raise tables.UserError(f"{path}: no field {name!r}; run the audit stage again")
 
     def frame(several: list[dict]) -> pd.DataFrame:
-        return audit_rows.frame(several, str(path)).assign(**{name: [row[name] for row in several] for name in ("probe", "input", "shuffled")})
+        return audit_rows.frame(several, str(path), ("probe", "input", "shuffled")).astype({"shuffled": bool})
 
     rows = _roughly(withhold(frame(found["rows"])), least)
     # Of shuffled labels, too, only how many there are is told.

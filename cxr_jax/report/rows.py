@@ -25,12 +25,12 @@ def read(path: os.PathLike | str) -> pd.DataFrame:
     return frame(tables.read_json(path), str(path))
 
 
-def frame(rows: Sequence[Mapping], source: str = "audit") -> pd.DataFrame:
-    """A table of audit rows, with NaN for null numbers. Raises UserError naming the first row that lacks a key."""
+def frame(rows: Sequence[Mapping], source: str = "audit", more: Sequence[str] = ()) -> pd.DataFrame:
+    """A table of audit rows, with NaN for null numbers. more: further keys that rows have, columns of them as they are. Raises UserError naming the first row that lacks a key."""
     if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
         raise tables.UserError(f"{source}: a list of rows expected; write it anew with the audit stage")
     for number, row in enumerate(rows, 1):
-        missing = [key for key in KEYS if key not in row]
+        missing = [key for key in (*KEYS, *more) if key not in row]
         if missing:
             raise tables.UserError(f"{source}: row {number} has no {missing[0]!r}; write it anew with the audit stage")
     table = pd.DataFrame([[row[key] for key in KEYS] for row in rows], columns=list(KEYS), dtype=object)
@@ -42,6 +42,8 @@ def frame(rows: Sequence[Mapping], source: str = "audit") -> pd.DataFrame:
                 f"{source}: column {key!r} holds something that is neither a number nor null"
             ) from None
     table["suppressed"] = table["suppressed"].astype(bool)
+    for key in more:
+        table[key] = pd.Series([row[key] for row in rows], dtype=object)
     return table
 
 

@@ -5,6 +5,7 @@ What is said is by intervals: a figure is called lower abroad only where the int
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -46,17 +47,9 @@ def write(workdir: os.PathLike | str) -> pathlib.Path:
     found = tables.read_json(workdir / FILE)
     least = read.config["audit"]["min_patients"]
     invented = read.invented and all(of["invented_groups"] for of in read.run["travelled"].values())
-    name_of = lambda attribute: audit_rows.attribute_name(attribute, invented)  # noqa: E731
+    name_of = functools.partial(audit_rows.attribute_name, invented=invented)
     sections = [_place(name, of, name_of, read.run["travelled"][name], read.withhold, least) for name, of in found.items()]
     return page.write_sections(workdir, PAGE, page.BESIDE[PAGE], read.run.get("headline", ""), invented, sections, READ)
-
-
-def frame(rows: Sequence[Mapping], *more: str) -> pd.DataFrame:
-    """Rows as `audit_rows.frame` has them, with further keys as columns."""
-    made = audit_rows.frame(list(rows), FILE)
-    for key in more:
-        made[key] = pd.Series([row[key] for row in rows], dtype=object)
-    return made
 
 
 def _place(name: str, of: Mapping, name_of: Callable[[str], str], about: Mapping, withhold: Callable, least: int) -> page.Section:
@@ -67,7 +60,7 @@ def _place(name: str, of: Mapping, name_of: Callable[[str], str], about: Mapping
         return section
 
     def told(rows: Sequence[Mapping], *more: str) -> pd.DataFrame:
-        made = frame(rows, *more)
+        made = audit_rows.frame(rows, FILE, more)
         if "where" in made and (made["where"] == "home").any():
             made.loc[made["where"] == "home", COUNTS] = withhold(made[made["where"] == "home"])[COUNTS]
         if not about["open_data"]:  # of which no page says how many there are
@@ -104,7 +97,7 @@ def _place(name: str, of: Mapping, name_of: Callable[[str], str], about: Mapping
 
 
 def _verdict(rows: pd.DataFrame, called: str) -> str:
-    home, there, apart = (audit_rows.first(rows[(rows["where"] == where) & (rows["effect"].isna() if effect is None else rows["effect"] == effect)], class_=subgroups.MACRO) for where, effect in (("home", None), ("abroad", None), ("abroad", "difference")))
+    home, there, apart = _three(rows[rows["class"] == subgroups.MACRO])
     said = f"{called[:1].upper()}{called[1:]}: macro AUC {audit_rows.estimate(home)} at home ({_n(home)}), {audit_rows.estimate(there)} there ({_n(there)})"
     if apart is None or not np.isfinite(apart["value"]):
         reason = "" if there is None else audit_rows.note(there, positives=False)
@@ -222,7 +215,7 @@ def by_group(found: Mapping[str, Mapping[str, Mapping]], target: str) -> dict[tu
         for place, of in places.items():
             if target not in of["classes"]:
                 continue
-            rows = frame(of["rows"], "where")
+            rows = audit_rows.frame(of["rows"], FILE, ("where",))
             rows = rows[(rows["target"] == target) & (rows["class"] == subgroups.MACRO) & rows["effect"].isna()]
             for where, at in (("home", home), ("abroad", place)):
                 for _, row in rows[rows["where"] == where].iterrows():
@@ -230,14 +223,10 @@ def by_group(found: Mapping[str, Mapping[str, Mapping]], target: str) -> dict[tu
     return made
 
 
-def cells(found: Mapping[str, Mapping[str, Mapping]], target: str) -> dict[tuple[str, str], pd.Series]:
-    """`by_group` of everyone, by (home, place)."""
-    return {(home, place): row for (home, place, attribute, _), row in by_group(found, target).items() if attribute == subgroups.ALL}
-
-
 @styled
-def matrix(made: Mapping[tuple[str, str], pd.Series], target: str, called: str) -> Drawing | None:
-    """Macro AUCs, a row a home and a column a place, with their intervals."""
+def matrix(rows: Mapping[tuple[str, str, str, str], pd.Series], target: str, called: str) -> Drawing | None:
+    """Macro AUCs of everyone, a row a home and a column a place, with their intervals. rows: as `by_group` gives them."""
+    made = {(home, place): row for (home, place, attribute, _), row in rows.items() if attribute == subgroups.ALL}
     homes, places = list(dict.fromkeys(h for h, _ in made)), list(dict.fromkeys([*(h for h, _ in made), *(p for _, p in made)]))
     if not any(np.isfinite(row["value"]) for row in made.values()):
         return None

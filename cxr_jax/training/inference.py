@@ -79,6 +79,11 @@ def restored_network(folder: os.PathLike | str, which: str, mesh: Mesh) -> tuple
     return network, described
 
 
+def head_kernels(params: nnx.State) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """(float32 [features, classes], float32 [classes]) of each head among a network's parameters."""
+    return {name: (np.asarray(head["kernel"][...]), np.asarray(head["bias"][...])) for name, head in params["heads"].items()}
+
+
 def restore(folder: os.PathLike | str, which: str, mesh: Mesh) -> tuple[Forward, nnx.State, nnx.State]:
     """`restored_network` as its forward pass, parameters and running statistics."""
     network, described = restored_network(folder, which, mesh)

@@ -57,6 +57,13 @@ def network_to_go_on_with(config: ml_collections.ConfigDict, targets: Mapping[st
     return _drawn(ModelDescription.read(folder).model, config, targets)
 
 
+def begun_or_gone_on_with(config: ml_collections.ConfigDict, targets: Mapping[str, Target], folder: pathlib.Path) -> tuple[densenet.DenseNet, ModelDescription, str]:
+    """`network_to_go_on_with`, and "", where the checkpoints in `folder` have a state; else `network`."""
+    if checkpoints.has_state(folder):
+        return *network_to_go_on_with(config, targets, folder), ""
+    return network(config, targets)
+
+
 def _drawn(model: Mapping, config: ml_collections.ConfigDict, targets: Mapping[str, Target]) -> tuple[densenet.DenseNet, ModelDescription]:
     heads = {name: len(target.classes) for name, target in targets.items()}
     network = densenet.from_config(ml_collections.ConfigDict(dict(model)), heads, config.seed)

@@ -32,15 +32,8 @@ def read_release(config: released.ReleaseConfig) -> released.Release:
     records["size"] = release.sizes(root, records["path"])
     records["released_split"] = ""
 
-    whole = len(records) == PUBLISHED["images"]
-    counts = released.rows({path.name: len(records)}, {TABLE: PUBLISHED["images"]}, whole, root)
-    counts += released.held_against(released.count(records, FINDINGS), PUBLISHED, whole, path)
-    statements = [f"the release has no split of its own; all images are in split {released.WHOLE!r}"]
-    if not whole:
-        statements.append(f"{path.name}: {len(records):,} of {PUBLISHED['images']:,} rows")
-    statements.append(f"ages are of bins of {BIN} years, stored as the middle of each; images of {OLDEST} years, stored as 85: {int((records['age'] == 85).sum()):,}")
-    statements += released.missing_pictures(records)
-    return released.Release(root, (path,), records, counts, statements, whole)
+    ages = f"ages are of bins of {BIN} years, stored as the middle of each; images of {OLDEST} years, stored as 85: {int((records['age'] == 85).sum()):,}"
+    return released.of_one_table(root, path, records, TABLE, PUBLISHED, FINDINGS, [ages])
 
 
 def read_table(path: epath.Path) -> pd.DataFrame:

@@ -75,15 +75,7 @@ def read_release(config: released.ReleaseConfig) -> released.Release:
     records["path"] = below + name
     records["size"] = release.sizes(root, records["path"])
     records["released_split"] = ""
-
-    whole = len(records) == PUBLISHED["images"]
-    counts = released.rows({path.name: len(records)}, {TABLE: PUBLISHED["images"]}, whole, root)
-    counts += released.held_against(released.count(records, FINDINGS), PUBLISHED, whole, path)
-    statements = [f"the release has no split of its own; all images are in split {released.WHOLE!r}"]
-    if not whole:
-        statements.append(f"{path.name}: {len(records):,} of {PUBLISHED['images']:,} rows")
-    statements += released.missing_pictures(records)
-    return released.Release(root, (path,), records, counts, statements, whole)
+    return released.of_one_table(root, path, records, TABLE, PUBLISHED, FINDINGS)
 
 
 def read_table(path) -> pd.DataFrame:
