@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import resource
 import subprocess
 import sys
 import textwrap
@@ -235,7 +234,7 @@ def test_the_cohort_of_a_whole_mimic_takes_under_20_seconds_and_2_gb(tmp_path):
     """Memory is asserted; the time is printed, since what a machine is busy with is not ours to judge."""
     releases.mimic_tables(tmp_path)
     script = f"""
-        import json, resource, time
+        import json, pathlib, time
         from configs import base
         from cxr_jax.data import cohorts
         from tfds_builders import released
@@ -250,7 +249,9 @@ def test_the_cohort_of_a_whole_mimic_takes_under_20_seconds_and_2_gb(tmp_path):
             config.update({{"name": "mimic", "race_rule": rule, "views": views}})
             cohort = cohorts.select(keys, mimic.FINDINGS, (), config)
             found[rule] = cohort.attrition[0]["by_race"] | {{"published": cohorts.against_published(cohort, config)}}
-        gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        # Not getrusage's figure, which a process inherits from the one that started it: here that of all tests before.
+        status = dict(line.split(":", 1) for line in pathlib.Path("/proc/self/status").read_text().splitlines())
+        gib = int(status["VmHWM"].split()[0]) / 2**20
         print(json.dumps({{"found": found, "gib": gib, "seconds": time.time() - started}}))
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -262,4 +263,3 @@ def test_the_cohort_of_a_whole_mimic_takes_under_20_seconds_and_2_gb(tmp_path):
     assert first["Asian"]["images"] == 10_930 and first["Hispanic/Latino"]["images"] == 18_869 + 473
     assert first[race_rules.NO_RECORD]["images"] == 46_663
     assert len(first["published"]) == 5 and not any("(differs)" in line for line in first["published"])
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss > 0
