@@ -156,7 +156,9 @@ class Predictions:
         table, meta = read_parquet(path)
         if "targets" not in meta:
             raise UserError(f"{path}: not written by `predict` (the file does not say which targets it holds)")
-        return cls(table, targets_from_json(meta["targets"]), bool(meta["open_data"])).check(str(path))
+        with _as_written(path, "predict"):
+            targets, open_data = targets_from_json(meta["targets"]), bool(meta["open_data"])
+        return cls(table, targets, open_data).check(str(path))
 
 
 FEATURES = "features"  # the array of what the heads of a network read; a user's own embeddings are called so too
@@ -192,12 +194,16 @@ class Features:
             raise UserError(f"{path}: not written by `extract` (the file does not say which arrays it goes with)")
         check_keys(table, str(path))
         arrays = {}
-        for name, width in about["arrays"].items():
+        with _as_written(path, "extract"):
+            widths = dict(about["arrays"])
+        for name, width in widths.items():
+            if os.sep in name:  # what a file says of itself leads nowhere else
+                raise UserError(f"{path}: names an array {name!r}, which is a path; run the extract stage again")
             file = _array_path(path.parent, split, name)
             try:
-                arrays[name] = np.load(file, mmap_mode="r", allow_pickle=False)
+                arrays[name] = map_array(file)
             except (OSError, ValueError) as error:
-                raise UserError(f"{file}: cannot be read ({error}); run the extract stage again") from None
+                raise UserError(f"{file}: cannot be read ({first_line(error)}); run the extract stage again") from None
             if arrays[name].shape != (len(table), width) or arrays[name].dtype != np.float32:
                 found = f"{arrays[name].dtype} {list(arrays[name].shape)}"
                 raise UserError(f"{file}: {found} found, float32 [{len(table)}, {width}] expected; run the extract stage again")
@@ -265,14 +271,15 @@ class Readings:
         if "readings" not in meta:
             raise UserError(f"{path}: not written by `probe` (the file does not say which readings it holds)")
         check_keys(table, str(path))
-        readings = [Reading(**stored) for stored in meta["readings"]]
-        targets = {name: tuple(classes) for name, classes in meta["targets"].items()}
         scores, drop = {}, []
-        for i, reading in enumerate(readings):
-            names = [f"{SCORE}{i}_{k}" for k in range(len(targets[reading.target]))]
-            scores[reading.name] = table[names].to_numpy(np.float32)
-            drop += names
-        return cls(table.drop(columns=drop), targets, readings, scores, meta["found"])
+        with _as_written(path, "probe"):
+            readings = [Reading(**stored) for stored in meta["readings"]]
+            targets = {name: tuple(classes) for name, classes in meta["targets"].items()}
+            for i, reading in enumerate(readings):
+                names = [f"{SCORE}{i}_{k}" for k in range(len(targets[reading.target]))]
+                scores[reading.name] = table[names].to_numpy(np.float32)
+                drop += names
+            return cls(table.drop(columns=drop), targets, readings, scores, meta["found"])
 
 
 def not_finite(vectors: np.ndarray, name: str, rows: Sequence[int] | None = None) -> UserError:
@@ -508,7 +515,7 @@ def read_json(path: os.PathLike | str):
         return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error})") from None
 
 
@@ -528,5 +535,57 @@ def read_parquet(path: os.PathLike | str) -> tuple[pd.DataFrame, dict]:
         raise UserError(f"{path}: no such file") from None
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{path}: not a Parquet file, or only half of one ({str(error).splitlines()[0]})") from None
-    meta = json.loads((arrow.schema.metadata or {}).get(b"cxr_jax", b"{}"))
-    return arrow.to_pandas(), meta
+    try:
+        meta = json.loads((arrow.schema.metadata or {}).get(b"cxr_jax", b"{}"))
+        table = arrow.to_pandas()
+    except Exception as error:  # of any type: pandas makes an index, types and names of what the file says of itself
+        raise UserError(f"{path}: a Parquet file whose own description cannot be read ({first_line(error)})") from None
+    return table, meta if isinstance(meta, dict) else {}
+
+
+@contextlib.contextmanager
+def _as_written(path: os.PathLike | str, stage: str) -> Iterator[None]:
+    """For what a file says of itself: raises UserError where it is not what `stage` has written."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{path}: not as `{stage}` writes it ({first_line(error)}); run that stage again") from None
+
+
+def first_line(error: BaseException) -> str:
+    """Of an error's words, or, where it has none, its kind: what goes into the one line of a UserError."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def map_array(path: os.PathLike | str) -> np.ndarray:
+    """The numbers of a .npy file, memory-mapped. What is pickled, and could be a program, is never loaded.
+
+    Raises FileNotFoundError, and ValueError or another OSError for what is no such file.
+    """
+    with open(path, "rb") as file:
+        if file.read(6) != b"\x93NUMPY":  # else NumPy asks whether it is an archive, or pickled objects
+            raise ValueError("it does not begin as one")
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError:
+        raise
+    except Exception as error:  # of any type: the header is parsed as Python's literals are
+        raise ValueError("it holds Python objects, which are not loaded" if "Python objects" in str(error) else first_line(error)) from None
+
+
+def read_arrays(path: os.PathLike | str, stage: str) -> dict[str, np.ndarray]:
+    """The arrays of a .npz file by name. What is pickled, and could be a program, is never loaded.
+
+    stage: which writes it. Raises UserError for a file that is missing, damaged, or holds anything but plain arrays.
+    """
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:  # which leaves a path that it cannot read open
+            arrays = dict(stored)
+        if not all(isinstance(array, np.ndarray) for array in arrays.values()):  # as bytes it gives what is none
+            raise ValueError("a part of it is no array")
+        return arrays
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run the stage {stage} again") from None
+    except Exception as error:  # of any type: zip's, zlib's, or of a header that is parsed as Python's literals are
+        why = "it holds Python objects, which are not loaded" if "allow_pickle" in str(error) else first_line(error)
+        raise UserError(f"{path}: not a file of plain arrays ({why}); run the stage {stage} again") from None

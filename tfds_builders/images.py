@@ -8,11 +8,13 @@ black would teach a model something, only not about chests. What cannot be read 
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import csv
 import io
 import itertools
 import os
 import struct
+import threading
 import warnings
 import zlib
 from collections import Counter
@@ -27,6 +29,12 @@ from cxr_jax import tables
 SIZE = 256  # pixels a side of every stored image
 ASPECTS = ("squash", "pad")
 MAX_PIXELS = 64 * 10**6  # of a file; the largest detectors give some 20 million, so that more is no radiograph
+MAX_BYTES = 8 * MAX_PIXELS  # of a file, or of what is packed in it: 16 bits of four channels
+# A picture of MAX_PIXELS takes a gigabyte and more while it is decoded, and packs into kilobytes. Above what detectors give, pictures
+# are decoded one at a time, however many threads there are.
+_LARGE = 24 * 10**6
+_AT_ONCE = 2**24  # bytes
+_one_at_a_time = threading.Lock()
 
 # A JPEG is decoded at no less than this many times the size that is stored, so that what the decoder leaves out is
 # finer than what the resize keeps: the outcome differs from a full decode's by less than half a gray level.
@@ -38,6 +46,7 @@ NOT_AN_IMAGE = "not an image"
 TRUNCATED = "truncated"
 CORRUPT = "corrupt"
 TOO_LARGE = "too large"
+LEADS_OUT = "a link leads out of the release"
 NOT_READABLE = "not readable"
 NO_DECODER = "no decoder"
 
@@ -52,7 +61,7 @@ class UnreadableImage(Exception):
     """A picture file that cannot be read whole.
 
     reason: MISSING, EMPTY, NOT_AN_IMAGE (neither PNG, JPEG nor DICOM), TRUNCATED (ends before its format's end mark), CORRUPT
-        (whole in length, damaged within), TOO_LARGE (more than MAX_PIXELS), NOT_READABLE (the file system refuses), or what
+        (whole in length, damaged within), TOO_LARGE (more than MAX_PIXELS or MAX_BYTES), NOT_READABLE (the file system refuses), or what
         begins with NO_DECODER, and goes on with a DICOM's transfer syntax and what is to be installed.
     """
 
@@ -64,18 +73,24 @@ class UnreadableImage(Exception):
 def read(path: os.PathLike | str, aspect: str = "squash") -> np.ndarray:
     """The picture at `path`: uint8 [256, 256, 1], 0 black as the file has it. Raises UnreadableImage."""
     try:
-        data = epath.Path(path).read_bytes()
+        with epath.Path(path).open("rb") as file:
+            data = file.read(_AT_ONCE)
+            if len(data) == _AT_ONCE:  # most are smaller, and what is asked for is set aside first
+                data += file.read(MAX_BYTES + 1 - _AT_ONCE)
     except FileNotFoundError:
         raise UnreadableImage(MISSING) from None
     except OSError as error:
         raise UnreadableImage(NOT_READABLE, str(error)) from None
+    if len(data) > MAX_BYTES:
+        raise UnreadableImage(TOO_LARGE, f"more than {MAX_BYTES:,} bytes")
     return from_bytes(data, aspect)
 
 
 def from_bytes(data: bytes, aspect: str = "squash") -> np.ndarray:
     """The picture in a file's content: uint8 [256, 256, 1], as `read`. Raises UnreadableImage."""
-    gray, extent = _decode(data, int(_OVERSAMPLED * SIZE))
-    return resize(gray, aspect, extent)[..., None]
+    with contextlib.ExitStack() as held:
+        gray, extent = _decode(data, int(_OVERSAMPLED * SIZE), held)
+        return resize(gray, aspect, extent)[..., None]
 
 
 def decode(data: bytes) -> np.ndarray:
@@ -92,21 +107,23 @@ def decode(data: bytes) -> np.ndarray:
     Raises UnreadableImage. A PNG carries checksums, so any damage shows; a JPEG carries none, so that bytes changed in
     its middle may pass.
     """
-    return _decode(data, None)[0]
+    with contextlib.ExitStack() as held:
+        return _decode(data, None, held)[0]
 
 
-def _decode(data: bytes, least: int | None) -> tuple[np.ndarray, tuple[float, float]]:
+def _decode(data: bytes, least: int | None, held: contextlib.ExitStack) -> tuple[np.ndarray, tuple[float, float]]:
     """As `decode`, and the picture's height and width in pixels of what is returned.
 
     least: lets a JPEG be decoded at a half, a quarter or an eighth of its size, by leaving out the frequencies that a
         smaller picture cannot hold, as long as both sides keep this many pixels; None decodes every file as it is. The
         last row and column of a reduced picture stand for blocks that are partly empty where its size is no multiple of
         eight, so that the picture ends within them.
+    held: takes what is to be held as long as the picture is.
     """
     if not data:
         raise UnreadableImage(EMPTY)
     if data[128:132] == _DICOM:
-        gray = _decode_dicom(data)
+        gray = _decode_dicom(data, held)
         return gray, gray.shape
     if not data.startswith((_PNG, _JPEG)):
         raise UnreadableImage(NOT_AN_IMAGE)
@@ -126,6 +143,7 @@ def _decode(data: bytes, least: int | None) -> tuple[np.ndarray, tuple[float, fl
             # Reduced sizes are whole blocks over the factor, rounded up: the factor is the power of two nearest to it.
             factor = 2 ** round(np.log2(max(width / image.width, height / image.height)))
             extent = (height / factor, width / factor)
+            held.enter_context(_room_for(image.width * image.height))
             if image.mode.startswith("I"):
                 deep = np.asarray(image, dtype=np.float32)
                 white = next((2**bits - 1 for bits in (10, 12) if deep.max() < 2**bits), 2**16 - 1)
@@ -142,7 +160,12 @@ def _decode(data: bytes, least: int | None) -> tuple[np.ndarray, tuple[float, fl
         raise UnreadableImage(reason, str(error)) from None
 
 
-def _decode_dicom(data: bytes) -> np.ndarray:
+def _room_for(pixels: int) -> contextlib.AbstractContextManager:
+    """To be held while a picture of so many pixels is decoded."""
+    return _one_at_a_time if pixels > _LARGE else contextlib.nullcontext()
+
+
+def _decode_dicom(data: bytes, held: contextlib.ExitStack) -> np.ndarray:
     """float32 [h, w] in [0, 255], black low, as the file asks to be shown.
 
     The order is DICOM's (PS3.3 C.11.1, C.11.2; PS3.4 N.2): rescale or modality table, then the first window or VOI
@@ -155,7 +178,7 @@ def _decode_dicom(data: bytes) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on values that are not as the standard has them, in tags we do not read
-            dataset = pydicom.dcmread(io.BytesIO(data))
+            dataset = _read_dicom(data)
             if "PixelData" not in dataset:
                 raise UnreadableImage(NOT_AN_IMAGE, "DICOM without PixelData")
             if dataset.get("SamplesPerPixel", 1) != 1 or int(dataset.get("NumberOfFrames") or 1) != 1:
@@ -163,6 +186,8 @@ def _decode_dicom(data: bytes) -> np.ndarray:
             if dataset.Rows * dataset.Columns > MAX_PIXELS:
                 raise UnreadableImage(TOO_LARGE, f"{dataset.Columns}x{dataset.Rows} pixels")
             _check_decoder(dataset.file_meta.TransferSyntaxUID, dataset.BitsStored)
+            _check_frame(dataset)
+            held.enter_context(_room_for(dataset.Rows * dataset.Columns))
             stored = dataset.pixel_array
             signed, bits = dataset.PixelRepresentation, dataset.BitsStored
             extremes = np.array([-(2 ** (bits - 1)), 2 ** (bits - 1) - 1] if signed else [0, 2**bits - 1], stored.dtype)
@@ -179,6 +204,69 @@ def _decode_dicom(data: bytes) -> np.ndarray:
     low, high = min(limits.min(), shown.min()), max(limits.max(), shown.max())
     gray = (shown - low) / (high - low) * 255 if high > low else np.zeros_like(shown)
     return (255 - gray if dataset.PhotometricInterpretation == "MONOCHROME1" else gray).astype(np.float32)
+
+
+def _read_dicom(data: bytes):
+    """The pydicom.Dataset of a file. Raises UnreadableImage for one that is packed as a whole, and larger than MAX_BYTES unpacked."""
+    import pydicom
+    from pydicom import dataset, filereader, uid
+
+    file = io.BytesIO(data)
+    file.seek(len(_DICOM) + 128)
+    about = filereader.read_dataset(file, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, *_: tag.group != 2)
+    if about.get("TransferSyntaxUID") != uid.DeflatedExplicitVRLittleEndian:
+        return pydicom.dcmread(io.BytesIO(data))
+    # Which pydicom would unpack whatever it comes to: a megabyte may hold a gigabyte.
+    inflating = zlib.decompressobj(-zlib.MAX_WBITS)
+    plain = inflating.decompress(file.read(), MAX_BYTES)
+    if inflating.unconsumed_tail:
+        raise UnreadableImage(TOO_LARGE, f"more than {MAX_BYTES:,} bytes unpacked")
+    if not inflating.eof:
+        raise UnreadableImage(TRUNCATED)
+    found = filereader.read_dataset(io.BytesIO(plain), is_implicit_VR=False, is_little_endian=True)
+    found.file_meta = dataset.FileMetaDataset()
+    found.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+    return found
+
+
+_SIZES = (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0), 0xF7)  # JPEG's and JPEG-LS's markers that give a size
+
+
+def _check_frame(dataset) -> None:
+    """Raises UnreadableImage where a compressed picture is of another size than its DICOM header says: decoders go by its own, however large."""
+    from pydicom import encaps, uid
+
+    syntax, rows, columns = dataset.file_meta.TransferSyntaxUID, dataset.Rows, dataset.Columns
+    if not syntax.is_encapsulated:
+        return
+    frame, found = next(encaps.generate_frames(dataset.PixelData, number_of_frames=1)), None
+    if syntax == uid.RLELossless:
+        return _check_runs(frame, rows * columns * dataset.BitsAllocated // 8)
+    if frame.startswith(b"\xff\xd8"):
+        at = 2
+        while at + 9 <= len(frame) and frame[at] == 0xFF:
+            if frame[at + 1] in _SIZES:
+                found = struct.unpack_from(">2H", frame, at + 5)
+                break
+            at += 1 if frame[at + 1] == 0xFF else 2 + struct.unpack_from(">H", frame, at + 2)[0]  # one that fills, or a segment
+    elif (start := frame.find(b"\xff\x4f\xff\x51")) >= 0:  # where the code of JPEG 2000 begins, and its size
+        right, below, left, above = struct.unpack_from(">4I", frame, start + 8)
+        found = below - above, right - left
+    if found is not None and tuple(found) != (rows, columns):
+        raise UnreadableImage(CORRUPT, f"the picture within is {found[1]}x{found[0]}, its header says {columns}x{rows}")
+
+
+def _check_runs(frame: bytes, length: int) -> None:
+    """Raises UnreadableImage where DICOM's run-length code (PS3.5 G.3) unpacks to more than `length` bytes, and a few that fill the last run."""
+    count, *starts = struct.unpack_from("<16I", frame)
+    starts, unpacked = [*starts[: min(count, 15)], len(frame)], 0
+    for at, end in itertools.pairwise(starts):
+        while at < end and unpacked <= length + 128 * len(starts):
+            run = frame[at]
+            unpacked += run + 1 if run < 128 else 257 - run if run > 128 else 0
+            at += run + 2 if run < 128 else 2 if run > 128 else 1
+    if unpacked > length + 128 * len(starts):
+        raise UnreadableImage(CORRUPT, f"the picture within unpacks to more than the {length:,} bytes that its header says")
 
 
 def _check_decoder(syntax, bits: int) -> None:

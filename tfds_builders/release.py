@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import concurrent.futures
 import csv
+import functools
 import gzip
 import hashlib
 import io
 import os
+import stat
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -257,19 +259,48 @@ def picture_files(folders: Iterable[epath.Path]) -> dict[str, epath.Path]:
     return found
 
 
-def sizes(root: epath.Path, paths: pd.Series) -> np.ndarray:
-    """Bytes of each file `paths` (below `root`), -1 where it is missing, 0 where it cannot be looked at: int64 [n].
+MISSING, LEADS_OUT, NO_FILE = -1, -2, -3  # in the place of a size
+
+
+def sizes(root: epath.Path, paths: pd.Series, *also: epath.Path) -> np.ndarray:
+    """Bytes of each file `paths` (below `root`), 0 where it cannot be looked at: int64 [n].
+
+    MISSING where it is; LEADS_OUT where a link leads out of `root`, and out of the folders `also`: whoever packed a release could
+    have it end anywhere; NO_FILE for a device or a pipe, of which reading may never end.
 
     What cannot be looked at, for lack of permission or as a link in circles, is not missing: reading it says what is wrong.
     Hundreds of thousands of files on a network's disk are a matter of waiting, so that many are asked for at once.
     """
     local = os.fspath(root) if "://" not in os.fspath(root) else ""
+    tops = [os.path.realpath(folder) for folder in (local, *map(os.fspath, also))] if local else []
+
+    def within(path: str) -> bool:
+        real = os.path.realpath(path)
+        return any(real == top or real.startswith(top.rstrip(os.sep) + os.sep) for top in tops)
+
+    @functools.cache
+    def reached(folder: str) -> bool:
+        """Whether the way to a folder below `root` stays within."""
+        if folder == local:
+            return True
+        above = os.path.dirname(folder)
+        return within(folder) if ".." in folder[len(local) :].split(os.sep) or os.path.islink(folder) else above != folder and reached(above)
 
     def size(path: str) -> int:
         try:
-            return os.stat(f"{local}/{path}").st_size if local else (root / path).stat().length
+            if not local:
+                return (root / path).stat().length
+            file = os.path.join(local, path)
+            found = os.lstat(file)
+            if not reached(os.path.dirname(file)):
+                return LEADS_OUT
+            if stat.S_ISLNK(found.st_mode):
+                found = os.stat(file)
+                if not within(file):
+                    return LEADS_OUT
+            return found.st_size if stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode) else NO_FILE
         except (FileNotFoundError, NotADirectoryError):
-            return -1
+            return MISSING
         except OSError:
             return 0
 

@@ -104,7 +104,8 @@ class Release:
     records: one row an image of the table, in the table's order, indexed by line of the file (of several tables, by table
         and line). Columns image_id, patient_id, study_id, released_split, race, sex, view (str, '' where unknown), age
         (float64 years, NaN where unknown), `finding_NAME` (float32: 1, 0, -1 uncertain, NaN not mentioned), path (str,
-        below `root`), size (int64 bytes of the picture file, -1 where it is missing), and what else the builder stores.
+        below `root`), size (int64 bytes of the picture file; below 0, as `release.sizes` has it, where there is none to be read), and what
+        else the builder stores.
     counts: [{"count": what, "expected": as published or None, "found": n}]; where what is published is of one version
         of the release alone, "of" names it.
     statements: one for each thing that the whole release has and this one lacks, or that is not stored as it is.
@@ -209,9 +210,13 @@ def of_one_table(
 
 
 def missing_pictures(records: pd.DataFrame) -> list[str]:
-    """At most one statement."""
-    absent = records.loc[records["size"] < 0, "image_id"]
-    return [f"images of the table that are missing: {len(absent):,}, the first {absent.iloc[0]}"] if len(absent) else []
+    """At most two statements."""
+    told = {
+        release.MISSING: "images of the table that are missing: {}, the first {}",
+        release.LEADS_OUT: "images, not read, for which a link leads out of the folder of the tables: {}, the first {}; lay the tables into the folder that the pictures are in",
+    }
+    found = {said: records.loc[records["size"] == code, "image_id"] for code, said in told.items()}
+    return [said.format(f"{len(images):,}", images.iloc[0]) for said, images in found.items() if len(images)]
 
 
 def image_feature(storage: str) -> tfds.features.FeatureConnector:
@@ -301,7 +306,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self._quarantine = images.Quarantine(str(root), len(records), self._source.max_unreadable_share)
         absent = records[records["size"] < 0]
         try:
-            self._quarantine.add(*((i, path, images.MISSING) for i, path in zip(absent["image_id"], absent["path"])))
+            self._quarantine.add(*((i, path, _ABSENT[size]) for i, path, size in zip(absent["image_id"], absent["path"], absent["size"])))
         except UserError as error:
             raise UserError("; ".join([str(error), *self.release.statements])) from None
         present = records[records["size"] >= 0]
@@ -389,6 +394,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         }
 
 
+_ABSENT = {release.MISSING: images.MISSING, release.LEADS_OUT: images.LEADS_OUT, release.NO_FILE: images.NOT_READABLE}
 _LISTED, _SET_ASIDE = "listed-", "set-aside-"  # files of a build by Beam, gone when it is done
 
 

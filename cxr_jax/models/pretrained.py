@@ -298,15 +298,18 @@ def _as_torch(path: pathlib.Path, state: Mapping[str, np.ndarray]) -> bytes:
 
 def _from_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
     """Arrays by key, floats as float64."""
+    # What is told to be typed must not do another thing where a file is called so that a shell or Python would run its name.
+    name = path.name if re.fullmatch(r"[\w.,+ -]+", path.name) else f"FILE{path.suffix}"
+    stem = name.removesuffix(path.suffix)
     try:
         import torch
     except ImportError:
         raise UserError(
             f"{path}: torch reads such files: pip install torch; or convert it where torch and safetensors are:"
             ' python -c "import torch, safetensors.torch as s;'
-            f" d = torch.load('{path.name}', map_location='cpu', weights_only=True);"
+            f" d = torch.load('{name}', map_location='cpu', weights_only=True);"
             " d = d.get('state_dict', d.get('model', d));"
-            f" s.save_file({{k: v.clone().contiguous() for k, v in d.items()}}, '{path.stem}.safetensors')\""
+            f" s.save_file({{k: v.clone().contiguous() for k, v in d.items()}}, '{stem}.safetensors')\""
         ) from None
     # Before 2.6 a crafted file could run code in spite of weights_only (CVE-2025-32434).
     if tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2]) < (2, 6):
@@ -318,12 +321,12 @@ def _from_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
             f"{path}: torch does not load it with weights_only=True: it is damaged, or holds more than tensors, such as"
             " a whole pickled module, which could run anything; if you trust it, turn it into a state dict where its"
             f" code is installed: python -c \"import torch;"
-            f" m = torch.load('{path.name}', map_location='cpu', weights_only=False);"
-            f" torch.save(getattr(m, 'state_dict', lambda: m['state_dict'])(), '{path.stem}.state.pt')\""
+            f" m = torch.load('{name}', map_location='cpu', weights_only=False);"
+            f" torch.save(getattr(m, 'state_dict', lambda: m['state_dict'])(), '{stem}.state.pt')\""
         ) from error
-    for name in ("state_dict", "model"):
-        if isinstance(stored, Mapping) and isinstance(stored.get(name), Mapping):
-            stored = stored[name]
+    for key in ("state_dict", "model"):
+        if isinstance(stored, Mapping) and isinstance(stored.get(key), Mapping):
+            stored = stored[key]
     if not isinstance(stored, Mapping):
         raise UserError(f"{path}: holds a {type(stored).__name__}, not a state dict; save the module's state_dict()")
     arrays = {}

@@ -80,10 +80,10 @@ def _refuse_not_finite(vectors: np.ndarray, names: list[str] | None, path: pathl
 
 def _npy(path: pathlib.Path) -> np.ndarray:
     try:
-        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+        vectors = tables.map_array(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError) as error:
         raise UserError(f"{path}: not a .npy file, or only half of one ({error})") from None
     if vectors.ndim != 2 or not vectors.size or not (np.issubdtype(vectors.dtype, np.floating) or np.issubdtype(vectors.dtype, np.integer)):
         raise UserError(f"{path}: {vectors.dtype} {list(vectors.shape)} found, numbers [images, width] expected")
@@ -115,10 +115,19 @@ def _table(path: pathlib.Path) -> pd.DataFrame:
     if not len(table):
         raise UserError(f"{path}: no row")
     for name in (name for name in TEXT if name in table):
+        tables.refuse(table[name].map(_is_no_text).to_numpy(bool), str(path), name, table, "text")
         table[name] = table[name].astype("str").where(table[name].notna(), None)
     if "age" in table and not pd.api.types.is_numeric_dtype(table["age"]):
         _refuse_words(table, "age", path, "a number of years, or an empty cell")
     return table
+
+
+def _is_no_text(cell) -> bool:
+    """Whether it is bytes, as some programs write text in Parquet, that are none in UTF-8."""
+    try:
+        return isinstance(cell, bytes) and cell.decode() is None
+    except UnicodeDecodeError:
+        return True
 
 
 def _header(path: pathlib.Path) -> list[str]:
@@ -128,6 +137,8 @@ def _header(path: pathlib.Path) -> list[str]:
 def _refuse_words(table: pd.DataFrame, name: str, path: pathlib.Path, wanted: str) -> None:
     """Raises UserError at the first cell of a column that is neither empty nor a number."""
     bad = (pd.to_numeric(table[name], errors="coerce").isna() & table[name].notna()).to_numpy()
+    if not bad.any():  # numbers that Parquet holds as text
+        bad = table[name].notna().to_numpy()
     row = int(np.flatnonzero(bad)[0])
     raise UserError(f"{path}: row {row + 1}, column {name!r}: {table[name].iloc[row]!r} found, {wanted} expected ({int(bad.sum()):,} such rows)")
 

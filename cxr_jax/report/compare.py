@@ -547,7 +547,7 @@ def text(comparison: Comparison, classes: bool = False) -> str:
         lines += [*_table_text(table), ""]
     for note in comparison.notes:
         lines += textwrap.wrap(note, COLUMNS, subsequent_indent="  ")
-    return "\n".join(lines).rstrip()
+    return page.for_terminal("\n".join(lines).rstrip())
 
 
 def _fields_text(comparison: Comparison) -> list[str]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+import re
 from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
@@ -34,6 +35,7 @@ COLUMNS = (
     "note",
 )  # fmt: skip
 NUMBERS = ("value", "low", "high", "n_images", "n_patients")
+TEXTS = ("section", "attribute", "group", "split", "what", "note")
 AT_FIRST = "patients at the first image"  # what is counted where images of a patient differ
 FEWEST = 5  # times `least`: of fewer patients a median would be one patient's age
 WITHHELD, UNDEFINED = "withheld", "\N{EN DASH}"
@@ -89,7 +91,7 @@ def write(
     )
     with tables.whole_file(folder / f"{stem}.csv") as path:
         rows = [row for part in parts.values() for row in part.rows]
-        pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(path, index=False)
+        _quoted(pd.DataFrame(rows, columns=list(COLUMNS))).to_csv(path, index=False)
     tables.write_text(folder / f"{stem}.html", made)
     return folder / f"{stem}.html"
 
@@ -104,7 +106,21 @@ def read(path: os.PathLike | str) -> pd.DataFrame:
     rows = pd.read_csv(path, keep_default_na=False, na_values={name: [""] for name in NUMBERS})
     if list(rows.columns) != list(COLUMNS):
         raise tables.UserError(f"{path}: not the columns of a cohort's table; run the prepare stage again")
-    return rows.assign(suppressed=rows["suppressed"].astype(bool))
+    return _unquoted(rows.assign(suppressed=rows["suppressed"].astype(bool)))
+
+
+# The table is made to be handed on, and opened in a spreadsheet, which runs a cell that begins so. Names in it are those of the data
+# and of their findings, which anybody may have chosen. An apostrophe before such a cell has it taken for text.
+_RUN = re.compile(r"'*[=+\-@\t\r]")
+
+
+def _quoted(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.assign(**{name: [f"'{cell}" if _RUN.match(cell) else cell for cell in rows[name]] for name in TEXTS})
+
+
+def _unquoted(rows: pd.DataFrame) -> pd.DataFrame:
+    """The inverse of `_quoted`."""
+    return rows.assign(**{name: [cell[1:] if cell.startswith("'") and _RUN.match(cell) else cell for cell in rows[name].astype("str")] for name in TEXTS})
 
 
 def attrition(rows: pd.DataFrame) -> tuple[list[str], list[tuple[str, list[str]]]]:
@@ -129,7 +145,7 @@ def attrition_text(rows: pd.DataFrame) -> str:
     widths = [max(len(cells[i]) for _, cells in body) for i in range(len(groups) + 2)]
     first = max(len(rule) for rule, _ in body)
     lines = (f"  {rule:{first}}  " + "  ".join(f"{c:>{w}}" for c, w in zip(cells, widths)) for rule, cells in body)
-    return "\n".join(line.rstrip() for line in lines)
+    return page.for_terminal("\n".join(line.rstrip() for line in lines))
 
 
 # ------------------------------------------------------------------------------------------------- rows and cells

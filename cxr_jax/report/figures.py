@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import io
 import re
 import textwrap
@@ -108,14 +109,16 @@ def styled(draw):
             FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None, "Creator": None})
         width, height = (round(float(x) * 96) for x in figure.get_size_inches())
         name = re.sub(r"[^\w.-]", "_", name)  # a target may be called anything; a file may not
+        if len(name.encode()) > 200:
+            name = f"{name.encode()[:180].decode(errors='ignore')}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
         return Drawing(name, _numbered(_body(text.getvalue()), name), alt, caption, width, height)
 
     return in_style
 
 
 def _body(svg: str) -> str:
-    """The picture without its prologue and metadata, whose addresses a page without a network need not hold."""
-    return re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    """The picture without its prologue and metadata, whose addresses a page without a network need not hold, and without what no XML may hold."""
+    return re.sub(r"<metadata>.*?</metadata>|[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "", svg[svg.index("<svg") :], flags=re.DOTALL)
 
 
 def _numbered(svg: str, name: str) -> str:

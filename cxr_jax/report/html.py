@@ -174,7 +174,7 @@ def auc_table(workdir: os.PathLike | str) -> str:
             lines.append(f"n is rounded down to a multiple of {least} where a label is not known of all,")
             lines.append("and n of patients where one may be in several groups")
         lines.append("")
-    return "\n".join(lines).rstrip()
+    return page.for_terminal("\n".join(lines).rstrip())
 
 
 # ------------------------------------------------------------------------------------------------- reading

@@ -271,8 +271,7 @@ def _maps(workdir: pathlib.Path, found: Mapping, name_of: Callable[[str], str], 
     rows = pd.DataFrame(found["maps"])
     for column in ("value", "low", "high", "level", "n_patients"):
         rows[column] = rows[column].astype(np.float64)
-    with np.load(workdir / "mechanism" / "maps.npz") as stored:
-        arrays = dict(stored)
+    arrays = tables.read_arrays(workdir / "mechanism" / "maps.npz", "mechanism")
     attribute, groups = str(arrays["attribute"]), [str(g) for g in arrays["groups"]]
     section.said.append(f"Mean maps over test patients, one image each, by {name_of(attribute)}, in a rough common frame (the body's centroid and spread; nothing is registered). A map is the share of all that speaks for or against in its image."
         " Below, alike is Spearman's correlation of absolute values: near 1 under noise that nobody sees. A map that stays nearly as alike without what was learnt shows the image, not the network; and a network trained again on the same labels has other maps, too.")

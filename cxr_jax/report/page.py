@@ -7,6 +7,7 @@ import dataclasses
 import importlib.resources
 import io
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 
 import jinja2
@@ -32,6 +33,11 @@ def render(template: str, **values) -> str:
     environment.filters["breakable"] = lambda text: markupsafe.escape(text).replace("/", markupsafe.Markup("/<wbr>"))
     style = folder.joinpath("style.css").read_text(encoding="utf-8")
     return environment.get_template(template).render(style=style, **values)
+
+
+def for_terminal(text: str) -> str:
+    """Text without what a terminal would obey: a name from somebody's table may hold any character."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", text)
 
 
 def called(dataset: Mapping) -> str:

@@ -66,7 +66,8 @@ def read_release(config: released.ReleaseConfig) -> released.Release:
     records["path"] = _below(root, records)
     if config.pictures == "dicom":
         records["path"] = records["path"].str.replace(r"\.jpg$", ".dcm", regex=True)
-    records["size"] = release.sizes(root, records["path"])
+    batches = [root.parent] if root.name.startswith(_BATCH) else []
+    records["size"] = release.sizes(root, records["path"], top, *batches)
 
     train = records[records["released_split"] == "train"]
     whole = len(train) == PUBLISHED["images"]

@@ -86,7 +86,7 @@ def read_release(config: released.ReleaseConfig) -> released.Release:
     patient = "p" + records["patient_id"]
     parts = ("files/" + patient.str[:3], patient, "s" + records["study_id"], records["image_id"] + kind)
     records["path"] = parts[0].str.cat(parts[1:], sep="/")
-    records["size"] = release.sizes(root, records["path"])
+    records["size"] = release.sizes(root, records["path"], top)
 
     whole = len(records) == PUBLISHED["images"]
     if not whole:

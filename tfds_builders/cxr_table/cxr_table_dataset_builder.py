@@ -498,6 +498,23 @@ def _refuse_links(root: epath.Path, files: pd.Series, column: pd.Series, path) -
 # ---- the builder ---------------------------------------------------------------------------------
 
 
+def check_features(path: epath.Path) -> None:
+    """Raises UserError where what a built data set says of its features names anything but TFDS's own: TFDS imports what is named there."""
+    if not path.exists():
+        return
+
+    def named(tree) -> Iterable[str]:
+        for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree if isinstance(tree, list) else ()):
+            # The last are of older forms, which hold descriptions as text, and are not written here.
+            if isinstance(value, str) and str(key).replace("_", "").lower() in ("pythonclassname", "type", "json"):
+                yield value
+            yield from named(value)
+
+    foreign = [name for name in named(tables.read_json(path)) if not re.fullmatch(r"tensorflow_datasets\.core\.features(\.\w+)+", name)]
+    if foreign:
+        raise UserError(f"{path}: names {foreign[0][:80]!r}, which is no feature of TFDS; delete the folder and run `prepare` again")
+
+
 class Builder(released.Builder):
     """A hospital's own data. See README.md, beside this file. What it stores is known once its table is read."""
 
@@ -538,6 +555,7 @@ class Builder(released.Builder):
     def _info(self) -> tfds.core.DatasetInfo:
         if (self.data_path / "dataset_info.json").exists() or not self._source.raw_dir:
             # What was built says itself what it holds; without a table nobody can.
+            check_features(self.data_path / "features.json")
             return self.dataset_info_from_configs()
         info = super()._info()
         info.metadata["races"] = list(self.release.races)
