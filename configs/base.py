@@ -124,6 +124,9 @@ def get_config() -> ml_collections.ConfigDict:
     k.every_steps = 200  # and at the end of each epoch
     k.keep = 2  # the last K; the best by train.select is kept besides
 
+    c.profile = ml_collections.ConfigDict()
+    c.profile.steps = 0  # steps of training, after the first five, of which JAX's profiler keeps what took how long, in profile/; 0: none
+
     c.predict = r = ml_collections.ConfigDict()
     r.dataset = ""  # NAME[.VARIANT] of another data set to judge on; empty: the one trained on
     r.raw_dir = ""  # that data set's release folder

@@ -6,6 +6,7 @@ changes only how results are judged runs the later stages again, and one that wo
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import datetime
 import difflib
@@ -13,17 +14,21 @@ import hashlib
 import importlib.metadata
 import json
 import math
+import os
 import pathlib
 import platform
 import re
+import shlex
 import shutil
+import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterable, Mapping
 
 import ml_collections
 
-from cxr_jax import tables
+from cxr_jax import processes, tables
 from cxr_jax.tables import UserError
 
 # What each stage's result depends on, over and above the stages before it. A field is named by its dotted prefix.
@@ -40,7 +45,7 @@ STAGE_FIELDS = {
 }
 # These change no result: where things lie, what is run now, how often a checkpoint is taken.
 FREE_FIELDS = (
-    "stages", "checkpoint", "train.log_every_steps", "dataset.data_dir", "dataset.beam_runner", "dataset.beam_options",
+    "stages", "checkpoint", "profile", "train.log_every_steps", "dataset.data_dir", "dataset.beam_runner", "dataset.beam_options",
     "dataset.raw_dir", "dataset.mimic_iv_dir", "dataset.device_cache_share", "predict.raw_dir", "predict.mimic_iv_dir",
 )  # fmt: skip
 
@@ -176,7 +181,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
 
     def require(name: str, holds: bool, wanted: str) -> None:
         if not holds:
-            raise UserError(f"config.{name}={fields(config)[name]!r}: {wanted}")
+            raise UserError(f"config.{name}={fields(told(config))[name]!r}: {wanted}")
 
     d, t, a = config.dataset, config.train, config.audit
     for stage in config.stages:
@@ -249,6 +254,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     require("train.augment.exposure", 0 <= t.augment.exposure <= 4, "0 to 4")
     require("checkpoint.every_steps", config.checkpoint.every_steps >= 1, "at least 1")
     require("checkpoint.keep", config.checkpoint.keep >= 1, "at least 1")
+    require("profile.steps", _whole(config.profile.steps) and config.profile.steps >= 0, "0 or more")
     if config.predict.dataset:  # told now, not after training
         choose_dataset(ml_collections.ConfigDict(d), config.predict.dataset, f"config.predict.dataset={config.predict.dataset!r}")
     require("extract.inputs", config.extract.inputs in ("", "imagenet", "xrv", "gray"), "imagenet, xrv, gray or empty")
@@ -388,8 +394,13 @@ def _whole(value) -> bool:
 
 
 def mitigated_folder(workdir: pathlib.Path | str, config: ml_collections.ConfigDict | Mapping) -> pathlib.Path:
-    """Where the features and predictions lie that probes and the audit judge: the workdir, or what `mitigate` made there."""
+    """Where the features and predictions lie that probes and the audit judge: the workdir, or what `mitigate` made there.
+
+    Raises UserError for a method that there is not: a config that was read from a run may name any folder.
+    """
     method = config.get("mitigate", {}).get("method", "")
+    if method not in ("", *MITIGATIONS):
+        raise UserError(f"{workdir}: its config's mitigate.method is {method!r}{nearest(str(method), MITIGATIONS)}")
     return pathlib.Path(workdir) / "mitigated" / method if method else pathlib.Path(workdir)
 
 
@@ -419,7 +430,7 @@ def fingerprint(
 
     files: `file_digests` of the config, where they are known.
     """
-    kept = {k: v for k, v in fields(config).items() if _stage_of(k) in stages}
+    kept = {k: v for k, v in fields(told(config)).items() if _stage_of(k) in stages}
     kept |= {name: digest for name, digest in (file_digests(config) if files is None else files).items() if _stage_of(name) in stages}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -478,6 +489,85 @@ def _under(field: str, prefixes: Iterable[str]) -> bool:
     return any(field == prefix or field.startswith(prefix + ".") for prefix in prefixes)
 
 
+# --------------------------------------------------------------------------------------------------------------- secrets
+
+HIDDEN = "***"
+OPTIONS = "dataset.beam_options"
+# Of a runner's options those whose values may be written down. Hundreds take a password, a key or a whole environment, under names
+# that do not say so (azure_connection_string, profiler_extra_env_vars): what is not known here to be harmless is hidden.
+SHOWN_OPTIONS = frozenset((
+    "artifact_endpoint", "autoscaling_algorithm", "dataflow_endpoint", "direct_num_workers", "direct_runner_bundle_repeat", "direct_running_mode",
+    "disk_size_gb", "environment_type", "flink_master", "flink_version", "hdfs_host", "hdfs_port", "hdfs_user", "job_endpoint", "job_name",
+    "machine_type", "max_num_workers", "max_parallelism", "min_cpu_platform", "network", "num_workers", "number_of_worker_harness_threads",
+    "parallelism", "project", "region", "runner", "s3_endpoint_url", "s3_region_name", "sdk_container_image", "sdk_location",
+    "sdk_worker_parallelism", "service_account_email", "spark_master_url", "spark_version", "staging_location", "subnetwork", "temp_location",
+    "worker_disk_type", "worker_harness_container_image", "worker_machine_type", "worker_region", "worker_zone", "zone",
+))  # fmt: skip
+
+
+def told(config: ml_collections.ConfigDict | Mapping) -> dict:
+    """The config as it may be written down and shown: a tree of dicts, in which `***` stands for what may be a secret.
+
+    That is: in a URL, who asks (`//USER:PASSWORD@`) and the values behind `?`; of dataset.beam_options, values of all but SHOWN_OPTIONS.
+    What is told of what is told is the same, so that a config can be compared with one that was written down.
+    """
+
+    def of(tree: Mapping, prefix: str) -> dict:
+        return {
+            name: of(value, f"{prefix}{name}.") if isinstance(value, (ml_collections.ConfigDict, Mapping))
+            else _told_options(value) if prefix + name == OPTIONS
+            else _told(value)
+            for name, value in tree.items()
+        }  # fmt: skip
+
+    return of(config, "")
+
+
+def told_command(command: str) -> str:
+    """A command line, as `shlex.join` gives it, with the same hidden as in `told`."""
+    words, value_follows = [], False
+    for word in shlex.split(command):
+        flag, equals, value = word.partition("=")
+        if value_follows:
+            words.append(_told_text_of_options(word))
+        elif flag.lstrip("-") == f"config.{OPTIONS}" and equals:
+            words.append(f"{flag}={_told_text_of_options(value)}")
+        else:
+            words.append(_told(word))
+        value_follows = flag.lstrip("-") == f"config.{OPTIONS}" and not equals and not value_follows
+    return shlex.join(words)
+
+
+def _told(value):
+    if isinstance(value, (tuple, list)):
+        return type(value)(_told(one) for one in value)
+    if not isinstance(value, str) or "://" not in value:
+        return value
+    value = re.sub(r"(?<=://)[^/?#\s]*@", f"{HIDDEN}@", value)
+    return re.sub(r"([#?&;][^=#?&;\s]+=)[^&;#\s]*", rf"\g<1>{HIDDEN}", value)
+
+
+def _told_options(options):
+    if not isinstance(options, (tuple, list)):
+        return HIDDEN if options else options
+    words, shown = [], False  # whether what follows belongs to an option that is shown
+    for option in map(str, options):
+        name, equals, value = re.fullmatch(r"(--[\w-]+|)(=?)(.*)", option, re.DOTALL).groups()
+        if name:
+            shown = name.removeprefix("--").replace("-", "_") in SHOWN_OPTIONS
+        words.append(name + equals + (_told(value) if shown else HIDDEN if value else ""))
+    return type(options)(words)
+
+
+def _told_text_of_options(text: str) -> str:
+    """Of a flag's text, which is a tuple as Python writes it, or one option."""
+    try:
+        options = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        options = text
+    return repr(_told_options(options if isinstance(options, (tuple, list)) else (options,)))
+
+
 # ------------------------------------------------------------------------------------------------------------ run record
 
 
@@ -491,8 +581,9 @@ class Run:
     def __init__(self, workdir: pathlib.Path | str, config: ml_collections.ConfigDict, base: ml_collections.ConfigDict, command: str):
         self.workdir = pathlib.Path(workdir)
         self.config = config
-        self.record = self._open(base)
-        self.record["command"] = command
+        # Of several processes the first one opens the workdir, and the others have its record.
+        self.record = processes.agreed(self._open(base) if processes.first() else None)
+        self.record["command"] = told_command(command)
 
     def path(self, name: str) -> pathlib.Path:
         return self.workdir / name
@@ -514,15 +605,16 @@ class Run:
         files = file_digests(self.config, known)
         record["files"] = files
         if goes_on:
-            there = fields(tables.read_json(config_path))
+            stored, ours = tables.read_json(config_path), told(self.config)
+            there = fields(told(stored))
             # A field that came later says there what base says: that is how it was before.
             there = {name: there.get(name, value) for name, value in fields(base).items()} | there
-            differing = diff(self.config, there)
+            differing = diff(ours, there)
             for field in FILES:  # a file of the same name that says something else is another one
                 if before.get(field, "") != files.get(field, ""):
                     was = f"{there.get(field, '')} {before.get(field, '')}".strip()
-                    differing[field] = {"base": was, "run": f"{fields(self.config)[field]} {files.get(field, '')}".strip()}
-            if not differing:
+                    differing[field] = {"base": was, "run": f"{fields(ours)[field]} {files.get(field, '')}".strip()}
+            if not differing and told(stored) == stored:  # else secrets are in it, from before they were hidden
                 return record
             changed = {k: v for k, v in differing.items() if _stage_of(k)}
             # Until there is a checkpoint nothing is lost by starting over, as after a mistake in a first command.
@@ -547,8 +639,8 @@ class Run:
         self._keep_predictions(record)
         # The record goes first: were we stopped between the two, stages would run again, never pass for up to date.
         tables.write_json(record_path, record)
-        tables.write_json(config_path, self.config.to_dict())
-        tables.write_json(self.path("config_diff.json"), diff(self.config, base))
+        tables.write_json(config_path, told(self.config))
+        tables.write_json(self.path("config_diff.json"), diff(told(self.config), told(base)))
         return record
 
     def _keep_predictions(self, record: Mapping) -> None:
@@ -575,15 +667,16 @@ class Run:
 
     def write(self, **changes) -> None:
         self.record.update(changes)
-        tables.write_json(self.path("run.json"), self.record)
+        if processes.first():
+            tables.write_json(self.path("run.json"), self.record)
 
     @contextlib.contextmanager
     def recording(self, device: Mapping):
         """Writes the run's status, versions and times around whatever runs inside; the status is written whatever happens.
 
-        A process that is killed outright leaves `running`, which the next start takes for what it is.
+        A process that is killed outright leaves `running`, which the next start takes for what it is, and `cxr_jax.status` by its silence.
         """
-        started = time.time()
+        started = time.monotonic()
         before = self.record["wall_seconds"]
         self.write(
             status="running",
@@ -592,34 +685,82 @@ class Run:
             packages=package_versions(),
             python=platform.python_version(),
             device=dict(device),
+            processes=processes.count(),
+            host=socket.gethostname(),
+            pid=os.getpid(),
             started=_now(),
             ended=None,
             **git_state(),
         )
         status = "failed"
-        try:
-            yield self
-            status = "done" if self.complete else "partial"
-        except KeyboardInterrupt:
-            status = "interrupted"
-            raise
-        except FloatingPointError:
-            status = "diverged"
-            raise
-        finally:
+
+        def end(status: str) -> None:
             # A full disk must not hide the error that brought us here behind one of our own.
             with contextlib.suppress(OSError):
-                self.write(status=status, ended=_now(), wall_seconds=round(before + time.time() - started, 1))
+                self.write(status=status, ended=_now(), wall_seconds=round(before + time.monotonic() - started, 1))
+
+        def at_loss(code: int) -> None:
+            end("preempted" if code == processes.PREEMPTED else "failed" if code == processes.FAILED else "lost a process")
+
+        with processes.at_loss(at_loss), _signs_of_life(self.path(SIGNS_FILE)):
+            try:
+                yield self
+                status = "done" if self.complete else "partial"
+            except KeyboardInterrupt:
+                status = "interrupted"
+                raise
+            except processes.Preempted:
+                status = "preempted"
+                raise
+            except FloatingPointError:
+                status = "diverged"
+                raise
+            finally:
+                end(status)
 
     @contextlib.contextmanager
     def stage(self, name: str):
         self.forget_after(name)
-        started = time.time()
+        started = time.monotonic()
         self.record["stages"][name] = {"status": "running"}
         self.write()
+        SIGNS.clear()
+        SIGNS["stage"] = name
         yield
-        self.record["stages"][name] = {"status": "done", "seconds": round(time.time() - started, 1)}
+        self.record["stages"][name] = {"status": "done", "seconds": round(time.monotonic() - started, 1)}
         self.write()
+
+
+# What a run that is under way is doing now, for those who look at its workdir from elsewhere: `stage`, and of a walk over images what `training.metrics_log.Progress` says.
+SIGNS: dict = {}
+SIGNS_FILE, SECONDS_BETWEEN_SIGNS = "progress.json", 5.0
+
+
+@contextlib.contextmanager
+def _signs_of_life(path: pathlib.Path):
+    """Writes SIGNS to a file every few seconds, as long as this process lives and something runs inside; then removes it."""
+    over = threading.Event()
+
+    def write() -> None:
+        while True:
+            with contextlib.suppress(OSError):  # of a full disk the run itself tells
+                tables.write_json(path, {**SIGNS, "at": _now()})
+            if over.wait(SECONDS_BETWEEN_SIGNS):
+                return
+
+    if not processes.first():
+        yield
+        return
+    SIGNS.clear()
+    thread = threading.Thread(target=write, name="cxr_jax-signs-of-life", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def _now() -> str:
@@ -637,7 +778,7 @@ def package_versions() -> dict[str, str]:
 
 
 def git_state() -> dict:
-    """The commit that the code is at and whether the tree differs from it; None where the code is not a checkout."""
+    """The commit that the code is at and whether the tree differs from it; where it is no checkout, CXR_JAX_COMMIT of the environment, or None."""
     root = pathlib.Path(__file__).resolve().parents[1]
 
     def git(*words: str) -> str | None:
@@ -648,7 +789,7 @@ def git_state() -> dict:
         return done.stdout.strip()
 
     changes = git("status", "--porcelain")
-    return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": None if changes is None else bool(changes)}
+    return {"git_commit": git("rev-parse", "HEAD") or os.environ.get("CXR_JAX_COMMIT") or None, "git_dirty": None if changes is None else bool(changes)}
 
 
 def check_overrides(arguments: Iterable[str], config: ml_collections.ConfigDict) -> None:

@@ -11,49 +11,72 @@ import os
 import pathlib
 import shlex
 import sys
+import traceback
 from collections.abc import Mapping
 
 from absl import flags, logging
 from ml_collections import config_flags
 
-from cxr_jax import experiment, sweeps, tables
+from cxr_jax import experiment, processes, sweeps, tables
 from cxr_jax.tables import UserError, causes
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="The experiment: a file of configs/, with an argument after a colon.")
 flags.FLAGS["config"].parser = sweeps.Parser(flags.FLAGS["config"].parser)
 WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run. Default: runs/NAME[-ARGUMENT]. Of a sweep: of all its runs' folders.")
-DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes of this launch (jax.distributed).")
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes of this launch, whom JAX is to find; not needed under srun or launch/local.sh, which tell.")
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit status: 0, 1 for a user's mistake or a failed run, 130 where it was interrupted."""
+    """Returns the exit status, one of those that `processes` names."""
+    with processes.terminable():
+        return processes.leave(*_main(argv))
+
+
+def _main(argv: list[str]) -> tuple[int, str]:
+    """(exit status, in a few words why it is not 0, for the other processes of the launch)."""
     config, workdir, which = None, None, ""
     try:
         runs = parse(argv)
+        processes.join(DISTRIBUTED.value)
         for number, (config, workdir, sweep) in enumerate(runs, 1):
             if sweep:
                 print(f"{sweep['name']}: {sweep['run']}{f', {number} of {len(runs)}' if len(runs) > 1 else ''}, in {workdir}")
                 which = f"in {sweep['run']!r}: "
-            run(config, workdir, shlex.join(["python", "-m", "cxr_jax.main", *argv[1:]]), DISTRIBUTED.value, sweep)
+            run(config, workdir, shlex.join(["python", "-m", "cxr_jax.main", *argv[1:]]), sweep)
         if len(runs) > 1:
             print(f"to compare them: {shlex.join(['python', '-m', 'cxr_jax.compare', str(workdir.parent)])}")
+    except processes.NotJoined as error:
+        print(f"error: {error}", file=sys.stderr)
+        return processes.LOST, ""
     except UserError as error:
-        print(f"error: {which}{error}", file=sys.stderr)
-        return 1
+        return _failed(f"{which}{error}")
     except FloatingPointError as error:
-        print(f"error: {which}training diverged: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        told = _of_the_disk(error, config, workdir)
-        if not told:
-            raise
-        print(f"error: {told}", file=sys.stderr)
-        return 1
+        return _failed(f"{which}training diverged: {error}")
     except KeyboardInterrupt:
-        does = "carries on from the last checkpoint" if _in_training(workdir) else "starts this stage again"
-        print(f"\ninterrupted; the same command {does}", file=sys.stderr)
-        return 130
-    return 0
+        print(f"\ninterrupted; {_carries_on(workdir)}", file=sys.stderr)
+        return processes.INTERRUPTED, "was interrupted"
+    except processes.Preempted:
+        print(f"\ntold to stop (SIGTERM); {_carries_on(workdir)}", file=sys.stderr)
+        return processes.PREEMPTED, "was told to stop (SIGTERM)"
+    except Exception as error:
+        told = _of_the_disk(error, config, workdir) if isinstance(error, OSError) else ""
+        if told:
+            return _failed(told)
+        processes.wait_for_verdict(error)
+        if processes.count() == 1:
+            raise
+        traceback.print_exc()
+        return processes.FAILED, f"failed ({type(error).__name__})"
+    return processes.DONE, ""
+
+
+def _failed(told: str) -> tuple[int, str]:
+    print(f"error: {told}", file=sys.stderr)
+    return processes.FAILED, f"failed: {told}"
+
+
+def _carries_on(workdir: pathlib.Path | None) -> str:
+    return f"the same command {'carries on from the last checkpoint' if _in_training(workdir) else 'starts this stage again'}"
 
 
 def parse(argv: list[str]) -> list[tuple]:
@@ -88,7 +111,7 @@ def parse(argv: list[str]) -> list[tuple]:
     return [(config, pathlib.Path(workdir), None)]
 
 
-def run(config, workdir: pathlib.Path, command: str, distributed: bool = False, sweep: Mapping | None = None) -> None:
+def run(config, workdir: pathlib.Path, command: str, sweep: Mapping | None = None) -> None:
     """Runs what is not done yet of config.stages, in order; `command` and `sweep` are for the record."""
     from configs import base
 
@@ -104,14 +127,12 @@ def run(config, workdir: pathlib.Path, command: str, distributed: bool = False, 
 
     # Orbax and TFDS warn of their own ways through absl; what a user must know is printed by the stages.
     logging.set_verbosity(logging.FATAL)
-    if distributed:
-        mesh.start_distributed()
     mesh.keep_compiled_programs()
     with record.recording(mesh.describe_devices()):
         for stage in config.stages:
             if not record.done(stage):
                 with record.stage(stage):
-                    stages.STAGES[stage](config, record)
+                    stages.do(stage, config, record)
 
 
 def _of_the_disk(error: OSError, config, workdir: pathlib.Path | None) -> str:

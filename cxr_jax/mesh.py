@@ -108,13 +108,17 @@ def to_host(tree):
     return jax.tree.map(whole, tree)
 
 
-def agreed(number: int) -> int:
-    """The first process's number, on every process."""
+def anybody(mesh: Mesh, here: bool) -> jax.Array | bool:
+    """Whether it is so on any process: the same on all of them, as an array that nobody has to wait for yet. To be called by all equally often."""
     if jax.process_count() == 1:
-        return number
-    from jax.experimental import multihost_utils
+        return here
+    devices = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
+    return _any(mesh)(shard_batch(mesh, np.full(len(devices), here)))
 
-    return int(multihost_utils.broadcast_one_to_all(np.int64(number)))
+
+@functools.cache
+def _any(mesh: Mesh):
+    return jax.jit(lambda x: x.any(), in_shardings=batch_sharded(mesh), out_shardings=replicated(mesh))
 
 
 @contextlib.contextmanager
@@ -125,15 +129,6 @@ def float64_on_host() -> Iterator[None]:
         with contextlib.suppress(RuntimeError):  # JAX was told to use an accelerator alone; it then has to do
             stack.enter_context(jax.default_device(jax.local_devices(backend="cpu")[0]))
         yield
-
-
-def start_distributed() -> None:
-    """Joins the processes of one launch; must come before any other JAX call. Addresses come from the scheduler.
-
-    Once a process, of which the runs of a sweep have one.
-    """
-    if not jax.distributed.is_initialized():
-        jax.distributed.initialize()
 
 
 def describe_devices() -> dict:

@@ -34,7 +34,7 @@ import ml_collections
 import numpy as np
 import pandas as pd
 
-from cxr_jax import experiment, mesh, tables
+from cxr_jax import experiment, mesh, processes, tables
 from cxr_jax.tables import CEILING, FEATURES, KEY_COLUMNS, LABEL, ON, SCORE, SCORES, SPLITS, TRUE, UNERASED, Features, Predictions, Target, UserError
 
 ROWS_AT_A_TIME = 8192  # of features that are written erased in several ways
@@ -283,17 +283,21 @@ def predict(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     mesh.check_batch(batch_size, devices, "train.evaluate_batch_size")
     forward, params, stats = inference.restore(folder, which, devices)
 
-    judged = judged_dataset(config)
-    run.record.pop("judged", None)
-    run.record.pop("outside", None)
+    judged, writes, abroad = judged_dataset(config), processes.first(), run.path(TRAVELLED)
+    for gone in ("judged", "outside", "travelled"):
+        run.record.pop(gone, None)
+    if writes:
+        run.path(JUDGED_COHORT).unlink(missing_ok=True)
+        run.path(TRAVEL_AUDIT).unlink(missing_ok=True)
+        shutil.rmtree(abroad, ignore_errors=True)
     if config.predict.dataset:
         dataset = datasets.prepare(judged)
         cohort = cohorts.select(dataset.keys, dataset.findings, dataset.races, judged)
-        cohort.write(run.path(JUDGED_COHORT))
+        if writes:
+            cohort.write(run.path(JUDGED_COHORT))
         about = dataset.summary()
         run.record["judged"] = {"asked": config.predict.dataset, **about, "attrition": cohort.attrition, "race_table": cohort.race_table}
     else:
-        run.path(JUDGED_COHORT).unlink(missing_ok=True)
         dataset = datasets.open(judged)
         cohort = cohorts.Cohort.read(run.path(COHORT))
 
@@ -307,16 +311,15 @@ def predict(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
             parts.append(prediction_table(cohort.table.iloc[index], forward.targets, mine, scores, config.audit.attributes))
         return Predictions(pd.concat(parts, ignore_index=True), forward.targets, bool(dataset.metadata["open_data"]))
 
-    scored(dataset, cohort, judged, config.predict.splits, "").write(run.path(PREDICTIONS))
-    run.record.pop("travelled", None)
-    abroad = run.path(TRAVELLED)
-    shutil.rmtree(abroad, ignore_errors=True)
-    run.path(TRAVEL_AUDIT).unlink(missing_ok=True)
+    scores = scored(dataset, cohort, judged, config.predict.splits, "")
+    if writes:
+        scores.write(run.path(PREDICTIONS))
     for name in config.predict.datasets:
         other, there, chosen = place_of(config, name)
         splits = [split for split in ("validation", "test") if (chosen.table["split"] == split).any()]
-        abroad.mkdir(exist_ok=True)
-        scored(there, chosen, other, splits, f" of {name}").write(abroad / f"{name}.parquet")
+        scores = scored(there, chosen, other, splits, f" of {name}")
+        if writes:
+            scores.write(abroad / f"{name}.parquet")
         run.record.setdefault("travelled", {})[name] = {**there.summary(), "attrition": chosen.attrition}
 
 
@@ -437,11 +440,11 @@ def extract(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
         with contextlib.ExitStack() as stack:
             # All processes compute, the first one writes.
             files = None
-            if jax.process_index() == 0:
+            if processes.first():
                 files = stack.enter_context(contextlib.closing(tables.FeatureFiles(run.path("features"), split, len(source), about | of)))
-            if mesh.agreed(files is not None and files.whole):
+            if processes.agreed(files is not None and files.whole):
                 continue
-            start = mesh.agreed(files.start(widths, batch_size) if files else 0)
+            start = processes.agreed(files.start(widths, batch_size) if files else 0)
             progress = stack.enter_context(metrics_log.Progress(f"extract {split}", len(source), min(len(source), start * batch_size)))
             for index, seen in inference.walk(see, source, batch_size, devices, start):
                 if files:
@@ -449,7 +452,7 @@ def extract(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
                 progress.advance(len(index))
             if files:
                 files.finish(table.iloc[source.index].reset_index(drop=True))
-        mesh.agreed(0)  # nobody goes on before the files are in place
+        processes.agreed()  # nobody goes on before the files are in place
 
 
 def log_odds(scores):
@@ -598,7 +601,7 @@ def mitigate(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     if predictions is None:
         print(f"  {weights} has no heads that tell findings: features alone, and no predictions")
     folder = experiment.mitigated_folder(run.workdir, config)
-    if jax.process_index() == 0:
+    if processes.first():
         shutil.rmtree(folder, ignore_errors=True)  # of an interrupted start, or of other features
         fitted_on = {FEATURES: found.patients, **{name: fewer.patients for name, fewer in by_fewer.items()}}
         for split, part in {**splits, **abroad}.items():
@@ -620,7 +623,7 @@ def mitigate(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
                 files.finish(part.table[rows].reset_index(drop=True))
         if predictions is not None:
             predictions.write(folder / PREDICTIONS)
-    mesh.agreed(0)
+    processes.agreed()
 
 
 def attribute_of(part: Features, attribute: str, classes: Sequence[str]) -> np.ndarray:
@@ -717,7 +720,7 @@ def probe(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     # Every process of a launch does the same on its own devices: features are read, not shared out. The first one writes.
     with progress_lines("probe") as say:
         readings, arrays, abroad = protocol.run(splits, config.probe, mesh.data_mesh(jax.local_devices()), say, vectors_elsewhere(config, run))
-    if jax.process_index() == 0:
+    if processes.first():
         folder = run.path(READINGS).parent
         for stale in (*folder.glob("*.npz"), *folder.glob(f"{ON}*.parquet")):
             stale.unlink()
@@ -728,7 +731,7 @@ def probe(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
                 with tables.whole_file(folder / f"{number}.npz") as path, open(path, "wb") as file:
                     np.savez(file, reading=reading.name, **arrays[reading.name])
         readings.write(run.path(READINGS))
-    mesh.agreed(0)
+    processes.agreed()
 
 
 def vectors(config: ml_collections.ConfigDict, run: experiment.Run) -> dict[str, Features]:
@@ -827,13 +830,13 @@ def mechanism(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     labels, table = cohorts.labels(cohort, readers.targets, config.dataset), cohort.table[cohort.table["split"] == "test"]
     is_open = bool(dataset.metadata["open_data"])
     test, reference = sources["test"], histogram_to_match(config, sources)
-    folder, writes = run.path(AS_THEY_ARE).parent, jax.process_index() == 0
+    folder, writes = run.path(AS_THEY_ARE).parent, processes.first()
     asked = {name: tuple(strengths) for name, strengths in config.mechanism.series.items() if strengths}
     made_by = f"{experiment.fingerprint(config, before_and('probe'), run.record['files'])}, {told}, readers {readers.digest}, watched {list(readers.followed)}"
     with metrics_log.Progress("mechanism", len(test) * (1 + sum(map(len, asked.values())))) as progress:
         for name, strengths in {"": (0.0,), **asked}.items():
             path, made_so = folder / f"{name or 'as_they_are'}.npz", f"{made_by}, at {list(strengths)}"
-            if mesh.agreed(int(made_of(path) == made_so)):
+            if processes.agreed(made_of(path) == made_so):
                 progress.advance(len(test) * len(strengths))
                 continue
             found = curves.judge(networks[FEATURES], readers, labels, test, name, strengths, batch_size, reference, config.seed, lambda n: progress.advance(n * len(strengths)))
@@ -842,15 +845,15 @@ def mechanism(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
                 with tables.whole_file(path) as partial, open(partial, "wb") as file:
                     np.savez(file, made_by=made_so, **{f"of_{target}": values for target, values in found.items()})
     if writes:
-        with np.load(folder / "as_they_are.npz") as whole:
-            scores = {target: whole[f"of_{target}"][0] for target in readers.targets}
+        whole = tables.read_arrays(folder / "as_they_are.npz", "mechanism")
+        scores = {target: whole[f"of_{target}"][0] for target in readers.targets}
         of_test = {name: values[(cohort.table["split"] == "test").to_numpy()] for name, values in labels.items()}
         predictions = prediction_table(table, readers.targets, of_test, scores, config.audit.attributes)
         tables.write_json(folder / "readers.json", {"heads": list(readers.heads), "watched": readers.watched, "followed": list(readers.followed), "weights": told})
         Predictions(predictions, readers.targets, is_open).write(run.path(AS_THEY_ARE))
         for stale in {path.stem for path in folder.glob("*.npz")} - {"as_they_are", "maps", *asked}:
             (folder / f"{stale}.npz").unlink()
-    mesh.agreed(0)
+    processes.agreed()
     write_factors(config, run, cohort, sources, readers, devices)
     write_maps(config, run, cohort, test, networks[FEATURES], readers, made_by, devices)
 
@@ -889,9 +892,9 @@ def write_factors(config: ml_collections.ConfigDict, run: experiment.Run, cohort
             scores = factors.alone(parts, columns, target, of.classes, config.probe.penalties) if columns else None
             for k, c in enumerate(of.classes if scores is not None else ()):
                 kept[f"{target}\n{name}\n{c}"] = scores[:, k]
-    if jax.process_index() == 0:
+    if processes.first():
         tables.write_parquet(kept, path, {"groups": groups, "missing": [name for name in asked if name not in groups]})
-    mesh.agreed(0)
+    processes.agreed()
 
 
 def write_maps(config: ml_collections.ConfigDict, run: experiment.Run, cohort, test, network, readers, made_by: str, devices) -> None:
@@ -904,7 +907,7 @@ def write_maps(config: ml_collections.ConfigDict, run: experiment.Run, cohort, t
     if not settings.patients:
         path.unlink(missing_ok=True)
         return
-    if mesh.agreed(int(made_of(path) == made_by)):
+    if processes.agreed(made_of(path) == made_by):
         return
     table = cohort.table[cohort.table["split"] == "test"].reset_index(drop=True)
     attribute = next((a for a in (settings.attribute, "sex") if a in table and table[a].notna().any()), None)
@@ -928,11 +931,11 @@ def write_maps(config: ml_collections.ConfigDict, run: experiment.Run, cohort, t
     group = pd.Index(groups).get_indexer(table[attribute].iloc[rows])
     with metrics_log.Progress("maps", len(images)) as progress:
         found, mean = maps.look(network, asked, images, group, groups, settings, config.seed, anew, others, progress.advance)
-    if jax.process_index() == 0:
+    if processes.first():
         arrays = {"\n".join((*place, part)): value for place, of in found.items() for part, value in of._asdict().items() if value is not None}
         with tables.whole_file(path) as partial, open(partial, "wb") as file:
             np.savez(file, made_by=made_by, groups=np.array(groups), attribute=attribute, frame=mean, **arrays)
-    mesh.agreed(0)
+    processes.agreed()
 
 
 def trained_on_shuffled_labels(config: ml_collections.ConfigDict, run: experiment.Run, cohort, devices):
@@ -956,11 +959,11 @@ def trained_on_shuffled_labels(config: ml_collections.ConfigDict, run: experimen
         return validation.measure(targets, {name: values[index] for name, values in labels.items()}, scores, patients[index], None, 0, "auc", 0.0)
 
     made_by, made = experiment.fingerprint(plain, before_and("train"), run.record["files"]), folder / "made_by.json"
-    if jax.process_index() == 0 and not (made.exists() and tables.read_json(made) == made_by):
+    if processes.first() and not (made.exists() and tables.read_json(made) == made_by):
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was here before
         folder.mkdir(exist_ok=True)
         tables.write_json(made, made_by)
-    mesh.agreed(0)
+    processes.agreed()
     network, described, _ = initial.begun_or_gone_on_with(plain, targets, folder / "checkpoints")
     checkpoints.leave_errors_to_us()
     sources = pipeline.sources(datasets.open(config.dataset), cohort.table, config.dataset, devices)
@@ -1013,8 +1016,8 @@ def readers_of(config: ml_collections.ConfigDict, run: experiment.Run, told: str
         read = tables.Readings.read(run.path(READINGS))
         of_arrays = {}
         for path in run.path(READINGS).parent.glob("*.npz"):
-            with np.load(path) as arrays:
-                of_arrays[str(arrays["reading"])] = dict(arrays)
+            arrays = tables.read_arrays(path, "probe")
+            of_arrays[str(arrays["reading"])] = arrays
         for name, classes in read.targets.items():
             fitted = of_arrays.get(tables.Reading(name, "logistic_regression", FEATURES).name)
             if fitted is None or not np.isfinite(fitted["intercepts"]).all():
@@ -1038,6 +1041,8 @@ def progress_lines(stage: str):
     moving = sys.stderr.isatty()
 
     def say(text: str) -> None:
+        if not processes.first():
+            return
         print(f"\r\033[K{stage}: {text}" if moving else f"{stage}: {text}", end="" if moving else "\n", file=sys.stderr, flush=True)
 
     yield say
@@ -1125,11 +1130,10 @@ def audit_mechanism(config: ml_collections.ConfigDict, run: experiment.Run) -> d
     predictions, readers = Predictions.read(run.path(AS_THEY_ARE)), tables.read_json(folder / "readers.json")
     for name, strengths in config.mechanism.series.items():
         if strengths:
-            with np.load(folder / f"{name}.npz") as arrays:
-                scores = {target: arrays[f"of_{target}"] for target in predictions.targets}
-                series[name] = perturbed.Series(strengths, scores, arrays["of_"] if "of_" in arrays else None)
-    with np.load(folder / "as_they_are.npz") as arrays:
-        whole = arrays["of_"][0]
+            arrays = tables.read_arrays(folder / f"{name}.npz", "mechanism")
+            scores = {target: arrays[f"of_{target}"] for target in predictions.targets}
+            series[name] = perturbed.Series(strengths, scores, arrays.get("of_"))
+    whole = tables.read_arrays(folder / "as_they_are.npz", "mechanism")["of_"][0]
     patients = predictions.table["patient_id"].to_numpy()
     moved = perturbed.features(patients, readers["followed"], whole, series, config.audit)
     found = {"readers": readers, "rows": perturbed.audit(predictions, series, readers["heads"], config.audit), "features": moved}
@@ -1144,8 +1148,7 @@ def audit_mechanism(config: ml_collections.ConfigDict, run: experiment.Run) -> d
                 alone.setdefault(target, {})[name] = factors[mine].to_numpy(np.float64)
     found["acquisition"] = {**about, "rows": acquisition.decompose(beside, about["groups"], alone, config.audit)}
     if (folder / "maps.npz").exists():
-        with np.load(folder / "maps.npz") as arrays:
-            found["maps"] = maps.audit(dict(arrays), config.audit, predictions.open_data)
+        found["maps"] = maps.audit(tables.read_arrays(folder / "maps.npz", "mechanism"), config.audit, predictions.open_data)
     return found
 
 
@@ -1274,6 +1277,19 @@ def caption(row: pd.Series, findings: tuple[str, ...], target: str) -> str:
     return ", ".join([*said, " + ".join(present)] if present else said)
 
 
+def do(stage: str, config: ml_collections.ConfigDict, run: experiment.Run) -> None:
+    """Runs one stage, with all the processes of a launch, or on the first alone where it computes nothing that they share."""
+    if stage not in ON_THE_FIRST:
+        STAGES[stage](config, run)
+    elif processes.first():
+        STAGES[stage](config, run)
+    run.record = processes.agreed(run.record)  # nobody goes on before its files are in place
+    if stage == "prepare" and not processes.first():
+        from cxr_jax.data import datasets
+
+        datasets.prepare(config.dataset)  # a machine whose data_dir is its own makes what the first one made
+
+
 STAGES = {
     "prepare": prepare,
     "train": train,
@@ -1285,3 +1301,4 @@ STAGES = {
     "audit": audit,
     "report": report,
 }
+ON_THE_FIRST = ("prepare", "audit", "report")

@@ -6,30 +6,40 @@ import socket
 import subprocess
 import sys
 
-_JOIN = "import sys, jax; jax.distributed.initialize(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])); del sys.argv[1:4]\n"
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+_JOIN = "import sys; from cxr_jax import processes; processes.join(); sys.stdout = sys.__stdout__\n"
 
 
-def launch(program: str, *arguments: str, count: int = 2, timeout: float = 300) -> list[str]:
-    """What each of `count` processes printed that run a program, which finds `arguments` in sys.argv[1:], each on a CPU device of its own.
-
-    Raises AssertionError with all that they printed where one fails; where one has not ended in `timeout` seconds, TimeoutExpired. None is left running.
-    """
+def start(arguments: list[str], count: int, cwd: str | os.PathLike | None = None, **environment: str) -> list[subprocess.Popen]:
+    """`count` processes of one launch, each on a CPU device of its own, that run Python with `arguments`; what they print is in their `stdout`, errors too."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(pathlib.Path(__file__).resolve().parents[1])}
-    started = [
+    shared = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT), "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)} | environment
+    return [
         subprocess.Popen(
-            [sys.executable, "-c", _JOIN + program, address, str(count), str(number), *arguments],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            [sys.executable, *arguments], cwd=cwd or ROOT, env=shared | {"JAX_PROCESS_ID": str(number)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         for number in range(count)
     ]  # fmt: skip
+
+
+def ended(started: list[subprocess.Popen], timeout: float = 300) -> list[tuple[int, str]]:
+    """(status, what it printed) of each, once all have ended. Raises TimeoutExpired where one has not in `timeout` seconds. None is left running."""
     try:
         printed = [process.communicate(timeout=timeout)[0] for process in started]
     finally:
         for process in started:
             process.kill()
             process.wait()
-    assert not any(process.returncode for process in started), "\n".join(printed)
-    return printed
+    return [(process.returncode, text) for process, text in zip(started, printed)]
+
+
+def launch(program: str, *arguments: str, count: int = 2, timeout: float = 300) -> list[str]:
+    """What each of `count` processes printed that run a program, which finds `arguments` in sys.argv[1:].
+
+    Raises AssertionError with all that they printed where one fails.
+    """
+    all_ = ended(start(["-c", _JOIN + program, *arguments], count), timeout)
+    assert not any(status for status, _ in all_), "\n".join(printed for _, printed in all_)
+    return [printed for _, printed in all_]

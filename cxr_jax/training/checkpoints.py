@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from cxr_jax import tables
+from cxr_jax import processes, tables
 from cxr_jax.tables import Target, UserError
 
 
@@ -69,7 +69,8 @@ class Checkpoints:
     def __init__(self, folder: os.PathLike | str, description: ModelDescription, keep: int):
         self.folder = pathlib.Path(folder).resolve()
         described = self.folder / "model.json"
-        if described.exists():
+        # Asked of the first process: another one may come here when it has written already.
+        if processes.agreed(described.exists()):
             before, now = ModelDescription.read(self.folder).as_json(), description.as_json()
             differing = [part for part in now if before[part] != now[part]]
             if differing:
@@ -78,7 +79,7 @@ class Checkpoints:
                     f"{self.folder}: a checkpoint of another model ({part} is {before[part]} there, {now[part]} here);"
                     " give this run a workdir of its own"
                 )
-        else:
+        elif processes.first():
             tables.write_json(described, description.as_json())
         self._managers = {name: _manager(self.folder / name, keep_last) for name, keep_last in (("last", keep), ("best", 1))}
 
@@ -101,6 +102,8 @@ class Checkpoints:
         # On CPU, Orbax's host copy can share memory with the device array, which the next step overwrites by donation.
         state = jax.tree.map(jnp.copy, state)
         with _explained(self.folder):
+            if processes.count() > 1:  # whose barriers Orbax knows by names that both managers would use
+                self.wait()
             manager.save(step, args=ocp.args.StandardSave(state), force=True)
 
     def restore_last(self, like):
@@ -126,7 +129,7 @@ class Checkpoints:
                 f"{self.folder / 'last'}: none of {len(unreadable)} checkpoints can be read (step {step}: {_first_line(error)});"
                 f" to train anew, remove {self.folder}"
             )
-        for step, error in unreadable.items() if jax.process_index() == 0 else ():
+        for step, error in unreadable.items() if processes.first() else ():
             logging.getLogger(__name__).warning(
                 "%s: cannot be read (%s) and is set aside; going back to the one before", self.folder / "last" / str(step), _first_line(error)
             )
@@ -134,6 +137,7 @@ class Checkpoints:
             aside.mkdir(exist_ok=True)
             shutil.rmtree(aside / str(step), ignore_errors=True)
             (self.folder / "last" / str(step)).rename(aside / str(step))
+        processes.agreed()  # nobody looks there before that is done
         if unreadable:
             manager.reload()
         return state

@@ -1,12 +1,15 @@
-"""What a person sees of a run while it trains: a progress bar, metrics.jsonl, and TensorBoard events."""
+"""What a person sees of a run while it trains: a progress bar, metrics.jsonl, TensorBoard events, and a profile of some steps."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import pathlib
+import shutil
 import sys
 import time
+from collections.abc import Iterable, Iterator
 
 import jax
 import tqdm
@@ -14,7 +17,7 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from cxr_jax import tables
+from cxr_jax import experiment, processes, tables
 
 
 class MetricsLog:
@@ -25,7 +28,7 @@ class MetricsLog:
     """
 
     def __init__(self, workdir: os.PathLike | str, resume_after: int):
-        self._writes = jax.process_index() == 0
+        self._writes = processes.first()
         if not self._writes:
             return
         path = pathlib.Path(workdir) / "metrics.jsonl"
@@ -74,13 +77,14 @@ def read_rows(path: os.PathLike | str) -> list[dict]:
 
 
 class Progress:
-    """A bar with images done, images/s and the time left; on a terminal it moves, in a log it is a line now and then.
+    """A bar with images done, images/s and the time left; on a terminal it moves, in a log it is a line now and then. Told to `experiment.SIGNS`, too.
 
     The rate leaves out what was done before this start, the first batch, whose time is compilation, and pauses.
     """
 
     def __init__(self, name: str, total: int, done: int = 0):
         interactive = sys.stderr.isatty()
+        self._name, self._total, self._done = name, total, done
         self._bar = tqdm.tqdm(
             desc=name,
             total=total,
@@ -89,15 +93,15 @@ class Progress:
             bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} images [{elapsed}{postfix}]",
             mininterval=0.5 if interactive else 10,
             maxinterval=1 if interactive else 20,
-            disable=jax.process_index() != 0,
+            disable=not processes.first(),
             dynamic_ncols=interactive,
             file=sys.stderr,
         )
-        self._left = total - done
         self._said = ""
         self._last: float | None = None  # when the last batch was done
         self._seconds = 0.0
         self._images = 0
+        self._waited = 0.0  # of these seconds, for input
 
     def __enter__(self):
         return self
@@ -105,13 +109,26 @@ class Progress:
     def __exit__(self, *_):
         self._bar.close()
 
+    def waiting_for(self, batches: Iterable) -> Iterator:
+        """The same batches; how long each was waited for counts as a stall of the input."""
+        batches = iter(batches)
+        while True:
+            began = time.monotonic()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            if self._last is not None:
+                self._waited += time.monotonic() - began
+            yield batch
+
     def advance(self, images: int) -> None:
         now = time.monotonic()
         if self._last is not None:
             self._seconds += now - self._last
             self._images += images
         self._last = now
-        self._left -= images
+        self._done += images
         self._show()
         self._bar.update(images)
 
@@ -123,11 +140,63 @@ class Progress:
         """Images/s; 0 as long as no two batches have followed each other."""
         return self._images / self._seconds if self._images else 0.0
 
+    def figures(self) -> dict:
+        """For the log: images/s, share of the time that was spent waiting for input, seconds to the end (of pauses nothing is known), and GiB of the
+        fullest device at their highest, where it tells. Of nothing yet: 0, NaN."""
+        figures = {"images_per_second": round(self.rate(), 2)}
+        figures["waiting_for_input"] = round(self._waited / self._seconds, 4) if self._seconds else math.nan
+        figures["seconds_left"] = round((self._total - self._done) / self.rate(), 1) if self.rate() else math.nan
+        peaks = [stats["peak_bytes_in_use"] for device in jax.local_devices() if "peak_bytes_in_use" in (stats := device.memory_stats() or {})]
+        return figures | ({"device_gib": round(max(peaks) / 2**30, 3)} if peaks else {})
+
     def say(self, text: str) -> None:
         self._said = text
         self._show()
 
     def _show(self) -> None:
         rate = self.rate()
-        told = f"{rate:.1f} images/s, {tqdm.tqdm.format_interval(self._left / rate)} left" if rate else ""
+        left = (self._total - self._done) / rate if rate else None
+        told = f"{rate:.1f} images/s, {tqdm.tqdm.format_interval(left)} left" if rate else ""
         self._bar.set_postfix_str(", ".join(filter(None, [told, self._said])), refresh=False)
+        experiment.SIGNS.update({"doing": self._name, "done": self._done, "total": self._total, "images_per_second": round(rate, 2), "seconds_left": left, "said": self._said})
+
+
+class Profile:
+    """JAX's own profile of some steps, once those that compile are over, as `profile/` of a workdir: for TensorBoard's profiler, or, its .trace.json.gz, for Perfetto.
+
+    steps: how many; 0: none. The first process's, whole or not at all.
+    """
+
+    _AFTER = 5  # steps
+
+    def __init__(self, workdir: os.PathLike | str, steps: int):
+        self._folder = pathlib.Path(workdir) / "profile"
+        self._partial = self._folder.with_suffix(".partial")
+        self._left = self._AFTER + steps if steps and processes.first() else 0
+        self._steps, self._running = steps, False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self._steps and self._left >= self._steps:
+            print(f"  no profile: training had {self._AFTER} steps or fewer left")
+        self._end()
+
+    def step_begins(self) -> None:
+        if self._left == self._steps and self._left:
+            shutil.rmtree(self._partial, ignore_errors=True)
+            jax.profiler.start_trace(self._partial)
+            self._running = True
+        elif not self._left:
+            self._end()
+        self._left = max(0, self._left - 1)
+
+    def _end(self) -> None:
+        if not self._running:
+            return
+        self._running = False
+        jax.profiler.stop_trace()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._partial.rename(self._folder)
+        print(f"  a profile of {self._steps - self._left} steps: {self._folder}")

@@ -6,6 +6,7 @@ and the step's number. A run that restores the state of step s and goes on there
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import math
 import pathlib
@@ -22,13 +23,13 @@ from jax import flatten_util
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
-from cxr_jax import mesh as meshes
+from cxr_jax import mesh as meshes, processes
 from cxr_jax.data import augment, perturbations
 from cxr_jax.models import densenet
 from cxr_jax.tables import Target, UserError
 from cxr_jax.training import inference, objectives, optimizers
 from cxr_jax.training.checkpoints import Checkpoints
-from cxr_jax.training.metrics_log import MetricsLog, Progress
+from cxr_jax.training.metrics_log import MetricsLog, Profile, Progress
 
 
 class State(NamedTuple):
@@ -244,7 +245,7 @@ def fit(
     measure: (rows of the cohort, scores by target) to {"score", by which epochs are chosen, "macro_auc", "auc": {class: value}, "n_images",
         "n_patients", …}, as `audit.validation.measure`; all of it is logged.
     network: what a run that has no checkpoint begins from.
-    Raises FloatingPointError that names the step where the loss is not a number.
+    Raises FloatingPointError that names the step where the loss is not a number, and processes.Preempted, with its last state saved, where a process was told to stop.
     """
     t = config.train
     check_batches(t, mesh)
@@ -267,7 +268,7 @@ def fit(
         )
     state = state._replace(shards=_like(state.shards, train_source.shards))
     log = MetricsLog(workdir, resume_after=step)
-    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    shared = {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
     def numbers(index: np.ndarray) -> np.ndarray:
         """What augmentation knows images by: their own numbers, or, where a batch may have several copies of one, their places in it."""
@@ -276,16 +277,20 @@ def fit(
 
     total_images = t.epochs * len(train_source)
     done = int(state.epoch) * len(train_source) + min(int(state.step_in_epoch) * t.batch_size, len(train_source))
+    asked: collections.deque = collections.deque()  # of the last steps, whether any process was told to stop
     with contextlib.ExitStack() as stack:
+        stack.enter_context(processes.finishing())
         stack.enter_context(log)
         progress = stack.enter_context(Progress("train", total_images, done=done))
+        profile = stack.enter_context(Profile(workdir, config.profile.steps))
         for epoch in range(int(state.epoch), t.epochs):
             losses: list[tuple[int, Array]] = []
             start = int(state.step_in_epoch)
             batches = stack.enter_context(
-                contextlib.closing(train_source.batches(config.seed, epoch, start, t.batch_size, **processes))
+                contextlib.closing(train_source.batches(config.seed, epoch, start, t.batch_size, **shared))
             )
-            for step_in_epoch, batch in enumerate(batches, start):
+            for step_in_epoch, batch in enumerate(progress.waiting_for(batches), start):
+                profile.step_begins()
                 sharded = meshes.shard_batch(
                     mesh,
                     {
@@ -301,7 +306,9 @@ def fit(
                 losses.append((step, loss))
                 progress.advance(min(t.batch_size, len(train_source) - step_in_epoch * t.batch_size))
                 last_of_epoch = step_in_epoch + 1 == steps_per_epoch
-                checkpoint_due = step % config.checkpoint.every_steps == 0 and not last_of_epoch
+                asked.append(meshes.anybody(mesh, processes.asked_to_stop()))
+                stop = len(asked) > _STEPS_UNTIL_HEARD and bool(asked.popleft())
+                checkpoint_due = (stop or step % config.checkpoint.every_steps == 0) and not last_of_epoch
                 if step % t.log_every_steps == 0 or last_of_epoch or checkpoint_due:
                     # Before a state is kept it must be known to be sound.
                     values = _sound(losses)
@@ -312,11 +319,13 @@ def fit(
                         split="train",
                         loss=float(np.mean(values)),
                         learning_rate=float(rate(step - 1)),
-                        images_per_second=round(progress.rate(), 2),
+                        **progress.figures(),
                     )
                     progress.say(f"loss {np.mean(values):.3f}")
                 if checkpoint_due:
                     checkpoints.save("last", step, state)
+                if stop and not last_of_epoch:
+                    _stop(checkpoints)
 
             index, scores, _ = inference.predict(forward, state.params, state.stats, validation_source, t.evaluate_batch_size)
             if not all(np.isfinite(s).all() for s in scores.values()):
@@ -334,8 +343,21 @@ def fit(
                 state = state._replace(best_score=_like(state.best_score, score), best_step=_like(state.best_step, step))
                 checkpoints.save("best", step, state)
             checkpoints.save("last", step, state)
+            if bool(meshes.anybody(mesh, processes.asked_to_stop())):
+                _stop(checkpoints)
         checkpoints.wait()
     return state
+
+
+# Steps that are under way before a process learns what another one has heard: to ask about the newest would be to wait for it.
+_STEPS_UNTIL_HEARD = 2
+
+
+def _stop(checkpoints: Checkpoints) -> None:
+    """Leaves training, once all processes know of it and what was saved is on disk."""
+    processes.all_stop()
+    checkpoints.wait()
+    raise processes.Preempted
 
 
 def _like(old: Array, value) -> Array:

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from configs import race
-from cxr_jax import experiment
+from cxr_jax import experiment, processes
 from cxr_jax import mesh as meshes
 from cxr_jax.data import cohorts, pipeline
 from cxr_jax.models import densenet
@@ -347,7 +347,7 @@ def test_progress_counts_neither_the_first_batch_nor_pauses(monkeypatch):
 
 
 def test_other_processes_show_no_bar(monkeypatch, capsys):
-    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(processes, "first", lambda: False)
     with metrics_log.Progress("train", 16) as progress:
         progress.advance(8), progress.advance(8), progress.say("loss 1")
     assert not capsys.readouterr().err
