@@ -4,6 +4,7 @@
 #   bash launch/local.sh python -m cxr_jax.main --config=configs/race.py
 #   bash launch/local.sh python -m pytest
 #   bash launch/local.sh --peers python -m pytest -m peers     adds the packages that we compare with
+#   bash launch/local.sh --processes=4 python -m cxr_jax.main …     four processes of one launch, each with its share of the GPUs
 #
 # CXR_JAX_ACCELERATOR=cpu|cuda|tpu overrides what it finds; CXR_JAX_VENV names another folder for the environment.
 set -euo pipefail
@@ -12,8 +13,15 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 say() { printf 'local.sh: %s\n' "$*" >&2; }
 fail() { say "$*"; exit 1; }
 
-peers=
-if [ "${1:-}" = --peers ]; then peers=1; shift; fi
+peers= processes=1
+while :; do
+  case ${1:-} in
+    --peers) peers=1; shift ;;
+    --processes=*) processes=${1#*=}; shift ;;
+    *) break ;;
+  esac
+done
+case $processes in ''|*[!0-9]*|0) fail "--processes=$processes: a number of processes, 1 or more, expected" ;; esac
 [ $# -gt 0 ] || fail "name a command, for example: bash launch/local.sh python -m cxr_jax.main --config=configs/race.py"
 
 find_python() {
@@ -79,4 +87,35 @@ exec 9>&-
 [ "$accelerator" != cpu ] || export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 export PATH="$venv/bin:$PATH" VIRTUAL_ENV="$venv" PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 unset PYTHONHOME
-exec "$@"
+[ "$processes" != 1 ] || exec "$@"
+
+# Several processes of one launch on this machine. Each learns of the others by these variables (cxr_jax/processes.py).
+JAX_COORDINATOR_ADDRESS=localhost:$(python -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])')
+export JAX_COORDINATOR_ADDRESS JAX_NUM_PROCESSES=$processes
+gpus=0
+if [ "$accelerator" = cuda ]; then
+  gpus=$(nvidia-smi --list-gpus | wc -l)
+  [ $((gpus % processes)) = 0 ] || fail "--processes=$processes: $gpus GPUs cannot be shared out among them evenly"
+fi
+each=$((gpus / processes)) pids=()
+for ((i = 0; i < processes; i++)); do
+  export JAX_PROCESS_ID=$i
+  [ "$gpus" = 0 ] || export CUDA_VISIBLE_DEVICES=$(seq -s, $((i * each)) $((i * each + each - 1)))
+  "$@" &
+  pids+=($!)
+done
+# Ctrl-C does not reach what runs in the background; told to stop, all of them save and leave.
+trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' INT TERM
+# The first one's own failure says most; then that it may be started again. What is left is that one was lost.
+failed= again= lost=
+for pid in "${pids[@]}"; do
+  status=0
+  while :; do
+    wait "$pid" && status=0 || status=$?
+    kill -0 "$pid" 2>/dev/null || break  # else a signal ended the wait, not the process
+  done
+  case $status in 0) ;; 75) again=1 ;; 69|134|137) lost=1 ;; *) failed=${failed:-$status} ;; esac
+done
+[ -z "$failed" ] || exit "$failed"
+[ -z "$lost" ] || exit 69
+[ -z "$again" ] || exit 75
