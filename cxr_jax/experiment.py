@@ -12,6 +12,7 @@ import datetime
 import difflib
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import math
 import os
@@ -582,11 +583,23 @@ class Run:
         self.workdir = pathlib.Path(workdir)
         self.config = config
         # Of several processes the first one opens the workdir, and the others have its record.
-        self.record = processes.agreed(self._open(base) if processes.first() else None)
+        self.record = processes.agreed(self._alone() or self._open(base) if processes.first() else None)
         self.record["command"] = told_command(command)
 
     def path(self, name: str) -> pathlib.Path:
         return self.workdir / name
+
+    def _alone(self) -> None:
+        """Raises UserError where another process is at work in this folder: one whose signs of life go on."""
+        path = self.path(SIGNS_FILE)
+        # (In a container that is started again, an earlier process had this one's number.)
+        if not (sign := _read_sign(path)) or not may_live(sign) or (sign.get("host"), sign.get("pid")) == (socket.gethostname(), os.getpid()):
+            return
+        until = time.monotonic() + 3 * SECONDS_BETWEEN_SIGNS
+        while time.monotonic() < until:
+            time.sleep(SECONDS_BETWEEN_SIGNS / 10)
+            if (now := _read_sign(path)) and now != sign:
+                raise UserError(f"{self.workdir}: a run is under way there (on {now.get('host')}, process {now.get('pid')}); stop it, wait for it, or give this one another folder with --workdir")
 
     def _open(self, base) -> dict:
         record_path, config_path = self.path("run.json"), self.path("config.json")
@@ -715,6 +728,9 @@ class Run:
             except FloatingPointError:
                 status = "diverged"
                 raise
+            except Exception as error:
+                processes.wait_for_verdict(error)
+                raise
             finally:
                 end(status)
 
@@ -736,15 +752,36 @@ SIGNS: dict = {}
 SIGNS_FILE, SECONDS_BETWEEN_SIGNS = "progress.json", 5.0
 
 
+def _read_sign(path: pathlib.Path) -> dict:
+    """{} where there is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def may_live(said: Mapping) -> bool:
+    """Whether the process may be alive that said where it runs (`host`, `pid`): not, if that is this machine, and there is none of that number."""
+    if said.get("host") != socket.gethostname() or not isinstance(said.get("pid"), int):
+        return True
+    try:
+        os.kill(said["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
 @contextlib.contextmanager
 def _signs_of_life(path: pathlib.Path):
     """Writes SIGNS to a file every few seconds, as long as this process lives and something runs inside; then removes it."""
-    over = threading.Event()
+    over, beats = threading.Event(), itertools.count()
 
     def write() -> None:
         while True:
             with contextlib.suppress(OSError):  # of a full disk the run itself tells
-                tables.write_json(path, {**SIGNS, "at": _now()})
+                tables.write_json(path, {**SIGNS, "host": socket.gethostname(), "pid": os.getpid(), "at": _now(), "beat": next(beats)})
             if over.wait(SECONDS_BETWEEN_SIGNS):
                 return
 

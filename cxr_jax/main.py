@@ -62,7 +62,6 @@ def _main(argv: list[str]) -> tuple[int, str]:
         told = _of_the_disk(error, config, workdir) if isinstance(error, OSError) else ""
         if told:
             return _failed(told)
-        processes.wait_for_verdict(error)
         if processes.count() == 1:
             raise
         traceback.print_exc()

@@ -245,6 +245,7 @@ def terminable() -> Iterator[None]:
     try:
         yield
     finally:
+        _heard = False
         signal.signal(signal.SIGTERM, before)
 
 

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import pathlib
-import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -52,8 +50,9 @@ def of(workdir: pathlib.Path | str) -> Status:
     if state != "running":
         return Status(workdir, state, f"in {under_way}, {record.get('ended')}" if under_way else "")
     sign, age = _last_sign(workdir)
-    if _killed(record) or age > SILENCE:
-        since = "its process is gone" if _killed(record) else "no sign since the start" if math.isinf(age) else f"no sign for {_time(age)}"
+    gone = not experiment.may_live(record)
+    if gone or age > SILENCE:
+        since = "its process is gone" if gone else "no sign since the start" if math.isinf(age) else f"no sign for {_time(age)}"
         return Status(workdir, "silent", f"{f'in {under_way}, ' if under_way else ''}{since}")
     return Status(workdir, "running", _doing(sign, under_way))
 
@@ -65,19 +64,6 @@ def _last_sign(workdir: pathlib.Path) -> tuple[dict, float]:
         return json.loads(path.read_text(encoding="utf-8")), max(0.0, time.time() - path.stat().st_mtime)
     except (OSError, ValueError):
         return {}, math.inf
-
-
-def _killed(record: dict) -> bool:
-    """Whether the process that wrote the record is known to be gone: only of one of this machine."""
-    if record.get("host") != socket.gethostname() or not isinstance(record.get("pid"), int):
-        return False
-    try:
-        os.kill(record["pid"], 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        pass
-    return False
 
 
 def _doing(sign: dict, stage: str) -> str:

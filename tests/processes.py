@@ -5,20 +5,24 @@ import pathlib
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 _JOIN = "import sys; from cxr_jax import processes; processes.join(); sys.stdout = sys.__stdout__\n"
 
 
-def start(arguments: list[str], count: int, cwd: str | os.PathLike | None = None, **environment: str) -> list[subprocess.Popen]:
-    """`count` processes of one launch, each on a CPU device of its own, that run Python with `arguments`; what they print is in their `stdout`, errors too."""
+def start(arguments: list[str], count: int, before: Mapping[int, Sequence[str]] = {}, **environment: str) -> list[subprocess.Popen]:
+    """`count` processes of one launch, each on a CPU device of its own, that run Python with `arguments`; what they print is in their `stdout`, errors too.
+
+    before: by a process's number, a command that starts it.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     shared = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT), "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)} | environment
     return [
         subprocess.Popen(
-            [sys.executable, *arguments], cwd=cwd or ROOT, env=shared | {"JAX_PROCESS_ID": str(number)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            [*before.get(number, ()), sys.executable, *arguments], cwd=ROOT, env=shared | {"JAX_PROCESS_ID": str(number)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         for number in range(count)
     ]  # fmt: skip

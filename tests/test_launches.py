@@ -116,7 +116,7 @@ def until_step(workdir, step, started, timeout=240):
         time.sleep(0.1)
 
 
-LONG = {"stages": ("prepare", "train", "predict"), "train.epochs": 40, "checkpoint.every_steps": 20, "train.log_every_steps": 1}
+LONG = {"stages": ("prepare", "train", "predict"), "train.epochs": 25, "checkpoint.every_steps": 20, "train.log_every_steps": 1}
 
 
 @pytest.fixture(scope="module")
@@ -140,9 +140,9 @@ def within_a_minute(started, survivors):
 
 
 def test_a_launch_ends_and_is_gone_on_with_whatever_happens_to_it(undisturbed, environment, tmp_path):
-    """One training: told to stop, a process killed, another one that hangs, the first one killed; then let be."""
+    """One training: told to stop, a process killed, the first one killed; then let be."""
     workdir, total = tmp_path / "run", steps_done(undisturbed)
-    moments = [int(total * share) for share in (0.15, 0.35, 0.55, 0.75)]
+    moments = [int(total * share) for share in (0.15, 0.4, 0.65)]
 
     def begin(step):
         started = start(arguments(workdir, **LONG), 2, **environment)
@@ -164,11 +164,6 @@ def test_a_launch_ends_and_is_gone_on_with_whatever_happens_to_it(undisturbed, e
     assert tables.read_json(workdir / "run.json")["status"] == "lost a process"
 
     started = begin(moments[2])
-    started[1].send_signal(signal.SIGSTOP)
-    (status, printed), _ = within_a_minute(started, started[:1])
-    assert status == processes.LOST and "error: process 1 of 2" in printed, printed
-
-    started = begin(moments[3])
     started[0].kill()
     _, (status, printed) = within_a_minute(started, started[1:])
     # In JAX's own words, which ends a process by an abort where the first one is gone.

@@ -100,8 +100,7 @@ def test_sigterm_waits_for_what_ends_by_itself():
         # What comes after is interrupted by the next one, as anything else.
         with pytest.raises(processes.Preempted):
             told_to_stop()
-    with processes.terminable():
-        assert not processes.asked_to_stop()
+    assert not processes.asked_to_stop()
     assert reached == ["the end"]
 
 

@@ -14,7 +14,7 @@ from tests.phantoms import ROOT, SMALL, as_user
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(slurm.missing()), reason=f"no SLURM: {slurm.missing()}")]
 
-FIELDS = {**SMALL, "dataset.phantom.patients": 120, "stages": ("prepare", "train", "predict"), "train.epochs": 40, "train.log_every_steps": 1, "checkpoint.every_steps": 1000}
+FIELDS = {**SMALL, "dataset.phantom.patients": 120, "stages": ("prepare", "train", "predict"), "train.epochs": 25, "train.log_every_steps": 1, "checkpoint.every_steps": 1000}
 
 
 @pytest.fixture(scope="module")

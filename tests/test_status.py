@@ -66,7 +66,7 @@ def test_a_run_that_is_under_way_says_what_it_does(tmp_path, capsys, monkeypatch
         assert status.of(tmp_path / "run").state == "silent" and "in prepare, no sign for 0:00:0" in status.of(tmp_path / "run").doing
 
 
-def test_a_process_that_was_killed_is_not_running(tmp_path, capsys):
+def test_a_process_that_was_killed_is_not_running_and_one_that_lives_is_not_disturbed(tmp_path, capsys, monkeypatch):
     program = f"""
 import time
 from tests.test_status import DEVICE, new_run, pathlib
@@ -76,11 +76,19 @@ with run.recording(DEVICE), run.stage("prepare"):
 """
     started = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, env=as_user())
     until = time.monotonic() + 60
-    while "running" not in (status.of(tmp_path / "run").state if (tmp_path / "run" / "run.json").exists() else ""):
+    while "running" not in (status.of(tmp_path / "run").state if (tmp_path / "run" / experiment.SIGNS_FILE).exists() else ""):
         assert time.monotonic() < until and started.poll() is None
         time.sleep(0.1)
+    with pytest.raises(UserError, match=f"a run is under way there .on {socket.gethostname()}, process {started.pid}"):
+        new_run(tmp_path / "run")
     started.kill()
     started.wait()
+    new_run(tmp_path / "run")  # at once
+    # Of one that was killed on another machine it shows by its silence.
+    sign = tables.read_json(tmp_path / "run" / experiment.SIGNS_FILE)
+    tables.write_json(tmp_path / "run" / experiment.SIGNS_FILE, sign | {"host": "another"})
+    monkeypatch.setattr(experiment, "SECONDS_BETWEEN_SIGNS", 0.1)
+    new_run(tmp_path / "run")
     assert status.of(tmp_path / "run") == status.Status(tmp_path / "run", "silent", "in prepare, its process is gone")
     assert "silent" in printed(capsys, tmp_path)
 

@@ -1,8 +1,12 @@
 """The training loop: interrupted and resumed to the same bits, equal on any number of devices, loud when it diverges."""
 
 import json
+import os
+import shutil
+import signal
 
 import jax
+import ml_collections
 import numpy as np
 import optax
 import pytest
@@ -344,6 +348,76 @@ def test_progress_counts_neither_the_first_batch_nor_pauses(monkeypatch):
         batch(30.0)  # validation
         batch(2.0)
         assert progress.rate() == 4
+
+
+def test_waiting_for_input_is_told_apart_from_the_rest(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(metrics_log.time, "monotonic", lambda: clock[0])
+
+    def slow_input():
+        for _ in range(5):
+            clock[0] += 3.0
+            yield 8
+
+    with metrics_log.Progress("train", 80) as progress:
+        assert np.isnan(progress.figures()["waiting_for_input"]) and np.isnan(progress.figures()["seconds_left"])
+        for images in progress.waiting_for(slow_input()):
+            clock[0] += 1.0
+            progress.advance(images)
+        # Of five batches the first, with compilation, does not count: 3 of 4 seconds each; 40 of 80 images are left at 2 images/s.
+        assert progress.figures() == {"images_per_second": 2.0, "waiting_for_input": 0.75, "seconds_left": 20.0}
+        assert experiment.SIGNS["done"] == 40 and experiment.SIGNS["seconds_left"] == 20.0
+
+
+class ToldToStop:
+    """A source during whose so many-th batch the scheduler says that it wants the machine."""
+
+    def __init__(self, source, batches: int):
+        self._source, self._left = source, batches
+
+    def __len__(self):
+        return len(self._source)
+
+    def __getattr__(self, name):
+        return getattr(self._source, name)
+
+    def batches(self, *args, **kwargs):
+        for batch in self._source.batches(*args, **kwargs):
+            self._left -= 1
+            if not self._left:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+
+@pytest.mark.parametrize(
+    ("batches", "saved"),
+    [(5, 6), pytest.param(1, 3, marks=pytest.mark.slow), (9, 11), *(pytest.param(*one, marks=pytest.mark.slow) for one in ((6, 6), (12, None)))],
+)
+def test_told_to_stop_it_saves_what_it_has_and_goes_on_from_there(undisturbed, phantom, tmp_path, monkeypatch, batches, saved):
+    """Of twelve steps, six an epoch: after two further steps, after the validation that comes first, or not, where it is over anyway."""
+    config, workdir, wanted = undisturbed
+    config = ml_collections.ConfigDict(config.to_dict())
+    config.checkpoint.every_steps = 1000  # free, so that the results are those of the undisturbed run
+    monkeypatch.setitem(globals(), "KilledAfter", ToldToStop)
+    with processes.terminable(), pytest.raises(processes.Preempted):
+        fit(config, phantom, tmp_path, kill_after=batches)
+    steps = [int(path.name) for path in (tmp_path / "checkpoints" / "last").glob("[0-9]*")]
+    assert max(steps) == (saved or 12)
+    assert_same_bits(fit(config, phantom, tmp_path), wanted)
+
+
+@pytest.mark.slow
+def test_a_profile_of_some_steps_is_kept(undisturbed, phantom, tmp_path, capsys):
+    config, _, wanted = undisturbed
+    config = ml_collections.ConfigDict(config.to_dict())
+    config.profile.steps = 3
+    assert_same_bits(fit(config, phantom, tmp_path), wanted)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb")) and list((tmp_path / "profile").rglob("*.trace.json.gz"))
+    assert not (tmp_path / "profile.partial").exists() and "a profile of 3 steps" in capsys.readouterr().out
+    # A run that is over has none to show, and says so.
+    shutil.rmtree(tmp_path / "profile")
+    fit(config, phantom, tmp_path)
+    assert "no profile" in capsys.readouterr().out and not (tmp_path / "profile").exists()
 
 
 def test_other_processes_show_no_bar(monkeypatch, capsys):
