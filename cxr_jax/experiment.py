@@ -572,6 +572,10 @@ def _told_text_of_options(text: str) -> str:
 # ------------------------------------------------------------------------------------------------------------ run record
 
 
+class UnderWay(UserError):
+    """Another process is at work in the workdir; it may be gone on another try."""
+
+
 class Run:
     """A workdir and the record of what happened in it (`run.json`).
 
@@ -590,7 +594,7 @@ class Run:
         return self.workdir / name
 
     def _alone(self) -> None:
-        """Raises UserError where another process is at work in this folder: one whose signs of life go on."""
+        """Raises UnderWay where another process is at work in this folder: one whose signs of life go on."""
         path = self.path(SIGNS_FILE)
         # (In a container that is started again, an earlier process had this one's number.)
         if not (sign := _read_sign(path)) or not may_live(sign) or (sign.get("host"), sign.get("pid")) == (socket.gethostname(), os.getpid()):
@@ -599,13 +603,15 @@ class Run:
         while time.monotonic() < until:
             time.sleep(SECONDS_BETWEEN_SIGNS / 10)
             if (now := _read_sign(path)) and now != sign:
-                raise UserError(f"{self.workdir}: a run is under way there (on {now.get('host')}, process {now.get('pid')}); stop it, wait for it, or give this one another folder with --workdir")
+                raise UnderWay(f"{self.workdir}: a run is under way there (on {now.get('host')}, process {now.get('pid')}); stop it, wait for it, or give this one another folder with --workdir")
 
     def _open(self, base) -> dict:
         record_path, config_path = self.path("run.json"), self.path("config.json")
         if self.workdir.exists() and not self.workdir.is_dir():
             raise UserError(f"{self.workdir}: the workdir is a file; name a folder with --workdir")
         self.workdir.mkdir(parents=True, exist_ok=True)
+        for half in self.workdir.rglob(".*.partial"):  # of a start that was killed while it wrote
+            half.unlink(missing_ok=True)
         goes_on = config_path.exists() and record_path.exists()
         record = tables.read_json(record_path) if goes_on else {"stages": {}, "wall_seconds": 0.0}
         before = record.get("files", {})
@@ -672,6 +678,11 @@ class Run:
     def complete(self) -> bool:
         return all(self.done(stage) for stage in self.config.stages)
 
+    def settle(self) -> None:
+        """Has the record of a run whose stages are all done say so, where it was ended before it could."""
+        if self.record.get("status") != "done":
+            self.write(status="done", ended=self.record.get("ended") or _now())
+
     def forget_after(self, stage: str) -> None:
         """What came after a stage that runs again is out of date."""
         order = list(STAGE_FIELDS)
@@ -713,7 +724,7 @@ class Run:
                 self.write(status=status, ended=_now(), wall_seconds=round(before + time.monotonic() - started, 1))
 
         def at_loss(code: int) -> None:
-            end("preempted" if code == processes.PREEMPTED else "failed" if code == processes.FAILED else "lost a process")
+            end("preempted" if code == processes.PREEMPTED else "interrupted" if code == processes.INTERRUPTED else "failed" if code == processes.FAILED else "lost a process")
 
         with processes.at_loss(at_loss), _signs_of_life(self.path(SIGNS_FILE)):
             try:

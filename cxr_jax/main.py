@@ -29,7 +29,12 @@ DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes 
 def main(argv: list[str]) -> int:
     """Returns the exit status, one of those that `processes` names."""
     with processes.terminable():
-        return processes.leave(*_main(argv))
+        try:
+            ended = _main(argv)
+        except processes.Preempted:  # while it was told why it ended
+            ended = processes.PREEMPTED, "was told to stop (SIGTERM)"
+        processes.hear_no_more()
+        return processes.leave(*ended)
 
 
 def _main(argv: list[str]) -> tuple[int, str]:
@@ -45,9 +50,9 @@ def _main(argv: list[str]) -> tuple[int, str]:
             run(config, workdir, shlex.join(["python", "-m", "cxr_jax.main", *argv[1:]]), sweep)
         if len(runs) > 1:
             print(f"to compare them: {shlex.join(['python', '-m', 'cxr_jax.compare', str(workdir.parent)])}")
-    except processes.NotJoined as error:
+    except (processes.NotJoined, experiment.UnderWay) as error:
         print(f"error: {error}", file=sys.stderr)
-        return processes.LOST, ""
+        return processes.LOST, f"failed: {error}"
     except UserError as error:
         return _failed(f"{which}{error}")
     except FloatingPointError as error:
@@ -118,6 +123,7 @@ def run(config, workdir: pathlib.Path, command: str, sweep: Mapping | None = Non
     if sweep:
         record.record["sweep"] = dict(sweep)
     if record.complete:
+        record.settle()
         left = {"report": ("its report", "report.html"), "prepare": ("its cohort", "cohort.html")}
         what, name = next((left[stage] for stage in left if stage in config.stages), ("its files", ""))
         print(f"this run is done ({record.record['ended']}); {what}: {workdir / name}")
@@ -129,6 +135,7 @@ def run(config, workdir: pathlib.Path, command: str, sweep: Mapping | None = Non
     mesh.keep_compiled_programs()
     with record.recording(mesh.describe_devices()):
         for stage in config.stages:
+            processes.stop_if_asked()
             if not record.done(stage):
                 with record.stage(stage):
                     stages.do(stage, config, record)

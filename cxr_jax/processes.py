@@ -6,7 +6,8 @@ the usual way. JAX's own distributed runtime joins them. Here is what a program 
 - the first process writes, and decides what depends on files (`first`, `agreed`);
 - SIGTERM, by which schedulers announce that they want the machine back, ends a run as soon as what it has is safe
   (`Preempted`, `finishing`), with a status that asks to be started again;
-- a process that ends, is killed or is cut off ends the others within a minute, each with a line that names it.
+- a process that ends, is killed or is cut off ends the others within a minute, each with a line that names it; of the first one, by which they are
+  joined, JAX itself tells, and aborts.
 
 Statuses are what launch/ acts upon: PREEMPTED is started again for ever, LOST some times, anything else never.
 """
@@ -116,7 +117,8 @@ def _own_devices(environment: Mapping[str, str]) -> tuple[int, ...] | None:
     node = int(environment.get("SLURM_NODEID") or 0)
     alone = (counts[node] if node < len(counts) else 1) == 1
     shown = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    return None if alone or shown != [""] and len(shown) == 1 else (int(environment.get("SLURM_LOCALID") or 0),)
+    own = alone or shown != [""] and len(shown) == 1 or environment.get("SLURM_GPUS_PER_TASK")
+    return None if own else (int(environment.get("SLURM_LOCALID") or 0),)
 
 
 def join(asked: bool = False) -> None:
@@ -222,6 +224,7 @@ def _store():
 # -------------------------------------------------------------------------------------------------------------- leaving
 
 _heard = False
+_deaf = False
 _finishing = 0
 _leaving = False
 _told_at_loss: list[Callable[[int], None]] = []
@@ -230,22 +233,23 @@ _told_at_loss: list[Callable[[int], None]] = []
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
     """SIGTERM inside raises Preempted, or waits for the end of what is `finishing`. In the main thread; elsewhere nothing changes."""
-    global _heard
+    global _heard, _deaf
 
     def hear(*_) -> None:
         global _heard
-        _heard = True
-        if not _finishing:
+        # Said twice, as schedulers and the impatient do, it is one message: what leaves is not to be interrupted on its way.
+        again, _heard = _heard or _deaf, True
+        if not again and not _finishing:
             raise Preempted
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _heard, before = False, signal.signal(signal.SIGTERM, hear)
+    _heard, _deaf, before = False, False, signal.signal(signal.SIGTERM, hear)
     try:
         yield
     finally:
-        _heard = False
+        _heard = _deaf = False
         signal.signal(signal.SIGTERM, before)
 
 
@@ -265,6 +269,18 @@ def finishing() -> Iterator[None]:
 def asked_to_stop() -> bool:
     """Whether this process has heard SIGTERM."""
     return _heard
+
+
+def stop_if_asked() -> None:
+    """Raises Preempted where SIGTERM was heard in a moment in which Python drops what is raised."""
+    if _heard:
+        raise Preempted
+
+
+def hear_no_more() -> None:
+    """From here on SIGTERM changes nothing: this process is about to end."""
+    global _deaf
+    _deaf = True
 
 
 def all_stop() -> None:
@@ -322,27 +338,31 @@ class _RollCall(threading.Thread):
         self._stop_it = threading.Event()
 
     def run(self) -> None:
-        seen: dict[int, tuple[str, float]] = {}
-        me, beat, hosts = self._launch.index, 0, {}
+        # Who never gives a sign is missed, too.
+        seen = {j: ("", time.monotonic()) for j in range(self._launch.count)}
+        me, beat, hosts = self._launch.index, 0, dict.fromkeys(seen, "")
         while not self._stop_it.wait(_EVERY):
             beat += 1
             try:
                 self._store.key_value_set(f"{_KEY}alive/{me}", f"{beat} {self._host}", allow_overwrite=True)
                 alive, left = self._all("alive"), self._all("left")
             except Exception:
-                return  # the first process is gone, and JAX is about to say so and to end this one
+                if self._stop_it.is_set() or _leaving:
+                    return
+                # Mostly JAX is quicker, says so in its own words, and aborts.
+                self._lost(LOST, f"process 0 of {self._launch.count}, at {self._launch.address}, is gone; this one ends with it")
             if _leaving:
                 continue
             for j, told in left.items():
                 status, _, reason = told.partition(" ")
                 if j != me and int(status) != DONE:
-                    self._lost(int(status), f"process {j} of {self._launch.count}{hosts.get(j, '')} {reason}; this one ends with it")
+                    self._lost(int(status), f"process {j} of {self._launch.count}{hosts[j]} {reason}; this one ends with it")
             now = time.monotonic()
-            for j, sign in alive.items():
-                hosts[j] = f" (on {sign.partition(' ')[2]})"
-                if j not in seen or seen[j][0] != sign:
-                    seen[j] = (sign, now)
-                elif j != me and j not in left and now - seen[j][1] > SILENCE:
+            for j, (before, since) in list(seen.items()):
+                sign = alive.get(j, "")
+                if sign != before:
+                    seen[j], hosts[j] = (sign, now), f" (on {sign.partition(' ')[2]})"
+                elif j != me and j not in left and now - since > SILENCE:
                     self._lost(LOST, f"process {j} of {self._launch.count}{hosts[j]} has given no sign for {SILENCE:.0f} s: it was killed, or its machine is cut off; this one ends with it")
 
     def _all(self, what: str) -> dict[int, str]:

@@ -51,7 +51,6 @@ def prepare(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     """Builds or verifies the data set and writes down who is in the cohort, in which split, and what they are like."""
     from cxr_jax.data import cohorts, datasets, perturbations, race_rules
     from cxr_jax.report import demographics
-    from cxr_jax.training import checkpoints, initial
 
     race_rules.check(config.dataset)  # told now, not after hours of reading pictures
     perturbations.check_shown(config.train.shown)
@@ -61,8 +60,6 @@ def prepare(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
         for column in set(columns) & set(tables.IDENTIFIERS):
             raise UserError(f"config.mechanism.factors.{name}: {column} says which image or patient, and makes no groups")
     check_judged(config, run)
-    if config.model.init_from and not checkpoints.has_state(run.path("checkpoints")):
-        initial.network(config, {})
     dataset = datasets.prepare(config.dataset)
     cohort = cohorts.select(dataset.keys, dataset.findings, dataset.races, config.dataset)
     # A target that the data cannot teach is told now, not after an hour of training, and before anything is written: a
@@ -357,6 +354,14 @@ def other_dataset(config: ml_collections.ConfigDict, name: str, field: str, rele
         other.open_data = True  # or not: what was built says so itself, of each hospital
     datasets.check_source(other, release_field or f"{field}={name}: config.dataset.raw_dir of a config of its own")
     return other
+
+
+def check_beginning(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
+    """Raises UserError where training could not begin from config.model.init_from. By all processes together, as a checkpoint is read."""
+    from cxr_jax.training import checkpoints, initial
+
+    if config.model.init_from and not checkpoints.has_state(run.path("checkpoints")):
+        initial.network(config, {})
 
 
 def check_judged(config: ml_collections.ConfigDict, run: experiment.Run) -> None:
@@ -1279,6 +1284,8 @@ def caption(row: pd.Series, findings: tuple[str, ...], target: str) -> str:
 
 def do(stage: str, config: ml_collections.ConfigDict, run: experiment.Run) -> None:
     """Runs one stage, with all the processes of a launch, or on the first alone where it computes nothing that they share."""
+    if stage == "prepare":
+        check_beginning(config, run)
     if stage not in ON_THE_FIRST:
         STAGES[stage](config, run)
     elif processes.first():

@@ -109,6 +109,8 @@ def main(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     widths = [max(len(str(row[k])) for row in found) for k in (0, 1)]
+    # A record may have been written by anybody: nothing in it is to move the cursor.
+    found = [Status(*("".join(c for c in str(word) if c.isprintable()) for word in row)) for row in found]
     print(*(f"{str(row.workdir):{widths[0]}}  {row.state:{widths[1]}}  {row.doing}".rstrip() for row in found), sep="\n")
     return 0
 

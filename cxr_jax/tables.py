@@ -462,6 +462,10 @@ def refuse(bad: np.ndarray, source: str, column: str, table: pd.DataFrame, wante
         )
 
 
+_UMASK = os.umask(0)  # which can only be read by setting it, for all threads: once, before there are any
+os.umask(_UMASK)
+
+
 @contextlib.contextmanager
 def whole_file(path: os.PathLike | str) -> Iterator[pathlib.Path]:
     """Gives a temporary path beside `path`; on leaving without an error it takes the place of `path`, else it is removed.
@@ -478,9 +482,7 @@ def whole_file(path: os.PathLike | str) -> Iterator[pathlib.Path]:
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
         # mkstemp makes files for the owner alone; a run's files follow the user's umask like any other file.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        temporary.chmod(0o666 & ~_UMASK)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -66,6 +66,7 @@ install() {
     local python
     python=$(find_python) || fail "needs Python 3.11 (to 3.13); none found. Install one, or name it: PYTHON=/path/to/python3.11"
     say "making the environment $venv with $python"
+    [ ! -e "$venv" ] || [ -f "$venv/pyvenv.cfg" ] || fail "$venv is no environment, and is not replaced by one; name another folder with CXR_JAX_VENV"
     rm -rf "$venv"
     "$python" -m venv "$venv" || { rm -rf "$venv"; fail "could not make it; on Debian and Ubuntu, install python3-venv"; }
   fi
@@ -92,15 +93,20 @@ unset PYTHONHOME
 # Several processes of one launch on this machine. Each learns of the others by these variables (cxr_jax/processes.py).
 JAX_COORDINATOR_ADDRESS=localhost:$(python -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])')
 export JAX_COORDINATOR_ADDRESS JAX_NUM_PROCESSES=$processes
-gpus=0
-if [ "$accelerator" = cuda ]; then
-  gpus=$(nvidia-smi --list-gpus | wc -l)
-  [ $((gpus % processes)) = 0 ] || fail "--processes=$processes: $gpus GPUs cannot be shared out among them evenly"
-fi
-each=$((gpus / processes)) pids=()
+gpus=()
+case $accelerator in
+  tpu) fail "--processes=$processes: on a TPU host one process takes all chips" ;;
+  cuda)
+    # Those that are ours, where that is said; else all.
+    IFS=, read -ra gpus <<<"${CUDA_VISIBLE_DEVICES:-$(seq -s, 0 $(($(nvidia-smi --list-gpus | wc -l) - 1)))}"
+    [ $((${#gpus[@]} % processes)) = 0 ] || fail "--processes=$processes: ${#gpus[@]} GPUs cannot be shared out among them evenly"
+    ;;
+esac
+each=$((${#gpus[@]} / processes)) pids=()
 for ((i = 0; i < processes; i++)); do
   export JAX_PROCESS_ID=$i
-  [ "$gpus" = 0 ] || export CUDA_VISIBLE_DEVICES=$(seq -s, $((i * each)) $((i * each + each - 1)))
+  [ "$each" = 0 ] || CUDA_VISIBLE_DEVICES=$(IFS=,; echo "${gpus[*]:i * each:each}")
+  [ "$each" = 0 ] || export CUDA_VISIBLE_DEVICES
   "$@" &
   pids+=($!)
 done
@@ -114,7 +120,7 @@ for pid in "${pids[@]}"; do
     wait "$pid" && status=0 || status=$?
     kill -0 "$pid" 2>/dev/null || break  # else a signal ended the wait, not the process
   done
-  case $status in 0) ;; 75) again=1 ;; 69|134|137) lost=1 ;; *) failed=${failed:-$status} ;; esac
+  case $status in 0) ;; 75) again=1 ;; 69|134|137|139|143) lost=1 ;; *) failed=${failed:-$status} ;; esac
 done
 [ -z "$failed" ] || exit "$failed"
 [ -z "$lost" ] || exit 69

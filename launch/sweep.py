@@ -4,18 +4,20 @@
     python launch/sweep.py slurm --config=configs/sweeps/NAME.py --option=--gpus-per-node=8 --at-once=4 --submit
     python launch/sweep.py kubernetes --config=configs/sweeps/NAME.py --option=GPU_HOSTS=2 --submit
 
-Without --submit it says what it would do, and does nothing. Runs that are done by the same config are left out, so that the same command goes on
-with a sweep of which some were cut off. A run that trains what another one needs comes before it. Further flags are the program's own
+Without --submit it says what it would do, and does nothing. Runs that are done by the same config, or under way, are left out, so that the same
+command goes on with a sweep of which some were cut off. A run that trains what another one needs comes before it. Further flags are the program's own
 (`--workdir`, `--config.field=value`), and hold for every run.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import os
 import pathlib
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -45,13 +47,18 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--accelerator", choices=("gpu", "tpu"), default="gpu", help="kubernetes: which manifest")
     try:
         asked, flags = parser.parse_known_args(argv[1:])
-        runs = program.parse([argv[0], *flags])
-        if not runs[0][2]:
-            raise UserError("--config: a sweep, configs/sweeps/NAME.py, expected")
-        if runs[0][2] and len(runs) == 1 and ":" in next(f for f in flags if f.startswith("--config=")):
+        named = [flag.removeprefix("--config=") for flag in flags if flag.startswith("--config=")]
+        if len(named) != 1 or not sweeps.is_sweep(named[0]):
+            raise UserError("--config=configs/sweeps/NAME.py expected, a sweep, once")
+        if ":" in named[0]:
             raise UserError("--config: the whole sweep expected, without a colon and a run's name")
-        waves = in_waves(runs, next(flag.partition("=")[2] for flag in flags if flag.startswith("--config=")))
-        return {"local": local, "slurm": slurm, "kubernetes": kubernetes}[asked.where](asked, flags, waves, runs[0][1].parent)
+        if pathlib.Path.cwd() != ROOT:
+            raise UserError(f"run this from the checkout's own folder, {ROOT}")
+        runs = program.parse([argv[0], *flags])
+        folder = runs[0][1].parent
+        states = states_on_kubernetes(asked, folder.name) if asked.where == "kubernetes" else {sweep["run"]: state_of(config, workdir) for config, workdir, sweep in runs}
+        waves = in_waves([sweep["run"] for _, _, sweep in runs], sweeps.read(named[0]).diffs, states)
+        return {"local": local, "slurm": slurm, "kubernetes": kubernetes}[asked.where](asked, flags, waves, folder)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -63,18 +70,16 @@ def main(argv: list[str]) -> int:
         return 1
 
 
-def in_waves(runs: list[tuple], path: str) -> list[dict[str, pathlib.Path]]:
-    """What is left to do, {run's name: workdir} by wave: the runs of a wave need nothing but those of waves before. Prints the state of every run."""
-    diffs, depth = sweeps.read(path).diffs, {}
-    waves: dict[int, dict] = {}
-    for config, workdir, sweep in runs:
-        name = sweep["run"]
+def in_waves(names: list[str], diffs: Mapping, states: Mapping[str, str]) -> list[list[str]]:
+    """Runs to be started, by wave: those of a wave need none but those of waves before. Prints the state of every run."""
+    depth: dict[str, int] = {}
+    waves: dict[int, list] = {}
+    for name in names:
         needed = [value.removeprefix(sweeps.SIBLING) for value in diffs[name].values() if isinstance(value, str) and value.startswith(sweeps.SIBLING)]
         depth[name] = 1 + max((depth[other] for other in needed), default=-1)
-        told = state_of(config, workdir)
-        print(f"  {name}: {told}{f', after {needed[0]}' if needed else ''}")
-        if told != "done":
-            waves.setdefault(depth[name], {})[name] = workdir
+        print(f"  {name}: {states[name]}{f', after {needed[0]}' if needed else ''}")
+        if states[name] not in ("done", "running"):
+            waves.setdefault(depth[name], []).append(name)
     return [waves[k] for k in sorted(waves)]
 
 
@@ -99,18 +104,31 @@ def command(flags: list[str], name: str) -> list[str]:
     return [f"{flag}:{name}" if flag.startswith("--config=") else flag for flag in flags]
 
 
-def local(asked, flags: list[str], waves: list[Mapping], folder: pathlib.Path) -> int:
+def attended(words: list[str]) -> int:
+    """The status of a command that is told what this process is told, and is waited for."""
+    child = subprocess.Popen(words, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    # Ctrl-C reaches it without us.
+    before = {number: signal.signal(number, lambda number, _: number == signal.SIGTERM and child.terminate()) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        return child.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def local(asked, flags: list[str], waves: list[list[str]], folder: pathlib.Path) -> int:
     failed = []
     for name in (name for wave in waves for name in wave):
         words = [sys.executable, "-m", "cxr_jax.main", *command(flags, name)]
         print(shlex.join(["python", *words[1:]]), flush=True)
         lost = 0
         while asked.submit:
-            ended = subprocess.run(words, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}).returncode
-            if ended == processes.INTERRUPTED or ended < 0:
-                return processes.INTERRUPTED
-            lost += ended == processes.LOST
-            if ended == processes.PREEMPTED or ended == processes.LOST and lost <= RETRIES:
+            ended = attended(words)
+            if ended == processes.INTERRUPTED:
+                return ended
+            again = ended in (processes.LOST, -signal.SIGKILL, -signal.SIGABRT, -signal.SIGSEGV)
+            lost += again
+            if ended == processes.PREEMPTED or again and lost <= RETRIES:
                 continue
             failed += [name] * bool(ended)
             break
@@ -120,14 +138,14 @@ def local(asked, flags: list[str], waves: list[Mapping], folder: pathlib.Path) -
     return processes.FAILED if failed else processes.DONE
 
 
-def slurm(asked, flags: list[str], waves: list[Mapping], folder: pathlib.Path) -> int:
+def slurm(asked, flags: list[str], waves: list[list[str]], folder: pathlib.Path) -> int:
     before = ""
     for wave in waves:
         array = f"0-{len(wave) - 1}" + (f"%{asked.at_once}" if asked.at_once else "")
         words = ["sbatch", "--parsable", f"--array={array}", f"--job-name={folder.name}", "--output=%x-%A_%a.out", *asked.option]
         if before or not asked.submit and wave is not waves[0]:
-            # afterok alone would let a failed one's successors wait for ever.
-            words += [f"--dependency=afterok:{before or 'THE-ONE-BEFORE'}", "--kill-on-invalid-dep=yes"]
+            # Whether they succeed or not: of one that failed, only those fail that need it, and say why.
+            words.append(f"--dependency=afterany:{before or 'THE-ONE-BEFORE'}")
         words += ["launch/slurm.sbatch", *command(flags, NAME)]
         print(f"CXR_JAX_RUNS={shlex.quote(chr(10).join(wave))} {shlex.join(words)}")
         if asked.submit:
@@ -138,9 +156,7 @@ def slurm(asked, flags: list[str], waves: list[Mapping], folder: pathlib.Path) -
     return processes.DONE
 
 
-def kubernetes(asked, flags: list[str], waves: list[Mapping], folder: pathlib.Path) -> int:
-    if len(waves) > 1 and asked.submit:
-        print(f"runs that need others wait: the same command starts them once {', '.join(waves[0])} {'is' if len(waves[0]) == 1 else 'are'} done")
+def kubernetes(asked, flags: list[str], waves: list[list[str]], folder: pathlib.Path) -> int:
     # Where pods see the runs; all of a sweep in one folder, by which they find each other.
     flags = [*(flag for flag in flags if not flag.startswith("--workdir=")), f"--workdir=/runs/{folder.name}"]
     for name in waves[0] if waves else ():
@@ -150,11 +166,38 @@ def kubernetes(asked, flags: list[str], waves: list[Mapping], folder: pathlib.Pa
         if asked.submit:
             made = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
             print(subprocess.run(["kubectl", "apply", "-f", "-"], input=made.stdout, capture_output=True, text=True, check=True).stdout, end="")
-    _closing(asked, waves, folder)
+    if len(waves) > 1:
+        print(f"then, once these are done, by the same command: {', '.join(name for wave in waves[1:] for name in wave)}")
+    _closing(asked, waves[:1], folder)
     return processes.DONE
 
 
-def _closing(asked, waves: list[Mapping], folder: pathlib.Path) -> None:
+def states_on_kubernetes(asked, name: str) -> Mapping[str, str]:
+    """By a run's name what the pod `look` (launch/kubernetes/look.yaml) says of it; without --submit, and without that pod, nothing is known."""
+    told = dict(option.split("=", 1) for option in asked.option if "=" in option)
+    lines = (ROOT / "launch" / "kubernetes" / "parameters.env").read_text().splitlines()
+    namespace = told.get("NAMESPACE") or next(line.partition("=")[2] for line in lines if line.startswith("NAMESPACE="))
+    try:
+        done = subprocess.run(
+            ["kubectl", "--namespace", namespace, "exec", "look", "--", "python", "-m", "cxr_jax.status", f"/runs/{name}"], capture_output=True, text=True
+        )
+    except FileNotFoundError:
+        if asked.submit:
+            raise
+        return collections.defaultdict(lambda: "not looked at, without kubectl")
+    begun = {}
+    if not done.returncode:
+        for line in done.stdout.splitlines():
+            workdir, state, *_ = re.split(r" {2,}", line)
+            begun[pathlib.PurePosixPath(workdir).name] = state
+    elif "no such folder" not in done.stderr and "holds no run" not in done.stderr:
+        if asked.submit:
+            raise UserError(f"what is done already is asked of the pod look, which does not answer ({done.stderr.strip().splitlines()[-1]}); start it: docs/kubernetes.md")
+        return collections.defaultdict(lambda: "not looked at, without the pod look")
+    return collections.defaultdict(lambda: "not begun", begun)
+
+
+def _closing(asked, waves: list[list[str]], folder: pathlib.Path) -> None:
     left = sum(map(len, waves))
     if not left:
         print("all runs are done")

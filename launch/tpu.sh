@@ -28,7 +28,7 @@ case $what in
     # What is committed, by its commit; nothing else leaves this machine.
     git -C "$root" archive --format=tar.gz --output="$archive" HEAD
     do_it gcloud compute tpus tpu-vm scp "$archive" "$name:cxr_jax.tar.gz" ${CXR_JAX_GCLOUD:-} --worker=all
-    there all "mkdir -p cxr_jax && tar -xzf cxr_jax.tar.gz -C cxr_jax && cd cxr_jax && CXR_JAX_ACCELERATOR=tpu bash launch/local.sh true"
+    there all "mkdir -p cxr_jax && rm -rf cxr_jax/{cxr_jax,configs,tfds_builders,launch} && tar -xzf cxr_jax.tar.gz -C cxr_jax && cd cxr_jax && CXR_JAX_ACCELERATOR=tpu bash launch/local.sh true"
     ;;
   run)
     [ "${1:-}" = -- ] || usage
@@ -38,7 +38,7 @@ case $what in
     flags=$(printf '%q ' "$@")
     commit=$(git -C "$root" rev-parse HEAD 2>/dev/null || true)
     there all "cd cxr_jax || exit; if [ -s run.pid ] && kill -0 \$(cat run.pid) 2>/dev/null; then echo 'a run is under way here; stop it first' >&2; exit 1; fi
-CXR_JAX_COMMIT=$commit CXR_JAX_ACCELERATOR=tpu setsid bash launch/local.sh python -m cxr_jax.main --distributed $flags >run.log 2>&1 </dev/null &
+CXR_JAX_COMMIT=$commit CXR_JAX_ACCELERATOR=tpu setsid bash launch/local.sh python -m cxr_jax.main --distributed $flags >>run.log 2>&1 </dev/null &
 echo \$! >run.pid"
     ;;
   log) there 0 "tail -n 50 -f cxr_jax/run.log" ;;

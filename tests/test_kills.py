@@ -44,7 +44,7 @@ COMMANDS = {
 # Where each kill is meant to hit; what runs longest is hit most.
 MEANT = {
     "as it is": ["prepare", "prepare", *["train"] * 5, "predict", "predict", "extract", "extract", "probe", "probe", "mechanism", "mechanism", "audit"],
-    "mitigated": ["mitigate", "mitigate", "probe", "report"],
+    "mitigated": ["mitigate", "mitigate", "probe", "probe"],
 }
 
 
@@ -101,11 +101,13 @@ def test_twenty_kills_change_nothing(tmp_path):
         for stage in meant:
             started, until = begin(workdir, which, of_run), time.monotonic() + 300
             try:
-                # A stage that an earlier start left as running is not under way before this one opens the folder.
+                # A stage that an earlier start left as running is not under way before this one opens the folder; one that is done will not come.
                 while read(workdir).get("pid") != started.pid or stages_of(workdir).get(stage, {}).get("status") is None:
                     assert started.poll() is None and time.monotonic() < until, started.communicate()[0]
                     time.sleep(0.02)
-                time.sleep(rng.uniform(0, seconds[stage]))
+                # Half the time, since what was compiled for the undisturbed run is quicker now.
+                time.sleep(rng.uniform(0, seconds[stage] / 2))
+                assert started.poll() is None, "it was killed too late"
             finally:
                 started.send_signal(signal.SIGKILL)
                 started.communicate()
@@ -113,4 +115,4 @@ def test_twenty_kills_change_nothing(tmp_path):
         finished(workdir, which, of_run)
         same(workdir, wanted)
     print(", ".join(hit))
-    assert len(hit) == KILLS and len(set(hit)) >= 7, hit
+    assert len(hit) == KILLS and len(set(hit) - {"between two stages"}) >= 7, hit

@@ -18,7 +18,8 @@ from tests.phantoms import ROOT, as_user
 MADE = {"CXR_JAX_VENV": sys.prefix, "CXR_JAX_ACCELERATOR": "cpu", "JAX_PLATFORMS": "cpu"}
 made_here = pytest.mark.skipif(not (pathlib.Path(sys.prefix) / ".installed").exists(), reason="these tests do not run in an environment that launch/local.sh made")
 
-TOLD = "import os, sys; i = os.environ['JAX_PROCESS_ID']; print('process', i, 'of', os.environ['JAX_NUM_PROCESSES'], os.environ['JAX_COORDINATOR_ADDRESS'])"
+# Written in one piece: several write at once.
+TOLD = "import os; e = os.environ; os.write(1, f'process {e[\"JAX_PROCESS_ID\"]} of {e[\"JAX_NUM_PROCESSES\"]} {e[\"JAX_COORDINATOR_ADDRESS\"]}\\n'.encode())"
 
 
 def script(name, *words, **environment):
@@ -36,7 +37,7 @@ def test_local_starts_processes_that_know_of_each_other():
 
 @made_here
 @pytest.mark.parametrize(
-    ("ends", "status"), [((0, 0), 0), ((75, 75), 75), ((0, 69), 69), ((75, 137), 69), ((1, 69), 1), ((1, 75), 1)]
+    ("ends", "status"), [((0, 0), 0), ((75, 75), 75), ((0, 69), 69), ((75, 137), 69), ((0, 143), 69), ((1, 69), 1), ((1, 75), 1)]
 )
 def test_local_ends_as_its_processes_do(ends, status):
     program = f"import os, sys; sys.exit({ends}[int(os.environ['JAX_PROCESS_ID'])])"
@@ -81,7 +82,7 @@ def test_tpu_hands_flags_on_whole():
     there = printed.partition("--command=")[2]
     assert not subprocess.run(["bash", "-n", "-c", there]).returncode
     line = next(line for line in there.splitlines() if "cxr_jax.main" in line)
-    words = subprocess.run(["bash", "-c", "printf '%s\\n' " + line.partition("cxr_jax.main ")[2].partition(" >run.log")[0]], capture_output=True, text=True).stdout.splitlines()
+    words = subprocess.run(["bash", "-c", "printf '%s\\n' " + line.partition("cxr_jax.main ")[2].partition(" >>run.log")[0]], capture_output=True, text=True).stdout.splitlines()
     assert words == ["--distributed", "--config=configs/race.py:mimic", "--config.dataset.views=('AP',)"]
 
 
@@ -103,7 +104,7 @@ def test_a_sweep_is_printed_before_it_is_submitted(tmp_path):
     arrays = [line for line in done.stdout.splitlines() if "sbatch" in line]
     assert len(arrays) == 2, "runs that need another one's network are an array of their own"
     assert "--array=0-9%3" in arrays[0] and "--dependency" not in arrays[0] and "--gpus-per-node=8" in arrays[0]
-    assert "--array=0-3%3" in arrays[1] and "--dependency=afterok:" in arrays[1]
+    assert "--array=0-3%3" in arrays[1] and "--dependency=afterany:" in arrays[1]
     assert all("--config=configs/sweeps/mitigation_tiny.py:@RUN@" in line and "--config.audit.replicates=200" in line for line in arrays)
     assert "leace-0: not begun, after erm-0" in done.stdout and "add --submit" in done.stdout and not list(tmp_path.iterdir())
 
@@ -119,9 +120,11 @@ def test_a_sweep_on_kubernetes_is_a_launch_a_run():
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("slurm", "--config=configs/race.py"), "a sweep, configs/sweeps/NAME.py, expected"),
+        (("slurm", "--config=configs/race.py"), "--config=configs/sweeps/NAME.py expected"),
         (("slurm", "--config=configs/sweeps/signal.py:half"), "the whole sweep expected"),
         (("slurm", "--config=configs/sweeps/none.py"), "no such sweep"),
+        (("slurm", "--config", "configs/sweeps/signal.py"), "--config=configs/sweeps/NAME.py expected"),
+        (("kubernetes", "--config=configs/sweeps/signal.py", "--submit"), "kubectl: not found here"),
         (("moon", "--config=configs/sweeps/signal.py"), "invalid choice"),
         (("slurm", "--config=configs/sweeps/signal.py", "--submit"), "sbatch: not found here"),
     ],
@@ -148,25 +151,28 @@ def test_a_local_queue_tries_again_what_may_be_and_nothing_else(sweep, tmp_path,
     (tmp_path / "sweeps").mkdir()
     path = tmp_path / "sweeps" / "queue.py"
     path.write_text(textwrap.dedent(QUEUE))
-    ends = {"first": [processes.PREEMPTED] * 9 + [processes.LOST, 0], "second": [processes.FAILED], "third": [processes.LOST] * 99}
+    ends = {"first": [processes.PREEMPTED] * 9 + [processes.LOST, -9, 0], "second": [processes.FAILED], "third": [processes.LOST] * 99}
     tried = []
 
     class Ended:
         def __init__(self, words, **_):
             name = next(word for word in words if word.startswith("--config=")).rpartition(":")[2]
             tried.append(name)
-            self.returncode = ends[name].pop(0)
+            self.status = ends[name].pop(0)
+
+        def wait(self):
+            return self.status
 
     from absl import flags
 
-    monkeypatch.setattr(sweep.subprocess, "run", Ended)
+    monkeypatch.setattr(sweep.subprocess, "Popen", Ended)
     saved = {name: flags.FLAGS[name].present for name in ("config", "workdir")}
     try:
         assert sweep.main(["sweep.py", "local", f"--config={path}", f"--workdir={tmp_path / 'runs'}", "--submit"]) == 1
     finally:
         for name, present in saved.items():
             flags.FLAGS[name].present = present
-    assert [tried.count(name) for name in ends] == [11, 1, sweep.RETRIES + 1]
+    assert [tried.count(name) for name in ends] == [12, 1, sweep.RETRIES + 1]
     assert "2 of the runs failed: second, third" in capsys.readouterr().err
 
 

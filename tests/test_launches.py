@@ -92,6 +92,11 @@ def test_several_processes_give_what_one_gives(one, environment, tmp_path, count
     record = tables.read_json(tmp_path / "anew" / "run.json")
     assert record["status"] == "done" and record["processes"] == count and record["device"]["count"] == count
 
+    if count == 2:
+        # A checkpoint is read by all of them together, also where the first one looks after the rest alone.
+        together(tmp_path / "begun", environment, count, stages=("prepare", "train"), train__epochs=1, seed=1, model__init_from=one)
+        assert losses(tmp_path / "begun")[0] < losses(one)[0]
+
     shutil.copytree(one, tmp_path / "run")
     record = tables.read_json(one / "run.json")
     record["stages"] = {name: record["stages"][name] for name in ("prepare", "train")}

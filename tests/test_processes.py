@@ -97,11 +97,17 @@ def test_sigterm_waits_for_what_ends_by_itself():
                 told_to_stop(), told_to_stop()  # schedulers may say it twice
                 assert processes.asked_to_stop()
                 reached.append("the end")
-        # What comes after is interrupted by the next one, as anything else.
+        told_to_stop()  # once more: what leaves is not interrupted on its way
         with pytest.raises(processes.Preempted):
-            told_to_stop()
+            processes.stop_if_asked()
     assert not processes.asked_to_stop()
     assert reached == ["the end"]
+
+
+def test_who_is_about_to_end_hears_nothing_more():
+    with processes.terminable():
+        processes.hear_no_more()
+        told_to_stop()
 
 
 def test_an_error_is_not_hidden_by_sigterm():

@@ -1,5 +1,6 @@
 """launch/slurm.sbatch and launch/sweep.py on a SLURM of the test's own: preempted, put back in the queue, on two nodes, and as an array."""
 
+import pathlib
 import subprocess
 import sys
 import textwrap
@@ -12,7 +13,13 @@ from cxr_jax.training import metrics_log
 from tests import hosts, slurm
 from tests.phantoms import ROOT, SMALL, as_user
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(slurm.missing()), reason=f"no SLURM: {slurm.missing()}")]
+# The environment that these tests run in must be the one that local.sh would make: else it would make one.
+_MADE = (pathlib.Path(sys.prefix) / ".installed").exists()
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not _MADE, reason="these tests do not run in an environment that launch/local.sh made"),
+    pytest.mark.skipif(bool(slurm.missing()), reason=f"no SLURM: {slurm.missing()}"),
+]
 
 FIELDS = {**SMALL, "dataset.phantom.patients": 120, "stages": ("prepare", "train", "predict"), "train.epochs": 25, "train.log_every_steps": 1, "checkpoint.every_steps": 1000}
 
@@ -20,7 +27,6 @@ FIELDS = {**SMALL, "dataset.phantom.patients": 120, "stages": ("prepare", "train
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
     folder = tmp_path_factory.mktemp("slurm")
-    # The environment that these tests run in is the one that local.sh would make.
     made = {"CXR_JAX_VENV": sys.prefix, "CXR_JAX_ACCELERATOR": "cpu", "CXR_JAX_ROOT": str(ROOT)}
     return as_user(JAX_PLATFORMS="cpu", TFDS_DATA_DIR=str(folder / "data"), JAX_COMPILATION_CACHE_DIR=str(folder / "compiled"), **made)
 

@@ -19,11 +19,13 @@ import os
 import pathlib
 import shutil
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from cxr_jax import processes, tables
@@ -115,12 +117,17 @@ class Checkpoints:
         manager = self._managers["last"]
         like = _abstract(like)
         unreadable: dict[int, Exception] = {}
-        for step in sorted(manager.all_steps(), reverse=True):
+        # The first process says which there are: another one may have an older list of the folder.
+        for step in processes.agreed(sorted(manager.all_steps(), reverse=True)):
+            failed = None
             try:
+                _look_for(manager, step)
                 state = manager.restore(step, args=ocp.args.StandardRestore(like))
-                break
             except Exception as error:  # Orbax and TensorStore raise many kinds, none of them their own
-                unreadable[step] = error
+                failed = error
+            if not _on_any(failed is not None):
+                break
+            unreadable[step] = failed or RuntimeError("another process could not read it")
         else:
             if not unreadable:
                 return None
@@ -150,18 +157,20 @@ class Checkpoints:
 
 
 def has_state(folder: os.PathLike | str) -> bool:
-    """Whether there is a state to go on from."""
-    return any(path.name.isdigit() for path in (pathlib.Path(folder) / "last").glob("*"))
+    """Whether there is a state to go on from. To be asked by all processes, which hear the same."""
+    return processes.agreed(any(path.name.isdigit() for path in (pathlib.Path(folder) / "last").glob("*")))
 
 
 def identity(folder: os.PathLike | str, which: str) -> str:
-    """Says which state `restore` would give: its step, and when it was written. Raises UserError where there is none."""
+    """Says which state `restore` would give: its step, and when it was written. To be asked by all processes. Raises UserError where there is none."""
+    if not processes.first():
+        return processes.agreed()
     steps = [path for path in (pathlib.Path(folder) / which).glob("*") if path.name.isdigit()]
     if not steps:
         raise UserError(f"{folder}: holds no {which!r} checkpoint; train first, or name a run's folder")
     newest = max(steps, key=lambda path: int(path.name))
     written = datetime.datetime.fromtimestamp(newest.stat().st_mtime, datetime.timezone.utc)
-    return f"{which} checkpoint, step {newest.name}, of {written.isoformat(timespec='seconds')}"
+    return processes.agreed(f"{which} checkpoint, step {newest.name}, of {written.isoformat(timespec='seconds')}")
 
 
 def restore(folder: os.PathLike | str, which: str, like):
@@ -174,10 +183,11 @@ def restore(folder: os.PathLike | str, which: str, like):
         raise UserError(f"{folder}: holds no {which!r} checkpoint; train first, or name a run's folder")
     manager = _manager(place, 1, read_only=True)
     try:
-        step = manager.latest_step()
+        step = processes.agreed(manager.latest_step())
         if step is None:
             raise UserError(f"{folder}: holds no {which!r} checkpoint; train first, or name a run's folder")
         try:
+            _look_for(manager, step)
             like = _abstract(like)
             how = ocp.checkpoint_utils.construct_restore_args(like)
             return manager.restore(step, args=ocp.args.PyTreeRestore(like, restore_args=how, partial_restore=True))
@@ -185,6 +195,23 @@ def restore(folder: os.PathLike | str, which: str, like):
             raise UserError(f"{place / str(step)}: cannot be read, or is of another model ({_first_line(error)})") from error
     finally:
         manager.close()
+
+
+def _look_for(manager: ocp.CheckpointManager, step: int) -> None:
+    """Waits until a step that the first process sees is seen here, too: file systems that are shared show new folders late."""
+    until = time.monotonic() + 60
+    while step not in manager.all_steps() and time.monotonic() < until:
+        time.sleep(1)
+        manager.reload()
+
+
+def _on_any(here: bool) -> bool:
+    """Whether it is so on any process."""
+    if processes.count() == 1:
+        return here
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.process_allgather(np.asarray(here)).any())
 
 
 @functools.cache  # once a process, however many runs it makes

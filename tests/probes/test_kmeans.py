@@ -80,7 +80,7 @@ def test_chunks_change_nothing(monkeypatch):
     monkeypatch.setattr(kmeans, "CHUNK", 256)  # the last of 3 is filled up
     parts = kmeans.fit(features, 6, **ONCE, centres=features[:6])
     np.testing.assert_array_equal(parts.assignment, whole.assignment)
-    assert parts.inertia == pytest.approx(whole.inertia, rel=1e-9)
+    assert parts.inertia == pytest.approx(whole.inertia, rel=1e-6)  # float32 sums, in another order
     np.testing.assert_array_equal(kmeans.assign(features, whole.centres), whole.assignment)
 
 
