@@ -141,6 +141,7 @@ def test_a_network_that_was_trained_on_patients_who_are_judged_is_refused(phanto
         main.run(experiment.apply_diff(probe_config(phantom_dir), diff), tmp_path, command="the command")
 
 
+@pytest.mark.slow
 def test_without_training_images_or_features_the_page_says_what_is_missing(phantom_dir, tmp_path):
     diff = {**DIFF, "stages": ("prepare", "train", "predict", "audit", "report"), "predict.splits": ("validation", "test"), "mitigate.method": ""}
     main.run(experiment.apply_diff(probe_config(phantom_dir), diff), tmp_path, command="the command")

@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.skipif(bool(slurm.missing()), reason=f"no SLURM: {slurm.missing()}"),
 ]
 
-FIELDS = {**SMALL, "dataset.phantom.patients": 120, "stages": ("prepare", "train", "predict"), "train.epochs": 25, "train.log_every_steps": 1, "checkpoint.every_steps": 1000}
+FIELDS = {**SMALL, "dataset.phantom.patients": 120, "stages": ("prepare", "train", "predict"), "train.epochs": 14, "train.log_every_steps": 1, "checkpoint.every_steps": 1000}
 
 
 @pytest.fixture(scope="module")

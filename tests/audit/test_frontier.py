@@ -170,7 +170,7 @@ def test_seeds_that_disagree_have_few_degrees_of_freedom():
     np.testing.assert_allclose([found.low, found.high], wanted, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("runs", "of_patients", "of_runs", "of_both"), [(2, 1.0, 0.3, 0.5), (2, 1.0, 0.05, 0.5), (3, 1.0, 0.1, 1.0), (5, 0.3, 0.1, 0.3), (3, 0.2, 0.2, 0.1)])
+@pytest.mark.parametrize(("runs", "of_patients", "of_runs", "of_both"), [(2, 1.0, 0.3, 0.5), (2, 1.0, 0.05, 0.5), *(pytest.param(*one, marks=pytest.mark.slow) for one in ((3, 1.0, 0.1, 1.0), (5, 0.3, 0.1, 0.3), (3, 0.2, 0.2, 0.1)))])
 def test_intervals_cover_patients_and_seeds(runs, of_patients, of_runs, of_both):
     """Of a thousand draws from patients, seeds, and what a patient gets of a seed, intervals hold the truth about as often as they say, or oftener."""
     rng, n, held = np.random.default_rng(1), 60, 0

@@ -48,6 +48,7 @@ def test_no_linear_probe_beats_the_constant_on_the_patients_that_leace_was_fitte
     np.testing.assert_allclose(erased.mean(axis=0), features.mean(axis=0), rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_what_a_probe_of_other_patients_finds_fades_with_the_erasers_sample():
     """The refitted probe is given many; 20 features, of which the eraser sees 60 to 20,000 patients."""
     rng = np.random.default_rng(1)
