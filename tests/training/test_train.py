@@ -369,17 +369,8 @@ def test_waiting_for_input_is_told_apart_from_the_rest(monkeypatch):
         assert experiment.SIGNS["done"] == 40 and experiment.SIGNS["seconds_left"] == 20.0
 
 
-class ToldToStop:
+class ToldToStop(KilledAfter):
     """A source during whose so many-th batch the scheduler says that it wants the machine."""
-
-    def __init__(self, source, batches: int):
-        self._source, self._left = source, batches
-
-    def __len__(self):
-        return len(self._source)
-
-    def __getattr__(self, name):
-        return getattr(self._source, name)
 
     def batches(self, *args, **kwargs):
         for batch in self._source.batches(*args, **kwargs):
