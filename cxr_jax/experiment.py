@@ -597,12 +597,12 @@ class Run:
         """Raises UnderWay where another process is at work in this folder: one whose signs of life go on."""
         path = self.path(SIGNS_FILE)
         # (In a container that is started again, an earlier process had this one's number.)
-        if not (sign := _read_sign(path)) or not may_live(sign) or (sign.get("host"), sign.get("pid")) == (socket.gethostname(), os.getpid()):
+        if not (sign := read_sign(path)) or not may_live(sign) or (sign.get("host"), sign.get("pid")) == (socket.gethostname(), os.getpid()):
             return
         until = time.monotonic() + 3 * SECONDS_BETWEEN_SIGNS
         while time.monotonic() < until:
             time.sleep(SECONDS_BETWEEN_SIGNS / 10)
-            if (now := _read_sign(path)) and now != sign:
+            if (now := read_sign(path)) and now != sign:
                 raise UnderWay(f"{self.workdir}: a run is under way there (on {now.get('host')}, process {now.get('pid')}); stop it, wait for it, or give this one another folder with --workdir")
 
     def _open(self, base) -> dict:
@@ -763,8 +763,8 @@ SIGNS: dict = {}
 SIGNS_FILE, SECONDS_BETWEEN_SIGNS = "progress.json", 5.0
 
 
-def _read_sign(path: pathlib.Path) -> dict:
-    """{} where there is none."""
+def read_sign(path: pathlib.Path) -> dict:
+    """What a run said last of what it does (`SIGNS`, `host`, `pid`, `at`, `beat`); {} where there is nothing."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1286,9 +1286,7 @@ def do(stage: str, config: ml_collections.ConfigDict, run: experiment.Run) -> No
     """Runs one stage, with all the processes of a launch, or on the first alone where it computes nothing that they share."""
     if stage == "prepare":
         check_beginning(config, run)
-    if stage not in ON_THE_FIRST:
-        STAGES[stage](config, run)
-    elif processes.first():
+    if stage not in ON_THE_FIRST or processes.first():
         STAGES[stage](config, run)
     run.record = processes.agreed(run.record)  # nobody goes on before its files are in place
     if stage == "prepare" and not processes.first():

@@ -60,9 +60,10 @@ def of(workdir: pathlib.Path | str) -> Status:
 def _last_sign(workdir: pathlib.Path) -> tuple[dict, float]:
     """(what it said, seconds ago by the file system's time, which may be another machine's). ({}, inf) where it said nothing."""
     path = workdir / experiment.SIGNS_FILE
+    sign = experiment.read_sign(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8")), max(0.0, time.time() - path.stat().st_mtime)
-    except (OSError, ValueError):
+        return sign, max(0.0, time.time() - path.stat().st_mtime) if sign else math.inf
+    except OSError:
         return {}, math.inf
 
 

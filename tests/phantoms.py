@@ -41,6 +41,11 @@ def small_config(data_dir: pathlib.Path | str, **diff) -> ml_collections.ConfigD
     return experiment.apply_diff(config, {k.replace("__", "."): v for k, v in diff.items()})
 
 
+def arguments(config: str, workdir: pathlib.Path | str, fields: dict) -> list[str]:
+    """What Python is handed for a run: of a config, in a folder, with further fields by dotted name."""
+    return ["-m", "cxr_jax.main", f"--config={config}", f"--workdir={workdir}", *(f"--config.{name}={value}" for name, value in fields.items())]
+
+
 def as_user(**environment) -> dict[str, str]:
     """The environment of a process outside of the tests: the machine's own devices, not eight fake ones."""
     inherited = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}

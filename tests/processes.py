@@ -11,6 +11,11 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 _JOIN = "import sys; from cxr_jax import processes; processes.join(); sys.stdout = sys.__stdout__\n"
 
 
+def places(folder: pathlib.Path) -> dict[str, str]:
+    """The environment by which data sets and compiled programs of several starts lie in one folder."""
+    return {"TFDS_DATA_DIR": str(folder / "data"), "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"), "JAX_PLATFORMS": "cpu"}
+
+
 def start(arguments: list[str], count: int, before: Mapping[int, Sequence[str]] = {}, **environment: str) -> list[subprocess.Popen]:
     """`count` processes of one launch, each on a CPU device of its own, that run Python with `arguments`; what they print is in their `stdout`, errors too.
 

@@ -11,8 +11,9 @@ import pytest
 
 from cxr_jax import processes, tables
 from cxr_jax.training import metrics_log
+from tests import phantoms
 from tests.phantoms import ROOT, SMALL, as_user
-from tests.processes import ended, start
+from tests.processes import ended, places, start
 
 pytestmark = pytest.mark.slow
 
@@ -20,14 +21,12 @@ FIELDS = {**SMALL, "dataset.phantom.patients": 120, "stages": ("prepare", "train
 
 
 def arguments(workdir, **fields):
-    fields = FIELDS | {name.replace("__", "."): value for name, value in fields.items()}
-    return ["-m", "cxr_jax.main", "--config=configs/race.py:tiny", f"--workdir={workdir}", *(f"--config.{name}={value}" for name, value in fields.items())]
+    return phantoms.arguments("configs/race.py:tiny", workdir, FIELDS | {name.replace("__", "."): value for name, value in fields.items()})
 
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("faults")
-    return {"TFDS_DATA_DIR": str(folder / "data"), "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"), "JAX_PLATFORMS": "cpu"}
+    return places(tmp_path_factory.mktemp("faults"))
 
 
 def run(workdir, environment, *before):

@@ -15,9 +15,9 @@ import pytest
 
 from cxr_jax import processes, tables
 from cxr_jax.training import metrics_log
-from tests import hosts
+from tests import hosts, phantoms
 from tests.phantoms import ROOT, SMALL, as_user
-from tests.processes import ended, start
+from tests.processes import ended, places, start
 
 pytestmark = pytest.mark.slow
 
@@ -34,15 +34,13 @@ FIELDS = {
 
 
 def arguments(workdir, **fields):
-    fields = FIELDS | {name.replace("__", "."): value for name, value in fields.items()}
-    return ["-m", "cxr_jax.main", "--config=configs/probe.py:tiny", f"--workdir={workdir}", *(f"--config.{name}={value}" for name, value in fields.items())]
+    return phantoms.arguments("configs/probe.py:tiny", workdir, FIELDS | {name.replace("__", "."): value for name, value in fields.items()})
 
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
     """Where data sets and compiled programs are, for all launches of this file."""
-    folder = tmp_path_factory.mktemp("launches")
-    return {"TFDS_DATA_DIR": str(folder / "data"), "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"), "JAX_PLATFORMS": "cpu"}
+    return places(tmp_path_factory.mktemp("launches"))
 
 
 def alone(workdir, environment, **fields):

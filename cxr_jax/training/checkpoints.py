@@ -25,10 +25,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 
-from cxr_jax import processes, tables
+from cxr_jax import mesh as meshes, processes, tables
 from cxr_jax.tables import Target, UserError
 
 
@@ -125,7 +124,7 @@ class Checkpoints:
                 state = manager.restore(step, args=ocp.args.StandardRestore(like))
             except Exception as error:  # Orbax and TensorStore raise many kinds, none of them their own
                 failed = error
-            if not _on_any(failed is not None):
+            if not bool(meshes.anybody(meshes.data_mesh(), failed is not None)):
                 break
             unreadable[step] = failed or RuntimeError("another process could not read it")
         else:
@@ -203,15 +202,6 @@ def _look_for(manager: ocp.CheckpointManager, step: int) -> None:
     while step not in manager.all_steps() and time.monotonic() < until:
         time.sleep(1)
         manager.reload()
-
-
-def _on_any(here: bool) -> bool:
-    """Whether it is so on any process."""
-    if processes.count() == 1:
-        return here
-    from jax.experimental import multihost_utils
-
-    return bool(multihost_utils.process_allgather(np.asarray(here)).any())
 
 
 @functools.cache  # once a process, however many runs it makes
