@@ -610,8 +610,7 @@ class Run:
         if self.workdir.exists() and not self.workdir.is_dir():
             raise UserError(f"{self.workdir}: the workdir is a file; name a folder with --workdir")
         self.workdir.mkdir(parents=True, exist_ok=True)
-        for half in self.workdir.rglob(".*.partial"):  # of a start that was killed while it wrote
-            half.unlink(missing_ok=True)
+        tables.remove_half_files(self.workdir)
         goes_on = config_path.exists() and record_path.exists()
         record = tables.read_json(record_path) if goes_on else {"stages": {}, "wall_seconds": 0.0}
         before = record.get("files", {})

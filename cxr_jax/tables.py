@@ -21,6 +21,7 @@ import json
 import numbers
 import os
 import pathlib
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -486,6 +487,13 @@ def whole_file(path: os.PathLike | str) -> Iterator[pathlib.Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_half_files(folder: os.PathLike | str) -> None:
+    """Removes what `whole_file` leaves in a folder, however deep, where it is killed. Parts that `FeatureFiles` goes on with stay."""
+    for path in pathlib.Path(folder).rglob(".*.partial"):
+        if re.fullmatch(r"\..+\.[a-z0-9_]{8}\.partial", path.name):  # as mkstemp names files
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: os.PathLike | str, text: str) -> None:

@@ -1,5 +1,6 @@
 import json
 import os
+import pathlib
 
 import numpy as np
 import pandas as pd
@@ -206,3 +207,21 @@ def test_readings_survive_the_disk(tmp_path):
     for name in scores:
         np.testing.assert_array_equal(back.scores[name], scores[name])
     assert not [c for c in back.table if c.startswith("score_")]
+
+
+def test_what_a_kill_leaves_of_a_file_is_removed_and_parts_that_are_gone_on_with_are_not(tmp_path):
+    (tmp_path / "features").mkdir()
+    halves = []
+    with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pathlib.Path, "unlink", lambda *_, **__: None)  # a kill lets nothing be tidied up
+        with tables.whole_file(tmp_path / "features" / "run.json") as path:
+            halves.append(path)
+            raise KeyboardInterrupt
+    files = tables.FeatureFiles(tmp_path / "features", "train", 4, {})
+    files.start({"features": 3}, 2)
+    files.append({"features": np.zeros((2, 3), np.float32)})
+    files.close()
+    parts = {path for path in (tmp_path / "features").iterdir() if path.name.endswith(".partial")} - set(halves)
+    assert halves[0].exists() and len(parts) == 2
+    tables.remove_half_files(tmp_path)
+    assert not halves[0].exists() and all(path.exists() for path in parts)
