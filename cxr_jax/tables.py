@@ -456,11 +456,24 @@ def refuse(bad: np.ndarray, source: str, column: str, table: pd.DataFrame, wante
     if bad.any():
         row = int(np.flatnonzero(bad)[0])
         cell = table[column].iloc[row]
-        cell = cell.item() if isinstance(cell, np.generic) else cell
+        found = repr(cell.item() if isinstance(cell, np.generic) else cell)
+        found = found if len(found) <= 100 else f"{found[:100]} and more"
         raise UserError(
-            f"{source}: row {row + 1}, column {column!r}: {cell!r} found, {wanted} expected"
+            f"{source}: row {row + 1}, column {column!r}: {found} found, {wanted} expected"
             f" ({int(bad.sum())} such row{'s' if bad.sum() > 1 else ''})"
         )
+
+
+def no_text(column: pd.Series) -> np.ndarray:
+    """Which cells hold bytes, as some programs write text in Parquet, that are none in UTF-8: bool [n]."""
+
+    def is_none(cell) -> bool:
+        try:
+            return isinstance(cell, bytes) and cell.decode() is None
+        except UnicodeDecodeError:
+            return True
+
+    return column.map(is_none).to_numpy(bool)
 
 
 _UMASK = os.umask(0)  # which can only be read by setting it, for all threads: once, before there are any

@@ -114,13 +114,15 @@ done
 trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' INT TERM
 # The first one's own failure says most; then that it may be started again. What is left is that one was lost.
 failed= again= lost=
-for pid in "${pids[@]}"; do
-  status=0
+for ((i = 0; i < processes; i++)); do
+  pid=${pids[i]} status=0
   while :; do
     wait "$pid" && status=0 || status=$?
     kill -0 "$pid" 2>/dev/null || break  # else a signal ended the wait, not the process
   done
   case $status in 0) ;; 75) again=1 ;; 69|134|137|139|143) lost=1 ;; *) failed=${failed:-$status} ;; esac
+  # It could not say so itself, nor could the others where it was the first one, by which they are joined.
+  case $status in 137|139|143) say "process $i of $processes was killed, by signal $((status - 128))" ;; esac
 done
 [ -z "$failed" ] || exit "$failed"
 [ -z "$lost" ] || exit 69

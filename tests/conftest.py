@@ -4,7 +4,11 @@ The flags must be set before JAX starts, hence at import and not in a fixture.
 """
 import os
 
-os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8").strip()
+# Half of the tests' time was LLVM's, making programs fast that run for milliseconds: here it takes less care. What tests start in a process of its own
+# (`phantoms.as_user`, `processes.start`) is compiled as a user's is; XLA_FLAGS=--xla_backend_optimization_level=3 has all of them so.
+_FLAGS = {"--xla_force_host_platform_device_count": 8, "--xla_backend_optimization_level": 0}
+_given = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = " ".join([_given, *(f"{flag}={value}" for flag, value in _FLAGS.items() if flag not in _given)]).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("MPLBACKEND", "Agg")

@@ -45,6 +45,13 @@ def test_local_ends_as_its_processes_do(ends, status):
 
 
 @made_here
+def test_local_says_which_of_its_processes_was_killed():
+    program = "import os, signal; os.environ['JAX_PROCESS_ID'] == '0' and os.kill(os.getpid(), signal.SIGKILL)"
+    done = script("local.sh", "--processes=2", "python", "-c", program)
+    assert done.returncode == 69 and "process 0 of 2 was killed, by signal 9" in done.stderr and "process 1" not in done.stderr
+
+
+@made_here
 def test_local_hands_sigterm_on_and_waits(tmp_path):
     program = (
         "import os, pathlib, signal, sys, time\n"

@@ -81,6 +81,22 @@ def test_a_preempted_job_is_put_back_and_ends_as_if_nothing_had_been(undisturbed
     assert losses(workdir) == losses(undisturbed)
 
 
+def test_a_job_that_loses_its_processes_is_put_back_so_many_times_and_then_fails(environment, tmp_path):
+    workdir = tmp_path / "run"
+    with slurm.Slurm(tmp_path / "slurm") as cluster:
+        job = cluster.sbatch(ROOT / "launch/slurm.sbatch", *flags(workdir), options=options(), env=environment | {"CXR_JAX_RETRIES": "1"})
+        until, killed = time.monotonic() + 200, set()
+        while cluster.state(job) not in slurm.ENDED:
+            assert time.monotonic() < until, cluster.output(job)
+            record = tables.read_json(workdir / "run.json") if (workdir / "run.json").exists() else {}
+            if record.get("status") == "running" and record["started"] not in killed:
+                killed.add(record["started"])
+                cluster.client("scancel", "--signal=KILL", f"{job}.0")
+            time.sleep(0.2)
+        assert cluster.state(job) == "FAILED" and len(killed) == 2
+    assert cluster.output(job).count("status 137: back in the queue") == 1
+
+
 def test_two_nodes_share_a_job(undisturbed, environment, tmp_path):
     if hosts.missing():
         pytest.skip(hosts.missing())

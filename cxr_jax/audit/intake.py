@@ -105,6 +105,8 @@ def _table(path: pathlib.Path) -> tuple[pd.DataFrame, list[str]]:
         raise UserError(f"{path}: two columns are called {twice[0]!r}; rename one of them")
     if not len(raw):
         raise UserError(f"{path}: no row")
+    for name in raw.columns[[dtype == object for dtype in raw.dtypes]]:
+        tables.refuse(tables.no_text(raw[name]), str(path), name, raw, "text (leave the column out where it is to hold something else)")
     return raw, said
 
 

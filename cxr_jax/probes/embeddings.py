@@ -115,19 +115,11 @@ def _table(path: pathlib.Path) -> pd.DataFrame:
     if not len(table):
         raise UserError(f"{path}: no row")
     for name in (name for name in TEXT if name in table):
-        tables.refuse(table[name].map(_is_no_text).to_numpy(bool), str(path), name, table, "text")
+        tables.refuse(tables.no_text(table[name]), str(path), name, table, "text")
         table[name] = table[name].astype("str").where(table[name].notna(), None)
     if "age" in table and not pd.api.types.is_numeric_dtype(table["age"]):
         _refuse_words(table, "age", path, "a number of years, or an empty cell")
     return table
-
-
-def _is_no_text(cell) -> bool:
-    """Whether it is bytes, as some programs write text in Parquet, that are none in UTF-8."""
-    try:
-        return isinstance(cell, bytes) and cell.decode() is None
-    except UnicodeDecodeError:
-        return True
 
 
 def _header(path: pathlib.Path) -> list[str]:

@@ -210,6 +210,12 @@ def test_patients_on_both_sides_are_left_out(shared, tested):
         assert np.isnan(row["p"]) and row["reason"] == "fewer than 11 patients on both sides"
 
 
+def test_where_the_exact_p_is_beyond_one_by_rounding_nothing_is_found_and_nothing_warned():
+    """So SciPy 1.17.1's is for two sides of 13 that alternate."""
+    row = feature_space.component_tests(np.arange(26.0)[:, None], {"sex": np.arange(26) % 2}, np.arange(26), LEAST, {}, 0).iloc[0]
+    assert row["statistic"] == pytest.approx(1 / 13) and row["p"] == pytest.approx(1)
+
+
 # --- maps ------------------------------------------------------------------------------------------------------------
 
 

@@ -377,6 +377,17 @@ def test_a_file_that_cannot_be_read(tmp_path, name, content, told):
     assert "\n" not in str(caught.value)
 
 
+def test_bytes_that_are_no_text_are_told_by_row_and_column_and_not_in_full(tmp_path):
+    path = tmp_path / "mine.parquet"
+    races().assign(gender=[*[b"F", b"M"] * (N // 2 - 1), b"F", b"\xff" * 1000]).to_parquet(path)
+    with pytest.raises(UserError, match=rf"mine.parquet: row {N}, column 'gender': b'\\xff.* and more found, text") as error:
+        intake.read(path, settings())
+    assert len(str(error.value)) < 400
+    races().assign(gender=[b"F", b"M"] * (N // 2)).to_parquet(path)
+    predictions, _ = intake.read(path, settings())
+    assert set(predictions.table["sex"]) == {"F", "M"}
+
+
 def test_half_a_parquet_and_a_folder(tmp_path):
     races().to_parquet(tmp_path / "mine.parquet")
     (tmp_path / "mine.parquet").write_bytes((tmp_path / "mine.parquet").read_bytes()[:-100])
