@@ -4,11 +4,7 @@ The flags must be set before JAX starts, hence at import and not in a fixture.
 """
 import os
 
-# Half of the tests' time was LLVM's, making programs fast that run for milliseconds: here it takes less care. What tests start in a process of its own
-# (`phantoms.as_user`, `processes.start`) is compiled as a user's is; XLA_FLAGS=--xla_backend_optimization_level=3 has all of them so.
-_FLAGS = {"--xla_force_host_platform_device_count": 8, "--xla_backend_optimization_level": 0}
-_given = os.environ.get("XLA_FLAGS", "")
-os.environ["XLA_FLAGS"] = " ".join([_given, *(f"{flag}={value}" for flag, value in _FLAGS.items() if flag not in _given)]).strip()
+os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8").strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -25,6 +21,15 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+def pytest_configure(config):
+    """Half of the default tests' time would be LLVM's, making programs fast that run for milliseconds: there it takes less care. Slow ones run for minutes.
+
+    (JAX reads the flags once, when it looks for devices.) What tests start in a process of its own is compiled as a user's is, in either.
+    """
+    if "not slow" in config.option.markexpr and "xla_backend_optimization_level" not in os.environ["XLA_FLAGS"]:
+        os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
 
 
 def pytest_runtest_setup(item):

@@ -25,7 +25,7 @@ def judged(workdir, phantom_dir, method, **diff):
 
 def test_where_a_group_is_a_shortcut_weighing_takes_half_of_the_gap(phantom_dir, tmp_path):
     """Of half of the patients as judges, since the finding is rare in one group."""
-    many = {"dataset.phantom.patients": 5000, "dataset.split_fractions": (0.4, 0.1, 0.5)}
+    many = {"dataset.phantom.patients": 3000, "dataset.split_fractions": (0.4, 0.1, 0.5)}
     erm, weighed = (judged(tmp_path, phantom_dir, method, **many)[frontier.gap_of(SHORTCUT)] for method in ("erm", "independent"))
     apart = frontier.over_seeds(frontier.differences([weighed], [erm]), 0.95, bounded=False)
     assert apart.high < 0 and weighed.value <= erm.value / 2
@@ -56,7 +56,7 @@ def test_where_groups_are_alike_no_method_claims_to_be_better(phantom_dir, tmp_p
     folders = []
     for method in ("erm", "independent", "group_dro", "dann", "leace"):
         after = {"extract.weights": str(tmp_path / "erm"), "stages": ("prepare", "extract", "mitigate", "probe", "audit")} if method == "leace" else {}
-        diff = {**mitigate.METHODS.get(method, {}), "dataset.data_dir": str(phantom_dir), "dataset.variant": "null", **after}
+        diff = {**mitigate.METHODS.get(method, {}), "dataset.data_dir": str(phantom_dir), "dataset.variant": "null", "dataset.phantom.patients": 1500, **after}
         config = experiment.apply_diff(mitigation_tiny.get_base(), diff)
         main.run(config, tmp_path / method, command="the command")
         folders.append(tmp_path / method)

@@ -94,7 +94,7 @@ def test_a_job_that_loses_its_processes_is_put_back_so_many_times_and_then_fails
                 cluster.client("scancel", "--signal=KILL", f"{job}.0")
             time.sleep(0.2)
         assert cluster.state(job) == "FAILED" and len(killed) == 2
-    assert cluster.output(job).count("status 137: back in the queue") == 1
+        assert cluster.output(job).count("status 137: back in the queue") == 1
 
 
 def test_two_nodes_share_a_job(undisturbed, environment, tmp_path):
