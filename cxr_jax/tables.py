@@ -460,7 +460,7 @@ def refuse(bad: np.ndarray, source: str, column: str, table: pd.DataFrame, wante
         found = found if len(found) <= 100 else f"{found[:100]} and more"
         raise UserError(
             f"{source}: row {row + 1}, column {column!r}: {found} found, {wanted} expected"
-            f" ({int(bad.sum())} such row{'s' if bad.sum() > 1 else ''})"
+            f" ({int(bad.sum()):,} such row{'s' if bad.sum() > 1 else ''})"
         )
 
 

@@ -26,7 +26,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 def pytest_configure(config):
     """Half of the default tests' time would be LLVM's, making programs fast that run for milliseconds: there it takes less care. Slow ones run for minutes.
 
-    (JAX reads the flags once, when it looks for devices.) What tests start in a process of its own is compiled as a user's is, in either.
+    (JAX reads the flags once, when it looks for devices.) What `phantoms.as_user` and `processes.start` have a process of its own for is compiled as a user's is, in either.
     """
     if "not slow" in config.option.markexpr and "xla_backend_optimization_level" not in os.environ["XLA_FLAGS"]:
         os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"

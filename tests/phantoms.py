@@ -41,9 +41,14 @@ def small_config(data_dir: pathlib.Path | str, **diff) -> ml_collections.ConfigD
     return experiment.apply_diff(config, {k.replace("__", "."): v for k, v in diff.items()})
 
 
+def flags(config: str, workdir: pathlib.Path | str, fields: dict) -> list[str]:
+    """The program's flags for a run: of a config, in a folder, with further fields by dotted name."""
+    return [f"--config={config}", f"--workdir={workdir}", *(f"--config.{name}={value}" for name, value in fields.items())]
+
+
 def arguments(config: str, workdir: pathlib.Path | str, fields: dict) -> list[str]:
-    """What Python is handed for a run: of a config, in a folder, with further fields by dotted name."""
-    return ["-m", "cxr_jax.main", f"--config={config}", f"--workdir={workdir}", *(f"--config.{name}={value}" for name, value in fields.items())]
+    """What Python is handed for it."""
+    return ["-m", "cxr_jax.main", *flags(config, workdir, fields)]
 
 
 def as_user(**environment) -> dict[str, str]:

@@ -14,7 +14,7 @@ import pytest
 
 from configs import base
 from cxr_jax import experiment, tables
-from tests.phantoms import ROOT, SMALL, as_user
+from tests.phantoms import ROOT, SMALL, arguments, as_user
 
 KILLS = 20
 
@@ -49,8 +49,7 @@ MEANT = {
 
 
 def begin(workdir, which, environment) -> subprocess.Popen:
-    flags = [f"--config.{name}={value}" for name, value in {**FIELDS, **COMMANDS[which]}.items()]
-    command = [sys.executable, "-m", "cxr_jax.main", "--config=configs/mitigate.py:tiny", f"--workdir={workdir}", *flags]
+    command = [sys.executable, *arguments("configs/mitigate.py:tiny", workdir, {**FIELDS, **COMMANDS[which]})]
     return subprocess.Popen(command, cwd=ROOT, env=as_user(**environment), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 

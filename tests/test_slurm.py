@@ -10,7 +10,7 @@ import pytest
 
 from cxr_jax import tables
 from cxr_jax.training import metrics_log
-from tests import hosts, slurm
+from tests import hosts, phantoms, slurm
 from tests.phantoms import ROOT, SMALL, as_user
 
 # The environment that these tests run in must be the one that local.sh would make: else it would make one.
@@ -32,7 +32,7 @@ def environment(tmp_path_factory):
 
 
 def flags(workdir):
-    return ["--config=configs/race.py:tiny", f"--workdir={workdir}", *(f"--config.{name}={value}" for name, value in FIELDS.items())]
+    return phantoms.flags("configs/race.py:tiny", workdir, FIELDS)
 
 
 def options(tasks=2, nodes=1):

@@ -9,7 +9,8 @@ principal components. Along each, a group's patients are compared with the other
 and Smirnov: a map shows any difference of two distributions, and that is what this test answers to. (A test of ranks is
 blind to a difference in spread, and what it tells is an AUC, which `each_feature` has.) A patient counts once, by one
 image on that side that is drawn at random: the mean of several is spread less than one image, and where groups differ in
-images a patient that alone would tell them apart. P-values are Holm's (1979) over all attributes, groups and components.
+images a patient that alone would tell them apart. P-values are exact where SciPy can compute that, else asymptotic; they are
+corrected by Holm (1979) over all attributes, groups and components.
 
 **Maps of data that are not open** show no image, but the number of images in the cells of a coarse grid, by group. The
 cells of all groups of an attribute add up to the number of images in their place of the grid, which all attributes

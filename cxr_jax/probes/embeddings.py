@@ -131,8 +131,7 @@ def _refuse_words(table: pd.DataFrame, name: str, path: pathlib.Path, wanted: st
     bad = (pd.to_numeric(table[name], errors="coerce").isna() & table[name].notna()).to_numpy()
     if not bad.any():  # numbers that Parquet holds as text
         bad = table[name].notna().to_numpy()
-    row = int(np.flatnonzero(bad)[0])
-    raise UserError(f"{path}: row {row + 1}, column {name!r}: {table[name].iloc[row]!r} found, {wanted} expected ({int(bad.sum()):,} such rows)")
+    tables.refuse(bad, str(path), name, table, wanted)
 
 
 def _vectors(table: pd.DataFrame, columns: str, path: pathlib.Path) -> tuple[list[str], np.ndarray]:
