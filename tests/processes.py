@@ -5,6 +5,7 @@ import pathlib
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -34,13 +35,20 @@ def start(arguments: list[str], count: int, before: Mapping[int, Sequence[str]] 
 
 
 def ended(started: list[subprocess.Popen], timeout: float = 300) -> list[tuple[int, str]]:
-    """(status, what it printed) of each, once all have ended. Raises TimeoutExpired where one has not in `timeout` seconds. None is left running."""
-    try:
-        printed = [process.communicate(timeout=timeout)[0] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
+    """(status, what it printed) of each, once all have ended. None is left running.
+
+    Raises AssertionError where one has not ended in `timeout` seconds, with all that they printed: most often one waits in vain for one that failed.
+    """
+    until, late = time.monotonic() + timeout, []
+    for number, process in enumerate(started):
+        try:
+            process.communicate(timeout=max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            late.append(number)
+    for process in started:
+        process.kill()
+    printed = [process.communicate()[0] for process in started]
+    assert not late, f"still running after {timeout:.0f} seconds: {late}\n" + "\n".join(printed)
     return [(process.returncode, text) for process, text in zip(started, printed)]
 
 
