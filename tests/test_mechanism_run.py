@@ -9,6 +9,7 @@ from configs import mechanism
 from cxr_jax import experiment, main, tables
 from cxr_jax.report import mechanism as report_mechanism
 from cxr_jax.tables import Features, Predictions, UserError
+from tests.phantoms import run_as_user
 from tests.test_probe_run import probe_config
 
 STAGES = ("prepare", "train", "extract", "probe", "mechanism", "audit", "report")
@@ -147,7 +148,7 @@ def test_where_the_texture_lies_the_curves_of_groups_fall_and_nowhere_else(phant
         **NONE, "mechanism.maps.patients": 0, "mechanism.series.notch": bands, "mechanism.series.band_pass": ((9.0, 18.0),), "dataset.data_dir": str(phantom_dir), "dataset.phantom.patients": 3000,
         "train.targets": ("race", "sex"), "probe.targets": ("race",), "train.epochs": 6, "stages": ("prepare", "train", "mechanism", "audit"),
     }  # fmt: skip
-    main.run(experiment.apply_diff(config, diff), tmp_path, command="the command")
+    run_as_user(experiment.apply_diff(config, diff), tmp_path)
     rows = [r for r in tables.read_json(tmp_path / "mechanism_audit.json")["rows"] if r["class"] == "macro"]
     race, sex = ({tuple(r["strength"]): r for r in rows if r["target"] == t and r["series"] == "notch"} for t in ("race", "sex"))
     (whole,) = (r for r in rows if r["target"] == "race" and r["series"] is None)
@@ -169,7 +170,7 @@ def test_where_groups_differ_in_the_view_alone_all_of_it_goes_with_the_view_and_
         **NONE, "dataset.data_dir": str(phantom_dir), "dataset.phantom.patients": 2000, "train.targets": ("race",), "probe.targets": ("race",), "train.epochs": 5,
         "mechanism.maps.patients": 24, "mechanism.maps.methods": ("grad_cam", "integrated_gradients"), "mechanism.maps.steps": 8, "stages": ("prepare", "train", "mechanism", "audit"),
     }  # fmt: skip
-    main.run(experiment.apply_diff(config, diff), tmp_path, command="the command")
+    run_as_user(experiment.apply_diff(config, diff), tmp_path)
     found = tables.read_json(tmp_path / "mechanism_audit.json")
     rows = {(r["factor"], r["what"]): r for r in found["acquisition"]["rows"] if r["class"] == "macro"}
     assert rows[None, "whole"]["low"] > 0.55

@@ -5,11 +5,12 @@ import pytest
 
 from configs import mitigate
 from configs.sweeps import mitigation_tiny
-from cxr_jax import experiment, main, tables
+from cxr_jax import experiment, tables
 from cxr_jax.audit import frontier
 from cxr_jax.report import compare
 from cxr_jax.report.frontier import ACCURACY, ENCODING, HARM, LESS
 from cxr_jax.tables import Predictions
+from tests.phantoms import run_as_user
 
 pytestmark = pytest.mark.slow
 SHORTCUT = "Lung Lesion"  # cxr_phantom's
@@ -19,7 +20,7 @@ def judged(workdir, phantom_dir, method, **diff):
     """What a run of the tiny sweep finds, but for its encoding; trained for longer, and with the one of two seeds that leans on the group more."""
     stages = {"stages": ("prepare", "train", "predict", "audit"), "mitigate.method": "", "dataset.data_dir": str(phantom_dir), "train.epochs": 12, "seed": 1}
     config = experiment.apply_diff(mitigation_tiny.get_base(), {**mitigate.METHODS.get(method, {}), **stages, **diff})
-    main.run(config, workdir / method, command="the command")
+    run_as_user(config, workdir / method)
     return frontier.measured(Predictions.read(workdir / method / "predictions.parquet"), "findings", "test", config.audit, "race").figures
 
 
@@ -38,7 +39,7 @@ def test_the_more_patients_an_erasure_knows_the_less_a_probe_refitted_on_others_
         "mitigate.halvings": 6, "probe.probes": ("logistic_regression", "network"), "probe.controls": ("unerased",), "stages": ("prepare", "train", "predict", "extract", "mitigate", "probe", "audit"),
     }  # fmt: skip
     config = experiment.apply_diff(mitigation_tiny.get_base(), {**mitigate.METHODS["leace"], **diff})
-    main.run(config, tmp_path, command="the command")
+    run_as_user(config, tmp_path)
     found = tables.read_json(tmp_path / "probe_audit.json")
     auc = {(row["probe"], row["input"]): row["value"] for row in found["rows"] if row["class"] == "macro" and row["metric"] == "auc"}
     patients = found["erased"]["patients"]
@@ -58,7 +59,7 @@ def test_where_groups_are_alike_no_method_claims_to_be_better(phantom_dir, tmp_p
         after = {"extract.weights": str(tmp_path / "erm"), "stages": ("prepare", "extract", "mitigate", "probe", "audit")} if method == "leace" else {}
         diff = {**mitigate.METHODS.get(method, {}), "dataset.data_dir": str(phantom_dir), "dataset.variant": "null", "dataset.phantom.patients": 1500, **after}
         config = experiment.apply_diff(mitigation_tiny.get_base(), diff)
-        main.run(config, tmp_path / method, command="the command")
+        run_as_user(config, tmp_path / method)
         folders.append(tmp_path / method)
     found = compare.read(folders).frontier
     assert [method.name for method in found.methods] == [folder.name for folder in folders]
