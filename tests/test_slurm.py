@@ -62,22 +62,33 @@ def undisturbed(environment, tmp_path_factory):
 
 
 def test_a_preempted_job_is_put_back_and_ends_as_if_nothing_had_been(undisturbed, environment, tmp_path):
+    """Told to stop, as `--signal=TERM@120` does when its time is nearly over; then its place is taken by a more urgent job, in a time of grace."""
     workdir, total = tmp_path / "run", len(losses(undisturbed))
-    with slurm.Slurm(tmp_path / "slurm") as cluster:
+    (tmp_path / "urgent.sh").write_text("#!/bin/sh\nsleep 1\n")
+    with slurm.Slurm(tmp_path / "slurm", cpus=2) as cluster:
         job = cluster.sbatch(ROOT / "launch/slurm.sbatch", *flags(workdir), options=options(), env=environment)
-        until = time.monotonic() + 200
-        while len(losses(workdir)) < total // 4:
-            assert time.monotonic() < until and cluster.state(job) in ("PENDING", "CONFIGURING", "RUNNING"), cluster.output(job)
-            time.sleep(0.2)
-        cluster.client("scancel", "--signal=TERM", job)  # as `--signal=TERM@120` does when its time is nearly over
-        while not (workdir / "run.json").exists() or tables.read_json(workdir / "run.json")["status"] == "running":
-            assert time.monotonic() < until, cluster.output(job)
-            time.sleep(0.2)
-        assert tables.read_json(workdir / "run.json")["status"] == "preempted"
-        saved = len(losses(workdir))
-        assert total // 4 <= saved < total
+        until = time.monotonic() + 300
+
+        def saved_after(steps, disturb):
+            """How many it has done when it was told to stop, once it had done so many, and has saved."""
+            while len(losses(workdir)) < steps:
+                assert time.monotonic() < until and cluster.state(job) in ("PENDING", "CONFIGURING", "RUNNING"), cluster.output(job)
+                time.sleep(0.2)
+            disturb()
+            while tables.read_json(workdir / "run.json")["status"] == "running":
+                assert time.monotonic() < until, cluster.output(job)
+                time.sleep(0.2)
+            assert tables.read_json(workdir / "run.json")["status"] == "preempted"
+            return len(losses(workdir))
+
+        first = saved_after(total // 4, lambda: cluster.client("scancel", "--signal=TERM", job))
+        urgent = []
+        wants = ["--partition=urgent", "--cpus-per-task=2", "--mem=0"]
+        second = saved_after(first + total // 4, lambda: urgent.append(cluster.sbatch(tmp_path / "urgent.sh", options=wants)))
+        assert total // 4 <= first < second < total
+        assert cluster.wait(*urgent, timeout=100) == "COMPLETED"
         printed = completed(cluster, job)
-    assert "status 75: back in the queue" in printed and "start 2" in printed
+    assert "status 75: back in the queue" in printed and "start 3" in printed
     assert losses(workdir) == losses(undisturbed)
 
 
