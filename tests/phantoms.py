@@ -69,8 +69,12 @@ def command(*arguments, workdir, **environment) -> subprocess.CompletedProcess:
 def run_as_user(config: ml_collections.ConfigDict, workdir: pathlib.Path | str) -> None:
     """`main.run` in a process of its own, which on the machine's own devices trains more than twice as fast as on eight fake ones; for long trainings.
 
-    Raises AssertionError, with all that it printed, where it fails.
+    As strict as tests are. Raises AssertionError, with all that it printed, where it fails.
     """
     program = "import pickle, sys; from cxr_jax import main; main.run(pickle.load(sys.stdin.buffer), sys.argv[1], command='the command')"
-    done = subprocess.run([sys.executable, "-c", program, workdir], input=pickle.dumps(config), cwd=ROOT, env=as_user(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    strictly = ["-W", "error", "-W", "ignore:label() is deprecated:DeprecationWarning"]  # pyproject.toml says why that one is left out
+    done = subprocess.run(
+        [sys.executable, *strictly, "-c", program, workdir],
+        input=pickle.dumps(config), cwd=ROOT, env=as_user(JAX_NUMPY_DTYPE_PROMOTION="strict"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
     assert not done.returncode, done.stdout.decode()

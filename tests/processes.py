@@ -1,5 +1,6 @@
 """Several processes of one launch on this machine, as a cluster would start them: JAX's own runtime, with collectives on CPUs."""
 
+import contextlib
 import os
 import pathlib
 import socket
@@ -39,14 +40,15 @@ def ended(started: list[subprocess.Popen], timeout: float = 300) -> list[tuple[i
 
     Raises AssertionError where one has not ended in `timeout` seconds, with all that they printed: most often one waits in vain for one that failed.
     """
-    until, late = time.monotonic() + timeout, []
-    for number, process in enumerate(started):
-        try:
-            process.communicate(timeout=max(0.0, until - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            late.append(number)
-    for process in started:
-        process.kill()
+    until = time.monotonic() + timeout
+    try:
+        for process in started:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=until - time.monotonic())
+    finally:
+        late = [number for number, process in enumerate(started) if process.poll() is None]
+        for process in started:
+            process.kill()
     printed = [process.communicate()[0] for process in started]
     assert not late, f"still running after {timeout:.0f} seconds: {late}\n" + "\n".join(printed)
     return [(process.returncode, text) for process, text in zip(started, printed)]

@@ -69,24 +69,25 @@ def test_a_preempted_job_is_put_back_and_ends_as_if_nothing_had_been(undisturbed
         job = cluster.sbatch(ROOT / "launch/slurm.sbatch", *flags(workdir), options=options(), env=environment)
         until = time.monotonic() + 300
 
-        def saved_after(steps, disturb):
-            """How many it has done when it was told to stop, once it had done so many, and has saved."""
-            while len(losses(workdir)) < steps:
-                assert time.monotonic() < until and cluster.state(job) in ("PENDING", "CONFIGURING", "RUNNING"), cluster.output(job)
+        def waits(while_):
+            while while_():
+                assert time.monotonic() < until and cluster.state(job) not in slurm.ENDED, cluster.output(job)
                 time.sleep(0.2)
-            disturb()
-            while tables.read_json(workdir / "run.json")["status"] == "running":
-                assert time.monotonic() < until, cluster.output(job)
-                time.sleep(0.2)
+
+        def saved():
+            """How many steps a job that is told to stop has done when it is safe."""
+            waits(lambda: tables.read_json(workdir / "run.json")["status"] == "running")
             assert tables.read_json(workdir / "run.json")["status"] == "preempted"
             return len(losses(workdir))
 
-        first = saved_after(total // 4, lambda: cluster.client("scancel", "--signal=TERM", job))
-        urgent = []
-        wants = ["--partition=urgent", "--cpus-per-task=2", "--mem=0"]
-        second = saved_after(first + total // 4, lambda: urgent.append(cluster.sbatch(tmp_path / "urgent.sh", options=wants)))
+        waits(lambda: len(losses(workdir)) < total // 4)
+        cluster.client("scancel", "--signal=TERM", job)
+        first = saved()
+        waits(lambda: len(losses(workdir)) < first + total // 4)
+        urgent = cluster.sbatch(tmp_path / "urgent.sh", options=["--partition=urgent", "--cpus-per-task=2", "--mem=0"])
+        second = saved()
         assert total // 4 <= first < second < total
-        assert cluster.wait(*urgent, timeout=100) == "COMPLETED"
+        assert cluster.wait(urgent, timeout=100) == "COMPLETED"
         printed = completed(cluster, job)
     assert "status 75: back in the queue" in printed and "start 3" in printed
     assert losses(workdir) == losses(undisturbed)
